@@ -1,0 +1,578 @@
+"""What belongs to one Celery app: its settings, its elections in this process, its runner.
+
+Kept beside the app and not on it, in one weak dictionary. Guaranteed: one thread
+and at most one connection however many elections; a forked child keeps its parent's
+beliefs to read and starts with no thread, connection or campaign of its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import datetime
+import hashlib
+import logging
+import os
+import socket
+import threading
+import uuid
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from celery import Celery
+
+from .belief import Belief, BeliefPage
+from .broker import LeaseSource, lease_source
+from .election import Election
+from .errors import LeaderError, NotLeader
+from .lease import Candidate, Record, Timing, check_name
+from .redis_store import Keys, RedisClient, RedisStore
+from .runner import Campaign, Listener, Runner
+
+logger = logging.getLogger(__name__)
+
+WORKER = "worker"
+BEAT = "beat"
+
+#: The term of a process that leads because there is nobody else to lead.
+ALWAYS_TERM = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The ``leader_*`` settings of one app, checked.
+
+    Raises:
+        LeaderError: a value cannot be used; the message names the setting.
+    """
+
+    timing: Timing
+    namespace: str
+    queue: str
+    url: str | None
+    transport_options: dict[str, Any]
+    candidate: bool
+    elections: tuple[str, ...]
+    history_size: int
+
+    @classmethod
+    def of(cls, app: Celery) -> Settings:
+        """Read them from ``app.conf``, where Django's ``CELERY_LEADER_*`` arrive too."""
+        get = app.conf.get
+        default_queue = str(app.conf.task_default_queue)
+        elections = get("leader_elections", ())
+        if isinstance(elections, str) or not isinstance(elections, Iterable):
+            raise LeaderError(
+                f"leader_elections is {elections!r}: it must be a list of election names"
+            )
+        candidate = get("leader_candidate", True)
+        if not isinstance(candidate, bool):
+            raise LeaderError(f"leader_candidate is {candidate!r}: it must be True or False")
+        options = get("leader_transport_options", None) or {}
+        if not isinstance(options, dict):
+            raise LeaderError(f"leader_transport_options is {options!r}: it must be a dict")
+        url = get("leader_url", None)
+        if url is not None and not isinstance(url, str):
+            raise LeaderError(f"leader_url is {url!r}: it must be a URL in a string")
+        return cls(
+            timing=_timing(app),
+            namespace=_namespace(get("leader_namespace", None) or default_queue),
+            queue=str(get("leader_queue", None) or f"{default_queue}.leader"),
+            url=url or None,
+            transport_options=options,
+            candidate=candidate,
+            elections=tuple(check_name(name) for name in elections),
+            history_size=int(_number(app, "leader_history_size", 256)),
+        )
+
+
+def _namespace(name: Any) -> str:
+    return check_name(name, "leader_namespace")
+
+
+def _number(app: Celery, setting: str, default: float) -> float:
+    value = app.conf.get(setting, None)
+    if value is None:
+        return default
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise LeaderError(f"{setting} is {value!r}: it must be a number")
+    return value
+
+
+def _timing(app: Celery) -> Timing:
+    lease = _number(app, "leader_lease_duration", Timing.lease_duration)
+    if not lease > 0:
+        raise LeaderError(f"leader_lease_duration is {lease!r}: it must be above 0")
+    rest = Timing.of_lease(lease)
+    return Timing(
+        lease_duration=lease,
+        renew_interval=_number(app, "leader_renew_interval", rest.renew_interval),
+        renew_attempts=int(_number(app, "leader_renew_attempts", rest.renew_attempts)),
+        renew_retry_delay=_number(app, "leader_renew_retry_delay", rest.renew_retry_delay),
+        election_jitter=_number(app, "leader_election_jitter", rest.election_jitter),
+        operation_timeout=_number(app, "leader_operation_timeout", rest.operation_timeout),
+        bootstrap_delay=_number(app, "leader_bootstrap_delay", rest.bootstrap_delay),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """Who leads an election.
+
+    Attributes:
+        holder: the leader's node name.
+        term: its term, the fencing token.
+        seconds_left: how long its lease still runs if it is not renewed.
+        since: when it was elected, UTC, by the clock of Redis.
+    """
+
+    holder: str
+    term: int
+    seconds_left: float
+    since: datetime.datetime
+
+
+class Leadership:
+    """One app's part in its elections, in this process."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = weakref.ref(app)
+        self._lock = threading.Lock()
+        self._settings: Settings | None = None
+        self._always: bool | None = None
+        self._page = BeliefPage()
+        self._beliefs: dict[str, tuple[Belief, ...]] = {}
+        self._allotted: dict[str, Belief] = {}
+        self._campaigns: list[Campaign] = []
+        self._source: LeaseSource | None = None
+        self._runner: Runner | None = None
+        self._named: dict[str, int] = {}
+        self._owner = os.getpid()
+        self._reported_foreign = False
+        #: Elections that leader-only tasks name, filled in as tasks are found.
+        self.task_elections: set[str] = set()
+
+    @property
+    def app(self) -> Celery:
+        """The app; it outlives everything that asks."""
+        app = self._app()
+        assert app is not None
+        return app
+
+    @property
+    def settings(self) -> Settings:
+        """The app's settings, read once.
+
+        Raises:
+            LeaderError: one of them cannot be used.
+        """
+        if self._settings is None:
+            self._settings = Settings.of(self.app)
+        return self._settings
+
+    def elections(self) -> set[str]:
+        """Every election this app knows of."""
+        return {
+            WORKER,
+            BEAT,
+            *self.settings.elections,
+            *self.task_elections,
+            *(campaign.name for campaign in self._campaigns),
+        }
+
+    def queue(self, election: str) -> str:
+        """The queue of the leader of ``election``."""
+        queue = self.settings.queue
+        return queue if election == WORKER else f"{queue}.{election}"
+
+    def check(self) -> None:
+        """Refuse a configuration that cannot work, before anything is started.
+
+        Raises:
+            LeaderError: what to change.
+        """
+        self.always_leads()
+
+    def always_leads(self) -> bool:
+        """Whether there is nobody else to lead: eager mode, or a broker in this process.
+
+        Raises:
+            LeaderError: the broker cannot keep leases.
+        """
+        if self.app.conf.task_always_eager:
+            return True
+        if self._always is None:
+            self._always = self._new_source() is None
+        return self._always
+
+    # -- asking ---------------------------------------------------------------
+
+    def term(self, election: str) -> int | None:
+        """The term this process leads ``election`` with, or ``None``; no I/O.
+
+        Raises:
+            LeaderError: the app knows no such election.
+        """
+        beliefs = self._beliefs.get(election)
+        if beliefs is not None:
+            for belief in beliefs:
+                term = belief.term()
+                if term is not None:
+                    return term
+            return None
+        if election not in self.elections():
+            raise LeaderError(
+                f"there is no election {election!r} here; known are"
+                f" {', '.join(sorted(self.elections()))}. Add it to leader_elections or"
+                " start a LeaderElection of that name"
+            )
+        return ALWAYS_TERM if self.always_leads() else None
+
+    def free_node_name(self, role: str) -> str:
+        """A node name that no other candidate of this process was given."""
+        name = node_name(role)
+        with self._lock:
+            number = self._named[name] = self._named.get(name, 0) + 1
+        return name if number == 1 else f"{name}.{number}"
+
+    def is_candidate(self, election: str) -> bool:
+        """Whether this process itself takes part in ``election``."""
+        return any(campaign.name == election for campaign in self._campaigns)
+
+    def record(self, election: str) -> Record | None:
+        """What Redis says of ``election``, over a connection of its own.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        with self._visitor() as store:
+            return store.read(election)
+
+    def candidates(self, election: str) -> list[Candidate]:
+        """Who takes part in ``election``, over a connection of its own.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        with self._visitor() as store:
+            return store.candidates(election)
+
+    def leader(self, election: str) -> Leader | None:
+        """Who leads ``election``, or ``None`` when nobody does.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        if self.always_leads():
+            now = datetime.datetime.now(datetime.timezone.utc)
+            return Leader(node_name(election), ALWAYS_TERM, float("inf"), now)
+        record = self.record(election)
+        if record is None or not record.led:
+            return None
+        since = datetime.datetime.fromtimestamp(record.elected_at, datetime.timezone.utc)
+        return Leader(record.holder, record.term, record.remaining, since)
+
+    # -- taking part ------------------------------------------------------------
+
+    def allot(self, elections: Iterable[str]) -> None:
+        """Give elections their place in shared memory, before a pool forks."""
+        if not self.always_leads():
+            for name in elections:
+                self._allotted[name] = self._new_belief(check_name(name))
+
+    def campaign(
+        self, election: str, holder: str, listener: Listener | None = None
+    ) -> Campaign | None:
+        """Take part in ``election`` as ``holder``; ``None`` where one always leads.
+
+        Raises:
+            LeaderError: the settings cannot be used.
+        """
+        if self.always_leads():
+            return None
+        with self._lock:
+            runner = self._running()
+            campaign = self._new_campaign(check_name(election), holder)
+            if listener is not None:
+                campaign.listeners.append(listener)
+            self._campaigns.append(campaign)
+        runner.start(campaign)
+        return campaign
+
+    def resume(self, campaign: Campaign) -> None:
+        """Campaign again after having resigned."""
+        with self._lock:
+            self._running().start(campaign)
+
+    def resign(self, campaign: Campaign, successor: str | None = None) -> threading.Event:
+        """Give up; the event is set when that is done. Harmless when not leading.
+
+        May be called from a signal handler.
+        """
+        if self._runner is None:
+            done = threading.Event()
+            done.set()
+            return done
+        return self._runner.resign(campaign, successor)
+
+    def resign_all(self) -> bool:
+        """Give everything up and wait until that is done; whether it was done in time."""
+        if self._owner != os.getpid():
+            return True
+        farewells = [self.resign(campaign) for campaign in self._campaigns]
+        return all(done.wait(self.farewell_timeout) for done in farewells)
+
+    @property
+    def farewell_timeout(self) -> float:
+        """How long, in seconds, to wait for a lease to be given up before leaving it to expire."""
+        timing = self.settings.timing
+        return timing.renew_attempts * (2 * timing.operation_timeout + timing.renew_retry_delay)
+
+    def follow(self, live: Any) -> None:
+        """The worker's consumer is connected with ``live``: keep the leases there too."""
+        conf = self.app.conf
+        split = conf.broker_write_url != conf.broker_read_url
+        if self._source is None or self.settings.url or split:
+            return
+        if self._source.follow(live) and self._runner is not None:
+            self._runner.reconnect()
+
+    # -- small parts --------------------------------------------------------------
+
+    def _new_source(self) -> LeaseSource | None:
+        settings = self.settings
+        return lease_source(
+            self.app,
+            url=settings.url,
+            transport_options=settings.transport_options,
+            operation_timeout=settings.timing.operation_timeout,
+        )
+
+    def _store(self, source: LeaseSource) -> RedisStore:
+        settings = self.settings
+        client = RedisClient(
+            source.connect,
+            setting=source.setting,
+            operation_timeout=settings.timing.operation_timeout,
+        )
+        keys = Keys(settings.namespace, source.key_prefix)
+        return RedisStore(client, keys, history_size=settings.history_size)
+
+    @contextlib.contextmanager
+    def _visitor(self) -> Iterator[RedisStore]:
+        source = self._new_source()
+        if source is None:
+            raise LeaderError("this app's broker is in-process memory: it keeps no elections")
+        store = self._store(source)
+        try:
+            yield store
+        finally:
+            store.close()
+
+    def _running(self) -> Runner:
+        if self._runner is None:
+            self._source = self._new_source()
+            assert self._source is not None
+            self._runner = Runner(
+                self._store(self._source), app=app_identity(self.app), on_foreign=self._foreign
+            )
+            atexit.register(_resign_at_exit, weakref.ref(self))
+        return self._runner
+
+    def _new_campaign(self, name: str, holder: str) -> Campaign:
+        election = Election(
+            name,
+            holder=holder,
+            nonce=uuid.uuid4().hex,
+            timing=self.settings.timing,
+            app=app_identity(self.app),
+        )
+        return Campaign(election, self._allotted.pop(name, None) or self._new_belief(name))
+
+    def _new_belief(self, name: str) -> Belief:
+        belief = self._page.allot()
+        self._beliefs[name] = (*self._beliefs.get(name, ()), belief)
+        return belief
+
+    def _foreign(self, election: str, record: Record) -> None:
+        ours, theirs = app_identity(self.app), record.app
+        same = any(a == b for a, b in zip(ours.split("|"), theirs.split("|"), strict=False))
+        if same or not theirs or self._reported_foreign:
+            return
+        self._reported_foreign = True
+        logger.error(
+            "%s: held by %s of another project (%s, this one is %s). Two projects share"
+            " election keys in one Redis: give one of them another leader_namespace",
+            election,
+            record.holder,
+            theirs,
+            ours,
+        )
+
+    def _after_fork_in_child(self) -> None:
+        # The parent's thread may have held any lock of ours at that moment.
+        self._lock = threading.Lock()
+        if self._runner is not None:
+            self._runner.disown()
+        self._runner = None
+        self._source = None
+        self._campaigns = []
+        self._allotted = {}
+        # What the parent believes stays readable; what we write goes elsewhere.
+        self._page = BeliefPage()
+        self._owner = os.getpid()
+
+
+_leaderships: weakref.WeakKeyDictionary[Celery, Leadership] = weakref.WeakKeyDictionary()
+
+
+def leadership_of(app: Celery) -> Leadership:
+    """The one ``Leadership`` of ``app``, made at the first call."""
+    leadership = _leaderships.get(app)
+    if leadership is None:
+        leadership = _leaderships.setdefault(app, Leadership(app))
+    return leadership
+
+
+def _after_fork_in_child() -> None:
+    for leadership in list(_leaderships.values()):
+        leadership._after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _resign_at_exit(reference: weakref.ref[Leadership]) -> None:
+    leadership = reference()
+    if leadership is not None:
+        leadership.resign_all()
+
+
+def node_name(role: str) -> str:
+    """A node name for a process that is not a worker: several may run on one host."""
+    return f"{role}@{socket.gethostname()}:{os.getpid()}"
+
+
+def app_identity(app: Celery) -> str:
+    """What tells this app from another: its name and its tasks, as ``name|digest``."""
+    names = sorted(name for name in app.tasks if not name.startswith("celery."))
+    digest = hashlib.sha1("\n".join(names).encode(), usedforsecurity=False).hexdigest()[:12]
+    return f"{app.main or ''}|{digest}"
+
+
+class LeaderElection:
+    """One process's part in the election ``name``; for any process that has the app.
+
+    ::
+
+        with LeaderElection(app, "reports") as election:
+            if election.wait_until_leader(timeout=60):
+                write_report(term=election.term())
+
+    Each object is a candidate of its own, also within one process.
+
+    Args:
+        app: the Celery app; its broker (or ``leader_url``) keeps the lease.
+        name: the election. Everybody who names it takes part in the same one.
+        node: this candidate's node name, which nobody else should have; by default
+            ``name@host:pid``, numbered from the second in a process on.
+
+    Raises:
+        LeaderError: the name or a setting cannot be used.
+    """
+
+    def __init__(self, app: Celery, name: str, *, node: str | None = None) -> None:
+        self._leadership = leadership_of(app)
+        self._name = check_name(name)
+        self._node = node or self._leadership.free_node_name(name)
+        self._campaign: Campaign | None = None
+        self._started = False
+
+    @property
+    def name(self) -> str:
+        """The election's name."""
+        return self._name
+
+    @property
+    def node(self) -> str:
+        """This candidate's node name."""
+        return self._node
+
+    def start(self) -> LeaderElection:
+        """Campaign from now on, in the background; returns at once."""
+        if self._campaign is not None:
+            self._leadership.resume(self._campaign)
+        else:
+            self._campaign = self._leadership.campaign(self._name, self._node)
+        self._started = True
+        return self
+
+    def resign(self, successor: str | None = None) -> bool:
+        """Stop leading and campaigning; give the lease to ``successor`` if one is named.
+
+        Harmless when not leading. Returns whether Redis was told; if not, the lease
+        expires by itself. Waits a few seconds at most.
+        """
+        self._started = False
+        if self._campaign is None:
+            return True
+        timeout = self._leadership.farewell_timeout
+        return self._leadership.resign(self._campaign, successor).wait(timeout)
+
+    def is_leader(self) -> bool:
+        """Whether this process leads at this moment; no I/O."""
+        return self.term() is not None
+
+    def term(self) -> int | None:
+        """The term this process leads with at this moment, or ``None``; no I/O."""
+        if not self._started:
+            return None
+        return ALWAYS_TERM if self._campaign is None else self._campaign.term()
+
+    def check(self) -> int:
+        """The term this process leads with.
+
+        Raises:
+            NotLeader: it does not lead.
+        """
+        term = self.term()
+        if term is None:
+            raise NotLeader(f"{self._node} does not lead {self._name!r}")
+        return term
+
+    def leader(self) -> Leader | None:
+        """Who leads, asked of Redis; ``None`` when nobody does. Need not be started.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        return self._leadership.leader(self._name)
+
+    def wait_until_leader(self, timeout: float | None = None) -> bool:
+        """Wait until this process leads, or for ``timeout`` seconds; whether it leads.
+
+        Raises:
+            LeaderError: the election was not started.
+        """
+        if not self._started:
+            raise LeaderError(f"start() the election {self._name!r} before waiting to lead it")
+        if self._campaign is not None:
+            self._campaign.led.wait(timeout)
+        return self.is_leader()
+
+    def __enter__(self) -> LeaderElection:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.resign()

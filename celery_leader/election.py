@@ -1,0 +1,392 @@
+"""The state machine of one candidate in one election. It decides; others do.
+
+No thread, clock, socket or Celery in here: moments come in as arguments (seconds
+on the candidate's own clock), replies come in as values, and what is to be done
+goes out as a value. So a simulator can run years of faults through it.
+
+What it guarantees, if clock *rates* agree within ``Timing.margin`` per lease and
+the store keeps its data: ``term(now)`` is not ``None`` in two candidates at once,
+whatever is delayed, lost, doubled, paused or killed. The deadline is counted from
+before a request was sent, and a lease that another held is taken only when the
+store says it is over *and* this candidate's own clock has seen it run out.
+
+What it does not: guard a store that loses data against candidates that never saw
+the lost record (``Timing.bootstrap_delay`` does that), nor a *fresh* candidate
+against a store whose clock was set forward after the last renewal and before its
+first look.
+
+The shape (replies in, actions out, leading is a deadline and not a flag) follows
+Kubernetes' client-go ``leaderelection`` and Oban's peers, with their holes closed.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from .lease import (
+    Acquire,
+    Announcement,
+    Granted,
+    Missing,
+    Record,
+    Refused,
+    Release,
+    Released,
+    Renew,
+    Reply,
+    Request,
+    Timing,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do before ``until``; ``None``: not before something is heard."""
+
+    until: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Elected:
+    """This candidate leads, with ``term``."""
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deposed:
+    """This candidate leads no longer.
+
+    ``reason`` is ``resigned``, ``transferred``, ``expired`` (nobody renewed in
+    time: the process was paused), ``lost contact`` (no attempt was answered) or
+    ``lost`` (the record is another's).
+    """
+
+    term: int
+    reason: str
+
+
+Change = Elected | Deposed
+
+
+class Election:
+    """One candidate's part in the election ``name``.
+
+    Args:
+        name: the election.
+        holder: the candidate's node name, as others will read it.
+        nonce: names this life of the candidate; never used twice.
+        timing: the election's durations.
+        app: tells projects that share a store apart.
+        chance: where jitter comes from; a simulator passes a seeded one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        holder: str,
+        nonce: str,
+        timing: Timing,
+        app: str = "",
+        chance: random.Random | None = None,
+    ) -> None:
+        self.name = name
+        self.holder = holder
+        self.timing = timing
+        self.cursor = "0-0"
+        self.record: Record | None = None
+        self._nonce = nonce
+        self._app = app
+        self._chance = chance or random.Random()
+        self._attempt = 0
+        self._changes: list[Change] = []
+        # As a leader.
+        self._term: int | None = None
+        self._valid_until = 0.0
+        self._renew_at = 0.0
+        self._failures = 0
+        self._rewriting = False
+        # As a candidate.
+        self._campaigning = False
+        self._campaigning_since = 0.0
+        self._ask_at = 0.0
+        self._in_doubt = False
+        self._seen_term = 0
+        self._longest_lease = 0.0
+        self._missing_since: float | None = None
+        self._watched: tuple[int, int] | None = None
+        self._run_out_at = 0.0
+        self._silent_at = 0.0
+        self._clock_offset: float | None = None
+        # While giving up.
+        self._releasing = False
+        self._successor: str | None = None
+
+    # -- what is asked of it ------------------------------------------------
+
+    def term(self, now: float) -> int | None:
+        """The term this candidate leads with at ``now``, or ``None``."""
+        return self._term if now < self._valid_until else None
+
+    @property
+    def valid_until(self) -> float:
+        """Until when this candidate leads if nothing more is heard; 0 when it does not."""
+        return self._valid_until
+
+    @property
+    def campaigning(self) -> bool:
+        """Whether this candidate wants the lease."""
+        return self._campaigning
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing left to do: not campaigning and nothing to give up."""
+        return not self._campaigning and not self._releasing
+
+    def take_changes(self) -> list[Change]:
+        """What has changed since the last call, in order."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    # -- what it is told ----------------------------------------------------
+
+    def campaign(self, now: float) -> None:
+        """Try to get the lease from now on."""
+        if not self._campaigning:
+            self._campaigning = True
+            self._campaigning_since = now
+            self._ask_at = now
+
+    def resign(self, now: float, successor: str | None = None) -> None:
+        """Stop campaigning; give the lease up, for ``successor`` if one is named.
+
+        Harmless when not leading. Leading ends at once, before the store is told.
+        """
+        self._campaigning = False
+        if self._term is not None:
+            self._depose("transferred" if successor else "resigned")
+            self._releasing = True
+        elif self._in_doubt:
+            # An attempt without a reply may have left us a lease nobody uses.
+            self._releasing = True
+        self._successor = successor
+        self._failures = 0
+        self._ask_at = now
+
+    def heard(self, news: Announcement, now: float) -> None:
+        """Somebody was elected or resigned."""
+        self.cursor = news.cursor
+        if news.kind == "resigned":
+            reserved = news.successor not in (None, self.holder)
+            self._ask_at = now + (self.timing.renew_retry_delay if reserved else 0.0)
+        elif self._term is not None and news.term > self._term:
+            self._renew_at = now
+
+    def lost_touch(self, now: float) -> None:
+        """Announcements may have been missed: do not rely on having heard them."""
+        self._ask_at = min(self._ask_at, now + self.timing.renew_retry_delay)
+
+    # -- what is to be done -------------------------------------------------
+
+    def next_action(self, now: float) -> Request | Wait:
+        """The request to send at ``now``, or how long there is none."""
+        if self._term is not None and now >= self._valid_until:
+            self._depose("expired")
+            self._in_doubt = True
+            self._ask_at = now
+        if self._releasing:
+            return self._release() if now >= self._ask_at else Wait(self._ask_at)
+        if self._term is not None:
+            if now < self._renew_at:
+                return Wait(min(self._renew_at, self._valid_until))
+            return self._acquire(now) if self._rewriting else self._renew()
+        if not self._campaigning:
+            return Wait(None)
+        return self._acquire(now) if now >= self._ask_at else Wait(self._ask_at)
+
+    def _next_attempt(self) -> int:
+        self._attempt += 1
+        return self._attempt
+
+    def _acquire(self, now: float) -> Acquire:
+        return Acquire(
+            election=self.name,
+            holder=self.holder,
+            nonce=self._nonce,
+            attempt=self._next_attempt(),
+            lease_duration=self.timing.lease_duration,
+            seen_term=self._seen_term,
+            live_term=self._term or 0,
+            watched=self._watched if now >= self._run_out_at else None,
+            silent=self._watched is not None and now >= self._silent_at,
+            from_missing=self._may_make_record(now),
+            app=self._app,
+        )
+
+    def _renew(self) -> Renew:
+        assert self._term is not None
+        return Renew(
+            election=self.name,
+            nonce=self._nonce,
+            attempt=self._next_attempt(),
+            term=self._term,
+            lease_duration=self.timing.lease_duration,
+        )
+
+    def _release(self) -> Release:
+        return Release(
+            election=self.name,
+            nonce=self._nonce,
+            attempt=self._next_attempt(),
+            successor=self._successor,
+            reservation=0.1 * self.timing.lease_duration,
+        )
+
+    def _may_make_record(self, now: float) -> bool:
+        """Whether a record that is not there may be made by this candidate."""
+        if self._term is not None:
+            return True
+        return now >= self._makes_record_at(now)
+
+    def _makes_record_at(self, now: float) -> float:
+        if not self._longest_lease:
+            return self._campaigning_since + self.timing.bootstrap_delay
+        # A record that was there and is gone proves nothing: whoever held it may
+        # believe in it for as long as its lease, of which we know the longest.
+        since = now if self._missing_since is None else self._missing_since
+        return since + self._longest_lease
+
+    # -- what came of it ----------------------------------------------------
+
+    def replied(self, request: Request, reply: Reply, *, sent_at: float, now: float) -> None:
+        """The store answered ``request``, which was sent at ``sent_at``."""
+        self._in_doubt = False
+        stepped = self._server_clock_stepped(reply.server_time, sent_at=sent_at, now=now)
+        match request, reply:
+            case Release(), _:
+                self._releasing = False
+                self._ask_at = now
+            case _, Granted():
+                self._granted(request, reply, sent_at=sent_at, now=now)
+            case _, Refused():
+                self._refused(reply.record, now=now, stepped=stepped)
+            case _, Missing():
+                self._missing(now)
+            case _, Released():  # pragma: no cover - only a Release is answered so
+                raise AssertionError(f"{request} was answered {reply}")
+
+    def unanswered(self, request: Request, now: float) -> None:
+        """Nobody knows what became of ``request``."""
+        retry_at = now + self.timing.renew_retry_delay
+        self._in_doubt = True
+        self._failures += 1
+        given_up = self._failures >= self.timing.renew_attempts
+        if self._releasing:
+            # The record expires by itself; a process that shuts down must not wait for it.
+            self._releasing = not given_up
+            self._ask_at = retry_at
+        elif self._term is not None:
+            self._renew_at = retry_at
+            if given_up:
+                self._depose("lost contact")
+                self._ask_at = retry_at
+        else:
+            self._ask_at = retry_at
+
+    def _granted(self, request: Request, reply: Granted, *, sent_at: float, now: float) -> None:
+        timing = self.timing
+        self.cursor = max(self.cursor, reply.cursor, key=cursor_order)
+        self._saw(reply.term, timing.lease_duration)
+        self._missing_since = None
+        self._watched = None
+        self._failures = 0
+        self._rewriting = False
+        if not self._campaigning:
+            # Resigned while the request was under way.
+            self._releasing = True
+            self._ask_at = now
+            return
+        valid_until = sent_at + timing.lease_duration - timing.margin
+        if valid_until <= now:
+            self._in_doubt = True
+            self._ask_at = now
+            return
+        self._valid_until = valid_until
+        self._renew_at = sent_at + timing.renew_interval
+        if self._term != reply.term:
+            self._term = reply.term
+            self._changes.append(Elected(reply.term))
+
+    def _refused(self, record: Record, *, now: float, stepped: bool) -> None:
+        self.record = record
+        self.cursor = max(self.cursor, record.cursor, key=cursor_order)
+        if self._term is not None:
+            older = record.term < self._term
+            ours = record.term == self._term and record.holder == self.holder
+            if (older or ours) and not self._rewriting:
+                # An old copy, or our own lease after the store's clock was set
+                # forward. Nobody has led since: our deadline stands.
+                self._rewriting = True
+                self._renew_at = now
+                return
+            self._depose("lost")
+        self._saw(record.term, record.lease_duration)
+        self._missing_since = None
+        self._failures = 0
+        state = (record.term, record.renewals)
+        if state != self._watched:
+            self._watched = state
+            remaining = min(max(record.remaining, 0.0), record.lease_duration)
+            self._run_out_at = now + (record.lease_duration if stepped else remaining)
+            self._silent_at = now + record.lease_duration
+            self._ask_at = self._run_out_at + self._jitter()
+            return
+        # Asked when it had run out for us, and the store's clock does not agree yet.
+        remaining = max(record.remaining, 0.001)
+        self._ask_at = min(now + remaining, max(self._silent_at, now)) + self._jitter()
+
+    def _missing(self, now: float) -> None:
+        self._failures = 0
+        self._watched = None
+        if self._term is not None:
+            # Our record is gone and our deadline stands: write it again, higher.
+            self._rewriting = True
+            self._renew_at = now
+            return
+        if self._longest_lease and self._missing_since is None:
+            self._missing_since = now
+        self._ask_at = self._makes_record_at(now) + self._jitter()
+
+    # -- small parts --------------------------------------------------------
+
+    def _depose(self, reason: str) -> None:
+        assert self._term is not None
+        self._changes.append(Deposed(self._term, reason))
+        self._term = None
+        self._valid_until = 0.0
+        self._failures = 0
+        self._rewriting = False
+
+    def _saw(self, term: int, lease_duration: float) -> None:
+        self._seen_term = max(self._seen_term, term)
+        self._longest_lease = max(self._longest_lease, lease_duration)
+
+    def _jitter(self) -> float:
+        return self._chance.uniform(0.0, self.timing.election_jitter)
+
+    def _server_clock_stepped(self, server_time: float, *, sent_at: float, now: float) -> bool:
+        """Whether the store's clock moved against ours since we last looked at it.
+
+        What it then says is left of a lease is not to be trusted.
+        """
+        offset = server_time - (sent_at + now) / 2
+        before, self._clock_offset = self._clock_offset, offset
+        return before is not None and abs(offset - before) > self.timing.margin + (now - sent_at)
+
+
+def cursor_order(cursor: str) -> tuple[int, int]:
+    """A sort key for cursors, which count as ``milliseconds-sequence``."""
+    millis, _, sequence = cursor.partition("-")
+    return int(millis), int(sequence or 0)

@@ -1,0 +1,290 @@
+"""The words of a lease: its times, its record, what a store is asked and answers.
+
+Everything here is a value. Durations and moments are seconds; moments of the
+candidate are on its own clock, and only what is named ``server_time`` is on the
+store's. Nothing here knows Redis, threads or Celery.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .errors import LeaderError, StoreUnavailable
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def check_name(name: str, what: str = "election") -> str:
+    """Return ``name`` if it can be part of a key, a queue name and a log line.
+
+    Raises:
+        LeaderError: it cannot.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise LeaderError(
+            f"{what} name {name!r} is not allowed: use 1 to 64 letters, digits,"
+            " '_', '.' or '-', and begin with a letter or digit"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The durations of an election, in seconds, checked against each other.
+
+    Attributes:
+        lease_duration: how long one renewal lasts. A crashed leader is replaced
+            after this long; a leader cut off from Redis stops leading a margin
+            before it.
+        renew_interval: from one renewal to the next.
+        renew_attempts: how often one renewal is tried before leading is given up.
+        renew_retry_delay: from a failed attempt to the next.
+        election_jitter: the longest random wait after a lease has expired, so that
+            not every follower asks in the same instant.
+        operation_timeout: how long Redis may take over one answer.
+        bootstrap_delay: how long a candidate that has never seen a record waits
+            before it makes the first one. A fresh candidate cannot tell a first
+            boot from a Redis that lost its data; with a whole lease here, it
+            cannot overlap with a leader it knows nothing of.
+
+    Raises:
+        LeaderError: a value is out of range, or the renewals of a leader that
+            gets no answer would not all fit into its lease.
+    """
+
+    lease_duration: float = 25.0
+    renew_interval: float = 10.0
+    renew_attempts: int = 3
+    renew_retry_delay: float = 0.5
+    election_jitter: float = 0.25
+    operation_timeout: float = 1.0
+    bootstrap_delay: float = 0.0
+
+    @classmethod
+    def of_lease(cls, lease_duration: float) -> Timing:
+        """The default times in proportion to ``lease_duration``."""
+        return cls(
+            lease_duration=lease_duration,
+            renew_interval=0.4 * lease_duration,
+            renew_retry_delay=0.02 * lease_duration,
+            election_jitter=0.01 * lease_duration,
+            operation_timeout=min(1.0, 0.1 * lease_duration),
+        )
+
+    @property
+    def margin(self) -> float:
+        """What clocks may run apart during one lease: 5 % of it, or a tenth of a second."""
+        return max(0.05 * self.lease_duration, 0.1)
+
+    @property
+    def renewal_budget(self) -> float:
+        """From one renewal until leading is given up for want of an answer."""
+        attempt = self.operation_timeout + self.renew_retry_delay
+        return self.renew_interval + self.renew_attempts * attempt + self.margin
+
+    def __post_init__(self) -> None:
+        for field in ("lease_duration", "renew_interval", "operation_timeout"):
+            if not getattr(self, field) > 0:
+                raise LeaderError(f"leader_{field} is {getattr(self, field)!r}: it must be above 0")
+        for field in ("renew_retry_delay", "election_jitter", "bootstrap_delay"):
+            if not getattr(self, field) >= 0:
+                raise LeaderError(
+                    f"leader_{field} is {getattr(self, field)!r}: it must be 0 or more"
+                )
+        if self.renew_attempts < 1:
+            raise LeaderError(
+                f"leader_renew_attempts is {self.renew_attempts!r}: it must be 1 or more"
+            )
+        if self.renewal_budget >= self.lease_duration:
+            raise LeaderError(
+                f"leader_lease_duration ({self.lease_duration:g} s) must be longer than"
+                f" leader_renew_interval + leader_renew_attempts x (leader_operation_timeout"
+                f" + leader_renew_retry_delay) + margin ({self.renewal_budget:g} s ="
+                f" {self.renew_interval:g} + {self.renew_attempts} x"
+                f" ({self.operation_timeout:g} + {self.renew_retry_delay:g}) + {self.margin:g}):"
+                " lengthen the lease or shorten the others"
+            )
+
+
+class State(enum.Enum):
+    """What a record says of its lease."""
+
+    HELD = "held"
+    RELEASED = "released"
+    RESERVED = "reserved"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the store keeps of one election, as it stood at ``server_time``.
+
+    ``remaining`` is how long the lease (or a reservation) still runs by the
+    store's clock, negative once it has expired. ``renewals`` counts the writes
+    of one term, so that ``(term, renewals)`` names one state of the lease.
+    """
+
+    holder: str
+    term: int
+    state: State
+    remaining: float
+    lease_duration: float
+    renewals: int
+    elected_at: float
+    transitions: int
+    successor: str | None
+    app: str
+    cursor: str
+
+    @property
+    def led(self) -> bool:
+        """Whether somebody leads, by the store's clock."""
+        return self.state is State.HELD and self.remaining > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    """Ask for the lease.
+
+    Attributes:
+        nonce: names this candidate's life; a record with it is ours, whatever
+            became of the reply.
+        attempt: grows with every request of that life, so that a request that
+            arrives after a later one is refused.
+        seen_term: the highest term this candidate knows of.
+        live_term: the term it leads with at this moment, or 0. A record of a
+            lower term is older than what we hold and may be written over.
+        watched: the ``(term, renewals)`` whose lease has run out by the
+            candidate's own clock, or ``None`` when it has watched none so long.
+        silent: that state of the lease has not moved for a whole lease on the
+            candidate's own clock: it is over even if the store's clock went back.
+        from_missing: a record that is missing, or older than ``seen_term``, may
+            be made anew.
+    """
+
+    election: str
+    holder: str
+    nonce: str
+    attempt: int
+    lease_duration: float
+    seen_term: int
+    live_term: int
+    watched: tuple[int, int] | None
+    silent: bool
+    from_missing: bool
+    app: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Keep the lease held with ``nonce`` and ``term`` for another duration."""
+
+    election: str
+    nonce: str
+    attempt: int
+    term: int
+    lease_duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the lease up, to anybody or for ``reservation`` seconds to ``successor``."""
+
+    election: str
+    nonce: str
+    attempt: int
+    successor: str | None
+    reservation: float
+
+
+Request = Acquire | Renew | Release
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The lease is the asker's from now, with this term."""
+
+    term: int
+    cursor: str
+    server_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """It is not; the record says whose it is and for how long."""
+
+    record: Record
+    server_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """There is no record, or only one older than the asker has seen: no evidence."""
+
+    server_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The lease is not the asker's, whether it was before or not."""
+
+    server_time: float
+
+
+Reply = Granted | Refused | Missing | Released
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """One line of an election's history: ``elected`` or ``resigned``."""
+
+    election: str
+    cursor: str
+    kind: str
+    node: str
+    term: int
+    successor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node that asked for the lease or renewed it, and how long ago, in seconds."""
+
+    node: str
+    seen_ago: float
+
+
+class LeaseStore(Protocol):
+    """Where leases live. Every method may raise ``StoreUnavailable``: nobody knows."""
+
+    def perform(self, requests: Sequence[Request]) -> list[Reply | StoreUnavailable]:
+        """Answer ``requests`` in order, in one round trip.
+
+        An answer that could not be had stands in its place as an exception.
+        """
+        ...
+
+    def announcements(
+        self, cursors: dict[str, str], timeout: float, wake: int
+    ) -> list[Announcement]:
+        """Wait for news of these elections past these cursors.
+
+        Returns at the first news, after ``timeout`` seconds, or as soon as the
+        file descriptor ``wake`` can be read; then with what there is.
+        """
+        ...
+
+    def read(self, election: str) -> Record | None:
+        """The record of ``election``; ``None`` when there is none."""
+        ...
+
+    def candidates(self, election: str) -> list[Candidate]:
+        """Who has been heard of lately."""
+        ...
+
+    def close(self) -> None:
+        """Drop the connection; the next call makes another."""
+        ...

@@ -1,0 +1,316 @@
+"""The only thread: it reads the clock, talks to the store and tells who listens.
+
+One runner per process, however many elections. Each turn it asks every election
+what is due, sends all of that in one round trip, hands the replies back, publishes
+each belief, and sleeps until something is due or heard.
+
+Guaranteed: a belief is published only from what an election decided, and ends by
+its deadline even if this thread dies or hangs. Not guaranteed: that a listener hears
+of a deposition before the deadline has passed; ask ``term()`` before each act.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .belief import Belief
+from .clock import now
+from .election import Change, Deposed, Elected, Election, Wait, cursor_order
+from .errors import StoreUnavailable
+from .lease import LeaseStore, Record, Refused, Request
+
+logger = logging.getLogger(__name__)
+
+Listener = Callable[[Change], None]
+
+_NO_NEWS = 60.0  # seconds; how long to sleep when nothing at all is due
+_DEAF = 30.0  # seconds; the longest pause between blocking reads that fail
+_FLAP = "%s: Redis answers again after %d failed attempt(s)"
+
+
+class Campaign:
+    """One election in the hands of a runner: what other threads may see and ask of it."""
+
+    def __init__(self, election: Election, belief: Belief) -> None:
+        self.election = election
+        self.belief = belief
+        self.listeners: list[Listener] = []
+        self.led = threading.Event()
+        self.wanted = False
+        self.farewells: list[threading.Event] = []
+
+    @property
+    def name(self) -> str:
+        """The election's name."""
+        return self.election.name
+
+    def term(self) -> int | None:
+        """The term this process leads with at this moment, or ``None``; no I/O."""
+        return self.belief.term()
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    campaign: Campaign
+
+
+@dataclass(frozen=True, slots=True)
+class _Resign:
+    campaign: Campaign
+    successor: str | None
+    done: threading.Event
+
+
+@dataclass(frozen=True, slots=True)
+class _Reconnect:
+    pass
+
+
+class Runner:
+    """Runs campaigns in one daemon thread.
+
+    Args:
+        store: where leases live; used by this thread only.
+        app: how this app names itself in records.
+        on_foreign: called once with a record that another app seems to have made.
+    """
+
+    def __init__(
+        self,
+        store: LeaseStore,
+        *,
+        app: str = "",
+        on_foreign: Callable[[str, Record], None] | None = None,
+    ) -> None:
+        self._store = store
+        self._app = app
+        self._on_foreign = on_foreign
+        self._campaigns: list[Campaign] = []
+        self._orders: deque[_Start | _Resign | _Reconnect] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._failed = 0
+        self._last_contact: float | None = None
+        self._deaf_until = 0.0
+        self._deaf_for = 0.0
+
+    # -- from any thread, and from signal handlers: no lock is taken ---------
+
+    def start(self, campaign: Campaign) -> None:
+        """Take part in ``campaign.election`` from now on."""
+        campaign.wanted = True
+        self._orders.append(_Start(campaign))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="leader-election", daemon=True)
+            self._thread.start()
+        self.wake()
+
+    def resign(self, campaign: Campaign, successor: str | None = None) -> threading.Event:
+        """Stop leading at once, and give the lease up as soon as the thread can.
+
+        Returns an event that is set when that has been done, or tried as often as
+        a renewal would be. May be called from a signal handler.
+        """
+        campaign.wanted = False
+        campaign.belief.withdraw()
+        done = threading.Event()
+        self._orders.append(_Resign(campaign, successor, done))
+        self.wake()
+        return done
+
+    def reconnect(self) -> None:
+        """Have the thread drop its connection and resolve the address anew."""
+        self._orders.append(_Reconnect())
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the thread look around now."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._wake_write, b"!")
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread after its turn; beliefs then end by their deadlines."""
+        self._stopping = True
+        self.wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def disown(self) -> None:
+        """In a forked child: this runner's thread and socket are the parent's."""
+        for fd in (self._wake_read, self._wake_write):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._thread = None
+        with contextlib.suppress(Exception):
+            self._store.close()
+
+    # -- the thread -----------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._turn()
+            except Exception:
+                # The thread must outlive whatever this was: without it nobody campaigns.
+                logger.exception("election thread: a turn failed; it goes on")
+                self._sleep(1.0)
+        self._store.close()
+
+    def _turn(self) -> None:
+        self._follow_orders()
+        moment = now()
+        due: list[tuple[Campaign, Request]] = []
+        wake_at: float | None = moment + _NO_NEWS
+        for campaign in list(self._campaigns):
+            action = campaign.election.next_action(moment)
+            if not isinstance(action, Wait):
+                due.append((campaign, action))
+            elif action.until is not None:
+                wake_at = min(wake_at or action.until, action.until)
+            self._publish(campaign)
+        if due:
+            self._perform(due)
+        else:
+            self._wait(max(0.0, (wake_at or moment) - now()))
+
+    def _follow_orders(self) -> None:
+        while self._orders:
+            match self._orders.popleft():
+                case _Start(campaign):
+                    if campaign not in self._campaigns:
+                        self._campaigns.append(campaign)
+                    campaign.election.campaign(now())
+                case _Resign(campaign, successor, done):
+                    campaign.farewells.append(done)
+                    campaign.election.resign(now(), successor)
+                    self._publish(campaign)
+                case _Reconnect():
+                    self._store.close()
+
+    def _perform(self, due: list[tuple[Campaign, Request]]) -> None:
+        sent_at = now()
+        try:
+            replies = self._store.perform([request for _, request in due])
+        except StoreUnavailable as exc:
+            replies = [exc] * len(due)
+        moment = now()
+        for (campaign, request), reply in zip(due, replies, strict=True):
+            if isinstance(reply, StoreUnavailable):
+                self._note_failure(campaign, reply)
+                campaign.election.unanswered(request, moment)
+            else:
+                self._note_contact(moment)
+                if isinstance(reply, Refused):
+                    self._check_app(campaign, reply.record)
+                campaign.election.replied(request, reply, sent_at=sent_at, now=moment)
+            self._publish(campaign)
+
+    def _wait(self, timeout: float) -> None:
+        followed: dict[str, str] = {}
+        for campaign in self._campaigns:
+            election = campaign.election
+            if election.campaigning and election.term(now()) is None:
+                cursor = followed.get(election.name, election.cursor)
+                followed[election.name] = min(cursor, election.cursor, key=cursor_order)
+        if not followed or self._failed or now() < self._deaf_until:
+            self._sleep(timeout)
+            return
+        try:
+            news = self._store.announcements(followed, timeout, self._wake_read)
+        except StoreUnavailable as exc:
+            self._lose_touch(exc)
+            return
+        self._deaf_for = 0.0
+        self._drain_wake()
+        moment = now()
+        for line in news:
+            for campaign in self._campaigns:
+                election = campaign.election
+                news_to_it = cursor_order(line.cursor) > cursor_order(election.cursor)
+                if election.name == line.election and news_to_it:
+                    election.heard(line, moment)
+
+    def _lose_touch(self, exc: StoreUnavailable) -> None:
+        # News may have been missed, so ask; and where blocking reads never work
+        # (a proxy, an ACL) do not try them all the time: the timers are enough.
+        logger.debug("election thread: waiting for news failed: %s", exc)
+        moment = now()
+        self._deaf_until = moment + self._deaf_for
+        self._deaf_for = min(2 * self._deaf_for + 0.1, _DEAF)
+        for campaign in self._campaigns:
+            campaign.election.lost_touch(moment)
+
+    def _sleep(self, timeout: float) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake_read, selectors.EVENT_READ)
+            selector.select(timeout)
+        self._drain_wake()
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    def _publish(self, campaign: Campaign) -> None:
+        election = campaign.election
+        term = election.term(now())
+        if term is None or not campaign.wanted:
+            campaign.belief.withdraw()
+        else:
+            campaign.belief.publish(term, election.valid_until)
+        for change in election.take_changes():
+            self._tell(campaign, change)
+        if campaign.farewells and election.idle:
+            for done in campaign.farewells:
+                done.set()
+            campaign.farewells.clear()
+
+    def _tell(self, campaign: Campaign, change: Change) -> None:
+        node = campaign.election.holder
+        match change:
+            case Elected(term):
+                logger.info("%s: elected, term %d, node %s", campaign.name, term, node)
+                campaign.led.set()
+            case Deposed(term, reason):
+                logger.info(
+                    "%s: deposed, term %d, node %s: %s",
+                    campaign.name,
+                    term,
+                    node,
+                    reason,
+                )
+                campaign.led.clear()
+        for listener in list(campaign.listeners):
+            try:
+                listener(change)
+            except Exception:
+                logger.exception("%s: a listener failed on %s", campaign.name, change)
+
+    def _note_failure(self, campaign: Campaign, exc: StoreUnavailable) -> None:
+        self._failed += 1
+        level = logging.WARNING if self._failed == 1 else logging.DEBUG
+        logger.log(level, "%s: no answer, trying on: %s", campaign.name, exc)
+
+    def _note_contact(self, moment: float) -> None:
+        self._last_contact = moment
+        if self._failed:
+            logger.info(_FLAP, "election thread", self._failed)
+            self._failed = 0
+
+    def _check_app(self, campaign: Campaign, record: Record) -> None:
+        if self._on_foreign is not None and record.app != self._app:
+            self._on_foreign(campaign.name, record)
