@@ -17,19 +17,20 @@ import socket
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import click
 from celery import Celery
 
 from .belief import Belief, BeliefPage
 from .broker import LeaseSource, lease_source
 from .election import Election
 from .errors import LeaderError, NotLeader
-from .lease import Candidate, Record, Timing, check_name
-from .redis_store import Keys, RedisClient, RedisStore
+from .lease import DEFAULT_LEASE, Candidate, Record, Timing, check_name
+from .redis_store import Keys, RedisClient, RedisStore, Script
 from .runner import Campaign, Listener, Runner
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def _number(app: Celery, setting: str, default: float) -> float:
 
 
 def _timing(app: Celery) -> Timing:
-    lease = _number(app, "leader_lease_duration", Timing.lease_duration)
+    lease = _number(app, "leader_lease_duration", DEFAULT_LEASE)
     if not lease > 0:
         raise LeaderError(f"leader_lease_duration is {lease!r}: it must be above 0")
     rest = Timing.of_lease(lease)
@@ -150,6 +151,7 @@ class Leadership:
         self._allotted: dict[str, Belief] = {}
         self._campaigns: list[Campaign] = []
         self._source: LeaseSource | None = None
+        self._client: RedisClient | None = None
         self._runner: Runner | None = None
         self._named: dict[str, int] = {}
         self._owner = os.getpid()
@@ -250,7 +252,7 @@ class Leadership:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        with self._visitor() as store:
+        with self.visit() as store:
             return store.read(election)
 
     def candidates(self, election: str) -> list[Candidate]:
@@ -259,7 +261,7 @@ class Leadership:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        with self._visitor() as store:
+        with self.visit() as store:
             return store.candidates(election)
 
     def leader(self, election: str) -> Leader | None:
@@ -320,6 +322,41 @@ class Leadership:
             return done
         return self._runner.resign(campaign, successor)
 
+    def contradicted(self, campaign: Campaign, term: int, *, gone: bool) -> None:
+        """Redis refused something done with ``term``: it is over, or its record is gone."""
+        if self._runner is not None:
+            self._runner.contradicted(campaign, term, gone=gone)
+
+    def run_scripts(
+        self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]
+    ) -> list[Any]:
+        """Run scripts on the one connection this process has for its elections.
+
+        Raises:
+            StoreUnavailable: there was no answer; they may have been executed.
+        """
+        runner, client = self._runner, self._client
+        assert runner is not None
+        assert client is not None
+        patience = 1.0 + 3 * self.settings.timing.operation_timeout
+        return runner.call(lambda: client.run(calls), patience)
+
+    @property
+    def leases_on_broker(self) -> bool:
+        """Whether messages and leases live in the same Redis, so that one script can do both."""
+        return not self.always_leads() and self.settings.url is None
+
+    def where(self, election: str) -> str:
+        """One line for banners: which election, and which Redis keeps it."""
+        source = self._new_source()
+        return f"{election} @ {source.address if source else 'this process alone'}"
+
+    @property
+    def keys(self) -> Keys:
+        """The names of this app's keys."""
+        assert self._source is not None
+        return Keys(self.settings.namespace, self._source.key_prefix)
+
     def resign_all(self) -> bool:
         """Give everything up and wait until that is done; whether it was done in time."""
         if self._owner != os.getpid():
@@ -353,22 +390,24 @@ class Leadership:
             operation_timeout=settings.timing.operation_timeout,
         )
 
-    def _store(self, source: LeaseSource) -> RedisStore:
-        settings = self.settings
-        client = RedisClient(
+    def _new_client(self, source: LeaseSource) -> RedisClient:
+        return RedisClient(
             source.connect,
             setting=source.setting,
-            operation_timeout=settings.timing.operation_timeout,
+            operation_timeout=self.settings.timing.operation_timeout,
         )
-        keys = Keys(settings.namespace, source.key_prefix)
-        return RedisStore(client, keys, history_size=settings.history_size)
+
+    def _store(self, client: RedisClient, source: LeaseSource) -> RedisStore:
+        keys = Keys(self.settings.namespace, source.key_prefix)
+        return RedisStore(client, keys, history_size=self.settings.history_size)
 
     @contextlib.contextmanager
-    def _visitor(self) -> Iterator[RedisStore]:
+    def visit(self) -> Iterator[RedisStore]:
+        """A store over a connection of its own, for any thread, closed at the end."""
         source = self._new_source()
         if source is None:
             raise LeaderError("this app's broker is in-process memory: it keeps no elections")
-        store = self._store(source)
+        store = self._store(self._new_client(source), source)
         try:
             yield store
         finally:
@@ -378,8 +417,11 @@ class Leadership:
         if self._runner is None:
             self._source = self._new_source()
             assert self._source is not None
+            self._client = self._new_client(self._source)
             self._runner = Runner(
-                self._store(self._source), app=app_identity(self.app), on_foreign=self._foreign
+                self._store(self._client, self._source),
+                app=app_identity(self.app),
+                on_foreign=self._foreign,
             )
             atexit.register(_resign_at_exit, weakref.ref(self))
         return self._runner
@@ -392,7 +434,8 @@ class Leadership:
             timing=self.settings.timing,
             app=app_identity(self.app),
         )
-        return Campaign(election, self._allotted.pop(name, None) or self._new_belief(name))
+        belief = self._allotted.pop(name) if name in self._allotted else self._new_belief(name)
+        return Campaign(election, belief)
 
     def _new_belief(self, name: str) -> Belief:
         belief = self._page.allot()
@@ -420,6 +463,7 @@ class Leadership:
         if self._runner is not None:
             self._runner.disown()
         self._runner = None
+        self._client = None
         self._source = None
         self._campaigns = []
         self._allotted = {}
@@ -464,6 +508,17 @@ def app_identity(app: Celery) -> str:
     names = sorted(name for name in app.tasks if not name.startswith("celery."))
     digest = hashlib.sha1("\n".join(names).encode(), usedforsecurity=False).hexdigest()[:12]
     return f"{app.main or ''}|{digest}"
+
+
+@contextlib.contextmanager
+def refusing_clearly() -> Iterator[None]:
+    """End a command line with one line, and anything else with the error itself."""
+    try:
+        yield
+    except LeaderError as exc:
+        if click.get_current_context(silent=True) is None:
+            raise
+        raise click.ClickException(str(exc)) from exc
 
 
 class LeaderElection:

@@ -24,7 +24,7 @@ class BeliefPage:
     """Shared memory for any number of beliefs, each allotted before a fork."""
 
     def __init__(self) -> None:
-        self._cells = memoryview(b"")
+        self._cells = memoryview(b"").cast("B").cast("d")
         self._free = _CELLS
 
     def allot(self) -> Belief:
@@ -41,7 +41,7 @@ class Belief:
 
     __slots__ = ("_cells", "_term", "_valid_until")
 
-    def __init__(self, cells: memoryview, index: int) -> None:
+    def __init__(self, cells: memoryview[float], index: int) -> None:
         self._cells = cells
         self._valid_until = index
         self._term = index + 1

@@ -136,6 +136,11 @@ class Election:
         return self._valid_until
 
     @property
+    def nonce(self) -> str:
+        """Names this life of the candidate in the store."""
+        return self._nonce
+
+    @property
     def campaigning(self) -> bool:
         """Whether this candidate wants the lease."""
         return self._campaigning
@@ -183,6 +188,20 @@ class Election:
             self._ask_at = now + (self.timing.renew_retry_delay if reserved else 0.0)
         elif self._term is not None and news.term > self._term:
             self._renew_at = now
+
+    def contradicted(self, term: int, now: float, *, gone: bool) -> None:
+        """The store refused an act done with ``term``.
+
+        ``gone``: because the record is not there, which proves nothing; otherwise
+        because another holds the lease or it has run out.
+        """
+        if self._term != term:
+            return
+        if gone:
+            self._missing(now)
+        else:
+            self._depose("lost")
+            self._ask_at = now
 
     def lost_touch(self, now: float) -> None:
         """Announcements may have been missed: do not rely on having heard them."""

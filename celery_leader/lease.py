@@ -32,6 +32,10 @@ def check_name(name: str, what: str = "election") -> str:
     return name
 
 
+#: Seconds; a compromise between failover time and patience with a busy Redis.
+DEFAULT_LEASE = 25.0
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """The durations of an election, in seconds, checked against each other.
@@ -56,7 +60,7 @@ class Timing:
             gets no answer would not all fit into its lease.
     """
 
-    lease_duration: float = 25.0
+    lease_duration: float = DEFAULT_LEASE
     renew_interval: float = 10.0
     renew_attempts: int = 3
     renew_retry_delay: float = 0.5

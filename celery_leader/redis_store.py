@@ -56,7 +56,7 @@ from .lease import (
 )
 
 # Every script answers {what, server time in us, the record's fields ...}.
-_PREAMBLE = """
+PREAMBLE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local micros = time[1] * 1000000 + time[2]
@@ -87,7 +87,7 @@ end
 #      silent from_missing app history_size
 # -> granted | refused | missing
 _ACQUIRE = (
-    _PREAMBLE
+    PREAMBLE
     + _SEEN
     + """
 local holder, nonce, attempt, lease = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -140,7 +140,7 @@ return answer('refused')
 # ARGV nonce attempt term lease_ms
 # -> granted | refused | missing
 _RENEW = (
-    _PREAMBLE
+    PREAMBLE
     + _SEEN
     + """
 local record = load()
@@ -162,7 +162,7 @@ return answer('granted')
 # ARGV nonce attempt successor reservation_ms history_size
 # -> released
 _RELEASE = (
-    _PREAMBLE
+    PREAMBLE
     + """
 local record = load()
 if record.nonce ~= ARGV[1] or tonumber(ARGV[2]) <= tonumber(record.attempt) then
@@ -182,7 +182,7 @@ return answer('released')
 
 # KEYS record
 # -> record | missing
-_READ = _PREAMBLE + "return answer(redis.call('EXISTS', KEYS[1]) == 1 and 'record' or 'missing')"
+_READ = PREAMBLE + "return answer(redis.call('EXISTS', KEYS[1]) == 1 and 'record' or 'missing')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,8 +379,7 @@ class RedisStore:
         """Answer ``requests`` in one round trip; see ``LeaseStore``."""
         answers = self._client.run([self._call(request) for request in requests])
         return [
-            answer if isinstance(answer, StoreUnavailable) else _reply(answer)
-            for answer in answers
+            answer if isinstance(answer, StoreUnavailable) else _reply(answer) for answer in answers
         ]
 
     def announcements(

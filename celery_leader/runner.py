@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 from .belief import Belief
 from .clock import now
@@ -29,6 +30,8 @@ from .lease import LeaseStore, Record, Refused, Request
 logger = logging.getLogger(__name__)
 
 Listener = Callable[[Change], None]
+
+T = TypeVar("T")
 
 _NO_NEWS = 60.0  # seconds; how long to sleep when nothing at all is due
 _DEAF = 30.0  # seconds; the longest pause between blocking reads that fail
@@ -73,6 +76,37 @@ class _Reconnect:
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class _Contradicted:
+    campaign: Campaign
+    term: int
+    gone: bool
+
+
+class _Call(Generic[T]):
+    def __init__(self, act: Callable[[], T]) -> None:
+        self._act = act
+        self._answer: T | None = None
+        self._error: StoreUnavailable | None = None
+        self.done = threading.Event()
+
+    def perform(self) -> None:
+        try:
+            self._answer = self._act()
+        except StoreUnavailable as exc:
+            self._error = exc
+        finally:
+            self.done.set()
+
+    def answer(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return cast(T, self._answer)
+
+
+_Order = _Start | _Resign | _Reconnect | _Contradicted | _Call[Any]
+
+
 class Runner:
     """Runs campaigns in one daemon thread.
 
@@ -93,7 +127,7 @@ class Runner:
         self._app = app
         self._on_foreign = on_foreign
         self._campaigns: list[Campaign] = []
-        self._orders: deque[_Start | _Resign | _Reconnect] = deque()
+        self._orders: deque[_Order] = deque()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -132,6 +166,27 @@ class Runner:
         """Have the thread drop its connection and resolve the address anew."""
         self._orders.append(_Reconnect())
         self.wake()
+
+    def contradicted(self, campaign: Campaign, term: int, *, gone: bool) -> None:
+        """The store refused an act done with ``term``: another leads, or the record is gone."""
+        if not gone:
+            campaign.belief.withdraw()
+        self._orders.append(_Contradicted(campaign, term, gone))
+        self.wake()
+
+    def call(self, act: Callable[[], T], timeout: float) -> T:
+        """Have the thread do ``act``, which may use the store's connection, and wait for it.
+
+        Raises:
+            StoreUnavailable: ``act`` raised it, or was not done within ``timeout``
+                seconds; then it may be done later.
+        """
+        call = _Call(act)
+        self._orders.append(call)
+        self.wake()
+        if not call.done.wait(timeout):
+            raise StoreUnavailable("the election thread gave no answer in time")
+        return call.answer()
 
     def wake(self) -> None:
         """Have the thread look around now."""
@@ -185,11 +240,11 @@ class Runner:
             self._publish(campaign)
         if due:
             self._perform(due)
-        else:
+        elif not self._orders:
             self._wait(max(0.0, (wake_at or moment) - now()))
 
     def _follow_orders(self) -> None:
-        while self._orders:
+        for _ in range(len(self._orders)):
             match self._orders.popleft():
                 case _Start(campaign):
                     if campaign not in self._campaigns:
@@ -201,6 +256,10 @@ class Runner:
                     self._publish(campaign)
                 case _Reconnect():
                     self._store.close()
+                case _Contradicted(campaign, term, gone):
+                    campaign.election.contradicted(term, now(), gone=gone)
+                case _Call() as call:
+                    call.perform()
 
     def _perform(self, due: list[tuple[Campaign, Request]]) -> None:
         sent_at = now()

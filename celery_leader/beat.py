@@ -1,0 +1,453 @@
+"""Beats that elect a leader: only the leading one dispatches.
+
+``LeaderScheduler`` keeps the schedule's state in Redis and dispatches each tick in
+one atomic step with the lease check (on a Redis broker): a beat that was paused or
+cut off cannot send a tick again, and no tick's state moves without its message.
+``LeaderMixin`` lets any other scheduler class take part; there the check stands
+before each entry and is not atomic with the send.
+
+Not guaranteed: anything about the task's run. And where the broker is not the Redis
+that keeps the leases, the claim and the push are two steps: a crash between them
+loses that tick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import datetime
+import heapq
+import json
+import logging
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from celery import beat
+from celery.utils.time import maybe_make_aware
+from kombu.exceptions import OperationalError
+
+from .app import ALWAYS_TERM, BEAT, Leadership, leadership_of, refusing_clearly
+from .election import Change, Elected
+from .errors import StoreUnavailable
+from .runner import Campaign
+from .schedule_store import Mandate, Outcome, Push, ScheduleStore
+from .tasks import adopt_tasks
+from .transport import Hold, holding_transport, holds
+
+logger = logging.getLogger(__name__)
+
+_STEP = 1.0  # seconds; the longest a follower's tick takes, for beat's own liveness checks
+
+
+class LeaderMixin:
+    """Put before any scheduler class: it then dispatches on the leading beat only.
+
+    ::
+
+        class MyScheduler(LeaderMixin, PersistentScheduler): ...
+
+    Followers neither dispatch nor write. Whether this beat leads is asked again
+    before each entry.
+    """
+
+    app: Any
+    max_interval: float
+    _heap: Any
+
+    def __init__(self, app: Any, *args: Any, lazy: bool = False, **kwargs: Any) -> None:
+        self._leadership: Leadership = leadership_of(app)
+        with refusing_clearly():
+            self._leadership.check()
+        self._campaign: Campaign | None = None
+        self._term: int | None = None
+        self._farewell: threading.Event | None = None
+        self._elected = threading.Event()
+        super().__init__(app, *args, lazy=lazy, **kwargs)  # type: ignore[call-arg]
+        if lazy:
+            return  # the banner's instance, which must not take part
+        adopt_tasks(app)
+        node = self._leadership.free_node_name("beat")
+        self._campaign = self._leadership.campaign(BEAT, node, self._on_change)
+
+    @property
+    def info(self) -> str:
+        """The line of beat's banner that says who elects whom where."""
+        return f"    . leader election -> {self._leadership.where(BEAT)}"
+
+    def leading_term(self) -> int | None:
+        """The term this beat leads with at this moment, or ``None``; no I/O."""
+        if self._campaign is None:
+            return ALWAYS_TERM if self._leadership.always_leads() else None
+        return self._campaign.term()
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """One turn of the scheduler while leading; otherwise wait a step to be elected."""
+        term = self.leading_term()
+        if term is None:
+            self._term = None
+            # The service sleeps between ticks where nothing can wake it; here something can.
+            timing = self._leadership.settings.timing
+            self._elected.wait(min(_STEP, timing.renew_interval, self.max_interval))
+            return 0
+        if term != self._term:
+            if not self.take_over(term):
+                return _STEP
+            self._term = term
+        return self.lead(*args, **kwargs)
+
+    def take_over(self, term: int) -> bool:
+        """Just elected: go on from what the last leader left; whether that could be read."""
+        self._heap = None
+        return True
+
+    def lead(self, *args: Any, **kwargs: Any) -> float:
+        """One turn of the scheduler as the leader."""
+        return float(super().tick(*args, **kwargs))  # type: ignore[misc]
+
+    def reserve(self, entry: Any) -> Any:
+        """Advance an entry's state, which only the leader may."""
+        if self.leading_term() is None:
+            return entry
+        return super().reserve(entry)  # type: ignore[misc]
+
+    def apply_async(self, entry: Any, *args: Any, **kwargs: Any) -> Any:
+        """Dispatch an entry, unless this beat no longer leads."""
+        if self.leading_term() is None:
+            logger.info("%s: not dispatching %s, not leading", BEAT, entry.name)
+            return None
+        return super().apply_async(entry, *args, **kwargs)  # type: ignore[misc]
+
+    def sync(self) -> None:
+        """Write the schedule's state, which only the leader may."""
+        if self.leading_term() is not None:
+            super().sync()  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Write what is to be written, then resign.
+
+        Beat calls it twice at SIGTERM, the first time inside the signal handler, where
+        nothing may be waited for.
+        """
+        super().close()  # type: ignore[misc]
+        if self._campaign is None:
+            return
+        if self._farewell is None:
+            self._farewell = self._leadership.resign(self._campaign)
+        elif not self._farewell.wait(self._leadership.farewell_timeout):
+            logger.warning("%s: the lease could not be given up in time; it will expire", BEAT)
+
+    def _on_change(self, change: Change) -> None:
+        if isinstance(change, Elected):
+            self._elected.set()
+        else:
+            self._elected.clear()
+
+
+@dataclass(slots=True)
+class _Plan:
+    """One entry as the leader carries it: its stored state and when it is due."""
+
+    entry: Any
+    state: str
+    sequence: int
+    due: datetime.datetime
+
+    def advanced(self, entry: Any, due: datetime.datetime) -> _Plan:
+        """The plan after a tick, or at first sight."""
+        state = {
+            "sequence": self.sequence + 1,
+            "due": _utc(due),
+            "last_run_at": _utc(entry.last_run_at),
+            "total_run_count": entry.total_run_count,
+            "schedule": _fingerprint(entry.schedule),
+        }
+        return _Plan(entry, json.dumps(state), self.sequence + 1, due)
+
+
+class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
+    """The scheduler of ``celery beat -S leader``: shared state, one dispatch per tick.
+
+    The schedule is the app's ``beat_schedule`` and its ``add_periodic_task`` entries;
+    when each ran last is in Redis, beside the lease. There is no local file.
+    """
+
+    def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
+        self._plans: dict[str, _Plan] = {}
+        self._queue: list[tuple[float, int, str]] = []
+        self._pushed = 0
+        self._hold: Hold | None = None
+        self._store: ScheduleStore | None = None
+        self._failures = 0
+        super().__init__(app, *args, **kwargs)
+        if self._campaign is not None:
+            leadership = self._leadership
+            self._store = ScheduleStore(leadership.run_scripts, leadership.keys, BEAT)
+            if leadership.leases_on_broker:
+                self._hold = Hold()
+
+    # -- where messages go -------------------------------------------------------
+
+    @cached_property
+    def connection(self) -> Any:
+        """The connection messages are published on; on Redis one that can hold them back."""
+        connection = self.app.connection_for_write()
+        if self._hold is not None:
+            transport = holding_transport(connection.get_transport_cls(), self._hold)
+            connection.transport_cls = transport
+        return connection
+
+    @cached_property
+    def producer(self) -> Any:
+        """The producer messages are published with."""
+        self.connection.connect()
+        return self.Producer(self.connection, auto_declare=False)
+
+    def _ready_producer(self) -> Any:
+        producer = self.producer
+        if self._hold is not None and not holds(producer.channel, self._hold):
+            # kombu has gone to another URL and taken its own transport for it.
+            self._drop_connection()
+            producer = self.producer
+            if not holds(producer.channel, self._hold):
+                raise StoreUnavailable("the broker connection cannot be fenced")
+        return producer
+
+    def _drop_connection(self) -> None:
+        connection = self.__dict__.pop("connection", None)
+        self.__dict__.pop("producer", None)
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    # -- leading -----------------------------------------------------------------
+
+    def take_over(self, term: int) -> bool:
+        """Read the shared state, anchor what is new, forget what is gone."""
+        try:
+            stored = self._store.load() if self._store is not None else {}
+            fresh: dict[str, tuple[str, str]] = {}
+            self._plans = {}
+            for name, entry in self.schedule.items():
+                plan = _restored(entry, stored.get(name, ""))
+                if plan is None:
+                    plan = self._anchored(entry, stored.get(name, ""))
+                    fresh[name] = (stored.get(name, ""), plan.state)
+                self._plans[name] = plan
+                self.schedule[name] = plan.entry
+            if self._store is not None:
+                mandate = self._mandate(term)
+                outcome = self._store.anchor(mandate, fresh) if fresh else Outcome.SENT
+                gone = [name for name in stored if name not in self._plans]
+                if gone and outcome is Outcome.SENT:
+                    outcome = self._store.forget(mandate, gone)
+                if outcome is not Outcome.SENT:
+                    self._contradicted(outcome, term)
+                    return False
+        except StoreUnavailable as exc:
+            self._note_failure("the schedule", exc)
+            return False
+        self._queue = []
+        for name, plan in self._plans.items():
+            self._push(name, plan)
+        return True
+
+    def lead(self, *args: Any, **kwargs: Any) -> float:
+        """Dispatch what is due, one entry per turn, the longest due first."""
+        if not self._queue:
+            return float(self.max_interval)
+        due, _, name = self._queue[0]
+        plan = self._plans[name]
+        wait = due - plan.entry.default_now().timestamp()
+        if wait > 0:
+            return float(min(wait, self.max_interval))
+        try:
+            is_due, next_in = self.is_due(plan.entry)
+        except Exception:
+            logger.exception(
+                "beat: cannot tell when %r is due next, trying again in %s s",
+                name,
+                self.max_interval,
+            )
+            is_due, next_in = False, self.max_interval
+        if not is_due:
+            self._reschedule(name, next_in)
+            return 0
+        if not self._dispatch(name, plan, next_in):
+            return float(min(0.1 * 2 ** min(self._failures, 5), self.max_interval))
+        return 0
+
+    def _dispatch(self, name: str, plan: _Plan, next_in: float) -> bool:
+        """Dispatch one tick; whether it is done with, one way or another."""
+        term = self.leading_term()
+        if term is None:
+            return True
+        advanced_entry = next(plan.entry)
+        due = advanced_entry.default_now() + datetime.timedelta(seconds=next_in)
+        advanced = plan.advanced(advanced_entry, due)
+        outcome = self._send(name, plan, advanced, term)
+        if outcome is None:
+            return False
+        if outcome in (Outcome.SENT, Outcome.REPEATED):
+            self._note_success()
+            heapq.heappop(self._queue)
+            self._plans[name] = advanced
+            self.schedule[name] = advanced_entry
+            self._push(name, advanced)
+        else:
+            self._contradicted(outcome, term)
+        return True
+
+    def _send(self, name: str, plan: _Plan, advanced: _Plan, term: int) -> Outcome | None:
+        """Publish and claim, in one step where that can be; ``None``: try again later."""
+        try:
+            if self._hold is None:
+                return self._claim_then_publish(name, plan, advanced, term)
+            try:
+                with self._hold.collecting() as pushes:
+                    self._publish(plan, term)
+            except _Unsendable as exc:
+                # Its state moves on all the same, or it would be tried for ever.
+                logger.error("beat: %s cannot be sent, this tick of it is given up: %s", name, exc)
+                pushes = []
+            return self._claim(name, plan, advanced, term, pushes)
+        except StoreUnavailable as exc:
+            self._note_failure(name, exc)
+            return None
+
+    def _claim_then_publish(
+        self, name: str, plan: _Plan, advanced: _Plan, term: int
+    ) -> Outcome | None:
+        outcome = self._claim(name, plan, advanced, term, [])
+        if outcome is not Outcome.SENT:
+            return outcome
+        try:
+            self._publish(plan, term)
+        except _Unsendable as exc:
+            logger.error("beat: %s cannot be sent, this tick of it is given up: %s", name, exc)
+        except StoreUnavailable:
+            self._claim(name, advanced, plan, term, [])
+            raise
+        return outcome
+
+    def _claim(
+        self, name: str, plan: _Plan, advanced: _Plan, term: int, pushes: list[Push]
+    ) -> Outcome:
+        if self._store is None:
+            return Outcome.SENT
+        return self._store.dispatch(self._mandate(term), name, plan.state, advanced.state, pushes)
+
+    def _publish(self, plan: _Plan, term: int) -> None:
+        """Publish the message of one tick, held back or not.
+
+        Raises:
+            StoreUnavailable: the broker cannot be reached; the tick stays due.
+            _Unsendable: it can never be sent.
+        """
+        lost = (OperationalError, *self.connection.connection_errors)
+        try:
+            producer = self._ready_producer()
+        except lost as exc:
+            self._drop_connection()
+            raise StoreUnavailable(f"the broker cannot be reached: {exc}") from exc
+        entry = _labelled(plan, term)
+        logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
+        try:
+            super().apply_async(entry, producer=producer, advance=False)
+        except beat.SchedulingError as exc:
+            cause = exc.__cause__ or exc.__context__
+            if isinstance(cause, lost):
+                self._drop_connection()
+                raise StoreUnavailable(f"the broker cannot be reached: {cause}") from exc
+            raise _Unsendable(str(exc)) from exc
+
+    # -- small parts ----------------------------------------------------------------
+
+    def _anchored(self, entry: Any, stored: str) -> _Plan:
+        """A plan for an entry nobody has dispatched, or whose schedule was changed."""
+        sequence = _sequence(stored)
+        _, next_in = self.is_due(entry)
+        due = entry.default_now() + datetime.timedelta(seconds=next_in)
+        return _Plan(entry, stored, sequence, due).advanced(entry, due)
+
+    def _push(self, name: str, plan: _Plan) -> None:
+        self._pushed += 1
+        heapq.heappush(self._queue, (plan.due.timestamp(), self._pushed, name))
+
+    def _reschedule(self, name: str, next_in: Any) -> None:
+        heapq.heappop(self._queue)
+        wait = next_in if isinstance(next_in, int | float) else self.max_interval
+        at = self._plans[name].entry.default_now().timestamp() + wait
+        self._pushed += 1
+        heapq.heappush(self._queue, (at, self._pushed, name))
+
+    def _mandate(self, term: int) -> Mandate:
+        assert self._campaign is not None
+        return Mandate(self._campaign.election.nonce, term)
+
+    def _contradicted(self, outcome: Outcome, term: int) -> None:
+        assert self._campaign is not None
+        logger.info("%s: dispatch refused, term %d: %s", BEAT, term, outcome.value)
+        self._term = None  # whatever happens next, read the shared state again first
+        if outcome is not Outcome.CLAIMED:
+            gone = outcome is Outcome.MISSING
+            self._leadership.contradicted(self._campaign, term, gone=gone)
+
+    def _note_failure(self, what: str, exc: Exception) -> None:
+        self._failures += 1
+        if self._failures == 1:
+            logger.warning("beat: %s stays due and is tried again: %s", what, exc)
+
+    def _note_success(self) -> None:
+        if self._failures:
+            logger.info("beat: dispatching again after %d failed attempt(s)", self._failures)
+            self._failures = 0
+
+
+class _Unsendable(Exception):
+    """A tick whose message can never be made."""
+
+
+def _labelled(plan: _Plan, term: int) -> Any:
+    """The entry with headers that name the tick, and no retries of kombu's own."""
+    options = dict(plan.entry.options)
+    labels = {"leader_term": term, "leader_tick": _utc(plan.due)}
+    options["headers"] = {**(options.get("headers") or {}), **labels}
+    options["retry"] = False
+    entry = copy.copy(plan.entry)
+    entry.options = options
+    return entry
+
+
+def _restored(entry: Any, stored: str) -> _Plan | None:
+    """The plan the last leader left, unless there is none or its schedule is another."""
+    try:
+        state = json.loads(stored)
+        if state["schedule"] != _fingerprint(entry.schedule):
+            return None
+        restored = copy.copy(entry)
+        restored.last_run_at = datetime.datetime.fromisoformat(state["last_run_at"])
+        restored.total_run_count = int(state["total_run_count"])
+        due = datetime.datetime.fromisoformat(state["due"])
+        return _Plan(restored, stored, int(state["sequence"]), due)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _sequence(stored: str) -> int:
+    try:
+        return int(json.loads(stored)["sequence"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def _utc(moment: datetime.datetime) -> str:
+    aware = maybe_make_aware(moment)
+    return str(aware.astimezone(datetime.timezone.utc).isoformat(timespec="microseconds"))
+
+
+def _fingerprint(schedule: Any) -> str:
+    """What tells one schedule from another, the same in every process."""
+    text = repr(schedule)
+    return f"{type(schedule).__qualname__} {vars(schedule)}" if " at 0x" in text else text

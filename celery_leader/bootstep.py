@@ -1,0 +1,282 @@
+"""The worker's side: elections that live as long as the worker, and the leader queue.
+
+A *consumer* step, started after ``Tasks`` at every (re)connect and shut down once,
+after the pool has drained and before the broker connection is closed. Guaranteed:
+a lost connection does not resign; a shutdown keeps the lease until the last task is
+done, then passes it on. Not guaranteed: that no leader-only message reaches a
+follower; one that does is handed to the leader queue as it came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from celery import bootsteps
+from celery.utils.imports import instantiate, symbol_by_name
+from celery.worker.request import Request
+from celery.worker.state import task_ready
+from kombu import Consumer, Producer, Queue
+
+from .app import WORKER, leadership_of, refusing_clearly
+from .election import Change, Deposed
+from .runner import Campaign
+from .tasks import (
+    LeaderOnly,
+    NotLeading,
+    adopt_tasks,
+    leader_queue,
+    options_of,
+    skip,
+)
+
+logger = logging.getLogger(__name__)
+
+HOPS = "leader_hops"
+
+# Properties of a received message that belong to that delivery and not to the message.
+_OF_DELIVERY = frozenset(
+    "delivery_info delivery_tag body_encoding application_headers"
+    " content_type content_encoding headers".split()
+)
+
+
+class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Holds the worker's elections, and consumes the leader queue while leading."""
+
+    label = "Leader"
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, c: Any, no_candidate: bool = False, **kwargs: Any) -> None:
+        super().__init__(c, **kwargs)
+        adopt_tasks(c.app)
+        self._leadership = leadership = leadership_of(c.app)
+        with refusing_clearly():
+            leadership.check()
+            settings = leadership.settings
+        self._eligible: list[str] = []
+        if settings.candidate and not no_candidate:
+            extra = {*settings.elections, *leadership.task_elections} - {WORKER}
+            self._eligible = [WORKER, *sorted(extra)]
+        # Before the pool forks, so that its processes can read what is believed.
+        leadership.allot(self._eligible)
+        c.app.amqp.queues.deselect([leadership.queue(name) for name in leadership.elections()])
+        self._campaigns: dict[str, Campaign] | None = None
+        self._consuming: set[str] = set()
+        self._consumer: Any = None
+        self._closing = False
+        self._nudge: Nudge | None = None
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+
+    def start(self, c: Any) -> None:
+        """Connected, for the first time or again."""
+        self._consumer = c
+        self._consuming.clear()
+        self._leadership.follow(c.connection)
+        if self._eligible:
+            self._nudge = nudge_of(c, self._leadership.settings.namespace)
+        if self._campaigns is None:
+            self._campaigns = {}
+            for name in self._eligible:
+                campaign = self._leadership.campaign(name, c.hostname, self._on_change)
+                if campaign is not None:
+                    self._campaigns[name] = campaign
+        self._consume_what_is_led()
+
+    def register_with_event_loop(self, c: Any, hub: Any) -> None:
+        """Have the election thread able to wake the event loop."""
+        hub.add_reader(self._wake_read, self._on_wake)
+
+    def close(self, c: Any) -> None:
+        """A shutdown begins: take nothing new, keep what is led."""
+        self._closing = True
+        self._consume_what_is_led()
+        for campaign in (self._campaigns or {}).values():
+            if campaign.term() is None:
+                self._leadership.resign(campaign)
+
+    def stop(self, c: Any) -> None:
+        """The connection was lost, or a shutdown goes on: no reason to resign."""
+
+    def shutdown(self, c: Any) -> None:
+        """The pool has drained: give everything up."""
+        if not self._leadership.resign_all():
+            logger.warning("the lease could not be given up in time; it will expire")
+        if self._nudge is not None:
+            self._nudge.remove()
+
+    def terminate(self, c: Any) -> None:
+        """As ``stop``."""
+
+    def info(self, c: Any) -> dict[str, Any]:
+        """What ``celery inspect stats`` says of this worker's elections."""
+        return {"leader": {name: self._leadership.term(name) for name in self._eligible}}
+
+    # -- from the election thread -----------------------------------------------
+
+    def _on_change(self, change: Change) -> None:
+        if self._closing and isinstance(change, Deposed):
+            for campaign in (self._campaigns or {}).values():
+                if campaign.term() is None:
+                    self._leadership.resign(campaign)
+        c = self._consumer
+        if c is None:
+            return
+        if c.hub is not None:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._wake_write, b"!")
+        else:
+            c.call_soon(self._consume_what_is_led)
+
+    # -- in the event loop --------------------------------------------------------
+
+    def _on_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        self._consume_what_is_led()
+
+    def _consume_what_is_led(self) -> None:
+        c = self._consumer
+        if c is None or c.task_consumer is None:
+            return
+        for name in self._eligible:
+            wanted = not self._closing and self._leadership.term(name) is not None
+            if wanted == (name in self._consuming):
+                continue
+            queue = leader_queue(c.app, name)
+            if wanted:
+                c.task_consumer.add_queue(queue)
+                c.task_consumer.consume()
+                self._consuming.add(name)
+                logger.info("%s: consuming from %s", name, queue.name)
+                if self._nudge is not None:
+                    self._nudge.send()
+            else:
+                c.task_consumer.cancel_by_queue(queue.name)
+                self._consuming.discard(name)
+                logger.info("%s: no longer consuming from %s", name, queue.name)
+
+
+class Nudge:
+    """Ends a blocking pop that is under way, so that the next one knows of a new queue.
+
+    On Redis kombu waits in one ``BRPOP`` on all queues for a second. An empty message
+    to a queue that only this worker consumes ends it at once, and needs no second
+    connection. Its key is ``celery-leader:{namespace}:nudge:{node}``, removed at
+    shutdown.
+    """
+
+    def __init__(self, channel: Any, name: str) -> None:
+        self._name = name
+        self._channel = channel
+        self._consumer = Consumer(
+            channel, [Queue(name, durable=False)], no_ack=True, on_message=lambda _: None
+        )
+        self._consumer.consume()
+        self._producer = Producer(channel, auto_declare=False)
+
+    def send(self) -> None:
+        """End the pop that is under way."""
+        self._producer.publish(
+            b"", routing_key=self._name, content_type="application/data", content_encoding="binary"
+        )
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        with contextlib.suppress(Exception):
+            self._consumer.cancel()
+            self._channel.queue_delete(self._name)
+
+
+def nudge_of(c: Any, namespace: str) -> Nudge | None:
+    """The nudge of a worker that consumes from Redis; other brokers deliver at once."""
+    if c.connection.transport.driver_type != "redis":
+        return None
+    return Nudge(c.task_consumer.channel, f"celery-leader:{namespace}:nudge:{c.hostname}")
+
+
+# -- receiving ------------------------------------------------------------------------
+
+
+def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
+    """A task strategy that lets a message in only where its election is led."""
+    own_request = symbol_by_name(task.own_request)
+    if own_request is not Request:
+        task.__class__.Request = type("Request", (LeaderOnlyRequest, own_request), {})
+    admit = instantiate(task.own_strategy, task, app, consumer)
+    options = options_of(task)
+    assert options is not None
+    leadership = leadership_of(app)
+
+    def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
+        if leadership.term(options.election) is not None:
+            return admit(message, body, ack, reject, callbacks)
+        hand_over(task, options, message)
+        return ack(logger, consumer.connection_errors)
+
+    return on_message
+
+
+class LeaderOnlyRequest(Request):  # type: ignore[misc]
+    """A request whose body may find, when it is about to start, that it must not."""
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        """Hand the message over if the body did not start for want of leading."""
+        exc = getattr(exc_info.exception, "exc", exc_info.exception)
+        if not isinstance(exc, NotLeading):
+            return super().on_failure(exc_info, *args, **kwargs)
+        task_ready(self)
+        options = options_of(self.task)
+        assert options is not None
+        hand_over(self.task, options, self._message)
+        return self.acknowledge()
+
+
+def hand_over(task: Any, options: LeaderOnly, message: Any) -> None:
+    """Give a message that this worker must not run to the leader queue, or skip it.
+
+    The caller acknowledges afterwards: should this worker die in between, the message
+    comes twice, never not at all.
+    """
+    headers = dict(message.headers)
+    task_id = headers.get("id") or "?"
+    if options.on_follower == "skip":
+        skip(task, task_id, None)
+        logger.info("%s: %s[%s] skipped, not leading", options.election, task.name, task_id)
+        return
+    queue = leader_queue(task.app, options.election)
+    headers[HOPS] = int(headers.get(HOPS) or 0) + 1
+    # The body has been decompressed on the way in.
+    compression = headers.pop("compression", None)
+    properties = {k: v for k, v in message.properties.items() if k not in _OF_DELIVERY}
+    with _producer_for(task.app, message) as producer:
+        producer.publish(
+            message.body,
+            exchange="",
+            routing_key=queue.name,
+            declare=[queue],
+            headers=headers,
+            content_type=message.content_type,
+            content_encoding=message.content_encoding,
+            compression=compression,
+            **properties,
+        )
+    logger.info(
+        "%s: %s[%s] handed to %s, not leading", options.election, task.name, task_id, queue.name
+    )
+
+
+@contextlib.contextmanager
+def _producer_for(app: Any, message: Any) -> Any:
+    conf = app.conf
+    if conf.broker_read_url == conf.broker_write_url:
+        # The channel the message came on: no further socket, and it is acknowledged there.
+        yield Producer(message.channel, auto_declare=False)
+    else:
+        with app.producer_pool.acquire(block=True) as producer:
+            yield producer

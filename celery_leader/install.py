@@ -1,0 +1,61 @@
+"""``install(app)``: the one place where this package is tied to a Celery app."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from celery import Celery, signals
+from celery.utils.imports import symbol_by_name
+
+from .app import BEAT, leadership_of
+from .beat import LeaderMixin
+from .tasks import adopt_tasks, installed, mark_installed, routing_class
+
+_STEP = "celery_leader.bootstep:LeaderStep"
+
+_NO_CANDIDATE = click.Option(
+    ["--no-candidate"],
+    is_flag=True,
+    default=False,
+    help="Keep this worker out of every leader election (celery_leader).",
+)
+
+
+def install(app: Celery) -> Celery:
+    """Elect leaders among this app's workers and beats; calling it twice is harmless.
+
+    Adds the worker's bootstep and its ``--no-candidate`` option, the route of
+    leader-only tasks, and the guard that keeps a following beat of any scheduler
+    class from sending them. Nothing is connected, read from ``app.conf`` or started
+    until a worker or beat starts. Returns ``app``.
+
+    Raises:
+        LeaderError: when the worker or beat starts, for a setting that cannot be used.
+    """
+    if installed(app):
+        return app
+    mark_installed(app)
+    app.steps["consumer"].add(_STEP)
+    app.user_options["worker"].add(_NO_CANDIDATE)
+    app.amqp_cls = routing_class(symbol_by_name(app.amqp_cls))
+    if "amqp" in vars(app):
+        # Made before: its queues must not be lost, its routing table is made anew.
+        app.amqp.__class__ = routing_class(type(app.amqp))
+        app.amqp._rtable = None
+        vars(app.amqp).pop("router", None)
+    if app.finalized:
+        adopt_tasks(app)
+    signals.beat_init.connect(_guard_beat, weak=False, dispatch_uid="celery_leader.guard_beat")
+    return app
+
+
+def _guard_beat(sender: Any, **_: Any) -> None:
+    """Have a beat of any scheduler class take part, for the leader-only tasks it sends."""
+    app = sender.app
+    if not installed(app) or isinstance(sender.scheduler, LeaderMixin):
+        return
+    adopt_tasks(app)
+    leadership = leadership_of(app)
+    if leadership.task_elections:
+        leadership.campaign(BEAT, leadership.free_node_name("beat"))

@@ -1,0 +1,177 @@
+"""The shared schedule in Redis, and the one script that dispatches a tick.
+
+Guaranteed: the lease is checked, the tick claimed, the new state written and the
+message pushed in one atomic step, so a tick is dispatched once whatever becomes of
+the leader that tries, and state never moves without its message. A tick is claimed
+by comparing the stored state of its entry with what the dispatcher read, so a
+script that is sent twice finds its own work done. Not guaranteed: anything when
+Redis loses the hash; a new leader then anchors every entry anew.
+
+Key: ``celery-leader:{namespace}:schedule:beat``, a hash of entry name to JSON.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import StoreUnavailable
+from .redis_store import PREAMBLE, Keys, Script
+
+Run = Callable[[Sequence[tuple[Script, Sequence[str], Sequence[Any]]]], list[Any]]
+
+# KEYS record schedule target...
+# ARGV nonce term entry old_state new_state {command value}...
+# -> sent | repeated | claimed | refused | missing
+_DISPATCH = (
+    PREAMBLE
+    + """
+local record = load()
+if not record.term or tonumber(record.term) < tonumber(ARGV[2]) then return 'missing' end
+if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])
+   or record.state ~= 'held' or record.left <= 0 then
+  return 'refused'
+end
+local state = redis.call('HGET', KEYS[2], ARGV[3]) or ''
+if state == ARGV[5] then return 'repeated' end
+if state ~= ARGV[4] then return 'claimed' end
+for i = 3, #KEYS do redis.call(ARGV[2 * i], KEYS[i], ARGV[2 * i + 1]) end
+redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])
+return 'sent'
+"""
+)
+
+# KEYS record schedule
+# ARGV nonce term entry...
+# -> sent | refused | missing
+_FORGET = (
+    PREAMBLE
+    + """
+local record = load()
+if not record.term then return 'missing' end
+if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])
+   or record.state ~= 'held' or record.left <= 0 then
+  return 'refused'
+end
+for i = 3, #ARGV do redis.call('HDEL', KEYS[2], ARGV[i]) end
+return 'sent'
+"""
+)
+
+# KEYS schedule
+# -> entry, state, entry, state ...
+_LOAD = "return redis.call('HGETALL', KEYS[1])"
+
+DISPATCH, FORGET, LOAD = Script(_DISPATCH), Script(_FORGET), Script(_LOAD)
+
+
+class Outcome(enum.Enum):
+    """What became of one attempt to dispatch."""
+
+    SENT = "sent"
+    #: An earlier attempt of ours went through and its reply was lost.
+    REPEATED = "repeated"
+    #: The entry's state is not what it was read to be.
+    CLAIMED = "claimed"
+    #: Another leads, or our lease has run out.
+    REFUSED = "refused"
+    #: The election's record is gone or an old copy: no evidence that we do not lead.
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """One command that delivers a message: ``LPUSH key message``, ``PUBLISH topic message``."""
+
+    command: str
+    key: str
+    value: bytes | str | int
+
+
+@dataclass(frozen=True, slots=True)
+class Mandate:
+    """In whose name something is written: the candidate's nonce and its term."""
+
+    nonce: str
+    term: int
+
+
+class ScheduleStore:
+    """The schedule's state, written by the leader of ``election`` only.
+
+    Args:
+        run: runs scripts and returns their replies; may raise ``StoreUnavailable``.
+        keys: where to write.
+        election: whose leader may write.
+    """
+
+    def __init__(self, run: Run, keys: Keys, election: str) -> None:
+        self._run = run
+        self._prefix = keys.prefix
+        self._record = keys.of("election", election)
+        self._schedule = keys.of("schedule", election)
+
+    def load(self) -> dict[str, str]:
+        """Every entry's state.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        flat = _one(self._run([(LOAD, [self._schedule], [])]))
+        texts = [item.decode("utf-8", "replace") for item in flat]
+        return dict(zip(texts[::2], texts[1::2], strict=True))
+
+    def dispatch(
+        self, mandate: Mandate, entry: str, old: str, new: str, pushes: Sequence[Push]
+    ) -> Outcome:
+        """Claim a tick of ``entry``, advance its state and deliver its message, or do nothing.
+
+        Raises:
+            StoreUnavailable: nobody knows; call it again with the same arguments.
+        """
+        call = self._dispatch_call(mandate, entry, old, new, pushes)
+        return Outcome(_one(self._run([call])).decode())
+
+    def anchor(self, mandate: Mandate, states: dict[str, tuple[str, str]]) -> Outcome:
+        """Write ``(old, new)`` states of entries that have nothing to deliver.
+
+        Raises:
+            StoreUnavailable: nobody knows; call it again with the same arguments.
+        """
+        calls = [
+            self._dispatch_call(mandate, entry, old, new, ())
+            for entry, (old, new) in states.items()
+        ]
+        outcomes = [Outcome(_one([reply]).decode()) for reply in self._run(calls)]
+        good = (Outcome.SENT, Outcome.REPEATED)
+        return next((outcome for outcome in outcomes if outcome not in good), Outcome.SENT)
+
+    def forget(self, mandate: Mandate, entries: Sequence[str]) -> Outcome:
+        """Remove entries that the schedule no longer has.
+
+        Raises:
+            StoreUnavailable: nobody knows; call it again with the same arguments.
+        """
+        args = [mandate.nonce, mandate.term, *entries]
+        reply = self._run([(FORGET, [self._record, self._schedule], args)])
+        return Outcome(_one(reply).decode())
+
+    def _dispatch_call(
+        self, mandate: Mandate, entry: str, old: str, new: str, pushes: Sequence[Push]
+    ) -> tuple[Script, list[str], list[Any]]:
+        targets = [self._prefix + push.key for push in pushes]
+        deliveries = [part for push in pushes for part in (push.command, push.value)]
+        return (
+            DISPATCH,
+            [self._record, self._schedule, *targets],
+            [mandate.nonce, mandate.term, entry, old, new, *deliveries],
+        )
+
+
+def _one(replies: list[Any]) -> Any:
+    reply = replies[0]
+    if isinstance(reply, StoreUnavailable):
+        raise reply
+    return reply
