@@ -255,23 +255,18 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
 
     def lead(self, *args: Any, **kwargs: Any) -> float:
         """Dispatch what is due, one entry per turn, the longest due first."""
+        if len(self._plans) != len(self.schedule):
+            self._term = None  # entries came or went: plan anew
+            return 0
         if not self._queue:
             return float(self.max_interval)
         due, _, name = self._queue[0]
         plan = self._plans[name]
-        wait = due - plan.entry.default_now().timestamp()
+        wait = due - _at(plan.entry.default_now())
         if wait > 0:
             return float(min(wait, self.max_interval))
-        try:
-            is_due, next_in = self.is_due(plan.entry)
-        except Exception:
-            logger.exception(
-                "beat: cannot tell when %r is due next, trying again in %s s",
-                name,
-                self.max_interval,
-            )
-            is_due, next_in = False, self.max_interval
-        if not is_due:
+        due_now, next_in = self._is_due_or_later(plan.entry)
+        if not due_now:
             self._reschedule(name, next_in)
             return 0
         if not self._dispatch(name, plan, next_in):
@@ -366,21 +361,32 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
 
     def _anchored(self, entry: Any, stored: str) -> _Plan:
         """A plan for an entry nobody has dispatched, or whose schedule was changed."""
-        sequence = _sequence(stored)
-        _, next_in = self.is_due(entry)
-        due = entry.default_now() + datetime.timedelta(seconds=next_in)
-        return _Plan(entry, stored, sequence, due).advanced(entry, due)
+        due_now, next_in = self._is_due_or_later(entry)
+        wait = 0.0 if due_now else next_in
+        due = entry.default_now() + datetime.timedelta(seconds=wait)
+        return _Plan(entry, stored, _sequence(stored), due).advanced(entry, due)
+
+    def _is_due_or_later(self, entry: Any) -> tuple[bool, float]:
+        """Whether ``entry`` is due and in how many seconds next; one that cannot tell, later."""
+        try:
+            due_now, next_in = self.is_due(entry)
+        except Exception:
+            logger.exception(
+                "beat: cannot tell when %r is due, trying again in %s s",
+                entry.name,
+                self.max_interval,
+            )
+            return False, self.max_interval
+        return due_now, next_in if isinstance(next_in, int | float) else self.max_interval
 
     def _push(self, name: str, plan: _Plan) -> None:
         self._pushed += 1
-        heapq.heappush(self._queue, (plan.due.timestamp(), self._pushed, name))
+        heapq.heappush(self._queue, (_at(plan.due), self._pushed, name))
 
-    def _reschedule(self, name: str, next_in: Any) -> None:
-        heapq.heappop(self._queue)
-        wait = next_in if isinstance(next_in, int | float) else self.max_interval
-        at = self._plans[name].entry.default_now().timestamp() + wait
+    def _reschedule(self, name: str, next_in: float) -> None:
         self._pushed += 1
-        heapq.heappush(self._queue, (at, self._pushed, name))
+        at = _at(self._plans[name].entry.default_now()) + next_in
+        heapq.heapreplace(self._queue, (at, self._pushed, name))
 
     def _mandate(self, term: int) -> Mandate:
         assert self._campaign is not None
@@ -440,6 +446,11 @@ def _sequence(stored: str) -> int:
         return int(json.loads(stored)["sequence"])
     except (ValueError, KeyError, TypeError):
         return 0
+
+
+def _at(moment: datetime.datetime) -> float:
+    """Seconds since the epoch; a naive moment is UTC, as in Celery."""
+    return float(maybe_make_aware(moment).timestamp())
 
 
 def _utc(moment: datetime.datetime) -> str:

@@ -20,9 +20,11 @@ from celery.utils.imports import instantiate, symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu import Consumer, Producer, Queue
+from kombu.common import ignore_errors
 
 from .app import WORKER, leadership_of, refusing_clearly
 from .election import Change, Deposed
+from .errors import LeaderError
 from .runner import Campaign
 from .tasks import (
     LeaderOnly,
@@ -39,8 +41,15 @@ HOPS = "leader_hops"
 
 # Properties of a received message that belong to that delivery and not to the message.
 _OF_DELIVERY = frozenset(
-    "delivery_info delivery_tag body_encoding application_headers"
-    " content_type content_encoding headers".split()
+    {
+        "delivery_info",
+        "delivery_tag",
+        "body_encoding",
+        "application_headers",
+        "content_type",
+        "content_encoding",
+        "headers",
+    }
 )
 
 
@@ -57,8 +66,14 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         with refusing_clearly():
             leadership.check()
             settings = leadership.settings
+            candidate = settings.candidate and not no_candidate
+            if candidate and getattr(c.controller, "pool_start_method", "fork") == "spawn":
+                raise LeaderError(
+                    "--pool-start-method=spawn: processes started that way cannot see whether"
+                    " their worker leads; use fork, or keep this worker out with --no-candidate"
+                )
         self._eligible: list[str] = []
-        if settings.candidate and not no_candidate:
+        if candidate:
             extra = {*settings.elections, *leadership.task_elections} - {WORKER}
             self._eligible = [WORKER, *sorted(extra)]
         # Before the pool forks, so that its processes can read what is believed.
@@ -95,7 +110,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def close(self, c: Any) -> None:
         """A shutdown begins: take nothing new, keep what is led."""
         self._closing = True
-        self._consume_what_is_led()
+        ignore_errors(c, self._consume_what_is_led)
         for campaign in (self._campaigns or {}).values():
             if campaign.term() is None:
                 self._leadership.resign(campaign)

@@ -107,6 +107,7 @@ class LeaseSource:
         channel = Unconnected(transport)
         pool = channel.pool
         transport.cycle.discard(channel)
+        transport.close_channel(channel)
         return pool
 
 

@@ -282,7 +282,7 @@ class Election:
     def replied(self, request: Request, reply: Reply, *, sent_at: float, now: float) -> None:
         """The store answered ``request``, which was sent at ``sent_at``."""
         self._in_doubt = False
-        stepped = self._server_clock_stepped(reply.server_time, sent_at=sent_at, now=now)
+        gained = self._server_clock_gained(reply.server_time, now)
         match request, reply:
             case Release(), _:
                 self._releasing = False
@@ -290,7 +290,7 @@ class Election:
             case _, Granted():
                 self._granted(request, reply, sent_at=sent_at, now=now)
             case _, Refused():
-                self._refused(reply.record, now=now, stepped=stepped)
+                self._refused(reply.record, now=now, gained=gained)
             case _, Missing():
                 self._missing(now)
             case _, Released():  # pragma: no cover - only a Release is answered so
@@ -338,7 +338,7 @@ class Election:
             self._term = reply.term
             self._changes.append(Elected(reply.term))
 
-    def _refused(self, record: Record, *, now: float, stepped: bool) -> None:
+    def _refused(self, record: Record, *, now: float, gained: float) -> None:
         self.record = record
         self.cursor = max(self.cursor, record.cursor, key=cursor_order)
         if self._term is not None:
@@ -356,9 +356,11 @@ class Election:
         self._failures = 0
         state = (record.term, record.renewals)
         if state != self._watched:
+            # Fewer renewals than we have seen: an old copy, whose holder renewed since.
+            old_copy = self._watched is not None and state < self._watched
+            remaining = record.lease_duration if old_copy else record.remaining + gained
             self._watched = state
-            remaining = min(max(record.remaining, 0.0), record.lease_duration)
-            self._run_out_at = now + (record.lease_duration if stepped else remaining)
+            self._run_out_at = now + min(max(remaining, 0.0), record.lease_duration)
             self._silent_at = now + record.lease_duration
             self._ask_at = self._run_out_at + self._jitter()
             return
@@ -395,14 +397,14 @@ class Election:
     def _jitter(self) -> float:
         return self._chance.uniform(0.0, self.timing.election_jitter)
 
-    def _server_clock_stepped(self, server_time: float, *, sent_at: float, now: float) -> bool:
-        """Whether the store's clock moved against ours since we last looked at it.
+    def _server_clock_gained(self, server_time: float, now: float) -> float:
+        """How far the store's clock went ahead of ours since we last looked at it.
 
-        What it then says is left of a lease is not to be trusted.
+        A lease renewed in between may run longer than the store says by that much.
         """
-        offset = server_time - (sent_at + now) / 2
+        offset = server_time - now
         before, self._clock_offset = self._clock_offset, offset
-        return before is not None and abs(offset - before) > self.timing.margin + (now - sent_at)
+        return 0.0 if before is None else max(0.0, offset - before)
 
 
 def cursor_order(cursor: str) -> tuple[int, int]:

@@ -119,8 +119,10 @@ if ours and attempt <= tonumber(record.attempt) then
   return answer('refused')  -- overtaken by a later request of the same candidate
 end
 if record.state == 'released' then return grant() end
+local watched = tonumber(ARGV[7]) == term and ARGV[8] == record.renewals
+local silent = watched and ARGV[9] == '1'
 if record.state == 'reserved' then
-  if record.successor == holder or record.left <= 0 then return grant() end
+  if record.successor == holder or record.left <= 0 or silent then return grant() end
   return answer('refused')
 end
 if ours then
@@ -130,8 +132,7 @@ if ours then
   redis.call('HINCRBY', KEYS[1], 'renewals', 1)
   return answer('granted')
 end
-local watched = tonumber(ARGV[7]) == term and ARGV[8] == record.renewals
-if watched and (record.left <= 0 or ARGV[9] == '1') then return grant() end
+if silent or (watched and record.left <= 0) then return grant() end
 return answer('refused')
 """
 )
@@ -379,7 +380,8 @@ class RedisStore:
         """Answer ``requests`` in one round trip; see ``LeaseStore``."""
         answers = self._client.run([self._call(request) for request in requests])
         return [
-            answer if isinstance(answer, StoreUnavailable) else _reply(answer) for answer in answers
+            answer if isinstance(answer, StoreUnavailable) else self._read_reply(request, answer)
+            for request, answer in zip(requests, answers, strict=True)
         ]
 
     def announcements(
@@ -407,7 +409,10 @@ class RedisStore:
         if isinstance(answer, StoreUnavailable):
             raise answer
         what, server_us, fields = answer
-        return None if what == b"missing" else _record(fields, int(server_us) / 1e6)
+        try:
+            return None if what == b"missing" else _record(fields, int(server_us) / 1e6)
+        except (ValueError, TypeError) as exc:
+            raise self._damaged(election) from exc
 
     def candidates(self, election: str) -> list[Candidate]:
         """Who asked or renewed lately, the latest first.
@@ -424,6 +429,16 @@ class RedisStore:
             Candidate(_text(node), max(0.0, now - float(at) / 1000))
             for node, at in zip(members[::2], members[1::2], strict=True)
         ]
+
+    def _read_reply(self, request: Request, answer: list[Any]) -> Reply | StoreUnavailable:
+        try:
+            return _reply(answer)
+        except (ValueError, TypeError):
+            return self._damaged(request.election)
+
+    def _damaged(self, election: str) -> StoreUnavailable:
+        key = self._keys.of("election", election)
+        return StoreUnavailable(f"the record in {key} is damaged; delete that key")
 
     def _call(self, request: Request) -> tuple[Script, list[str], list[Any]]:
         keys = self._keys.election(request.election)
