@@ -64,6 +64,7 @@ class Settings:
         """Read them from ``app.conf``, where Django's ``CELERY_LEADER_*`` arrive too."""
         get = app.conf.get
         default_queue = str(app.conf.task_default_queue)
+        namespace = get("leader_namespace", None)
         elections = get("leader_elections", ())
         if isinstance(elections, str) or not isinstance(elections, Iterable):
             raise LeaderError(
@@ -80,7 +81,7 @@ class Settings:
             raise LeaderError(f"leader_url is {url!r}: it must be a URL in a string")
         return cls(
             timing=_timing(app),
-            namespace=_namespace(get("leader_namespace", None) or default_queue),
+            namespace=check_name(namespace, "leader_namespace") if namespace else default_queue,
             queue=str(get("leader_queue", None) or f"{default_queue}.leader"),
             url=url or None,
             transport_options=options,
@@ -88,10 +89,6 @@ class Settings:
             elections=tuple(check_name(name) for name in elections),
             history_size=int(_number(app, "leader_history_size", 256)),
         )
-
-
-def _namespace(name: Any) -> str:
-    return check_name(name, "leader_namespace")
 
 
 def _number(app: Celery, setting: str, default: float) -> float:

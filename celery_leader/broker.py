@@ -8,6 +8,7 @@ and not from the pools of the event loop. Nothing is parsed here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -122,12 +123,13 @@ def lease_source(
     """
     if url:
         setting = "leader_url"
-        connection = Connection(url, transport_options=transport_options)
+        connection, driver = _resolved(
+            lambda: Connection(url, transport_options=transport_options), setting
+        )
     else:
         split = app.conf.broker_write_url != app.conf.broker_url
         setting = "broker_write_url" if split else "broker_url"
-        connection = app.connection_for_write()
-    driver = _driver_type(connection, setting)
+        connection, driver = _resolved(app.connection_for_write, setting)
     if driver == _REDIS:
         return LeaseSource(connection, setting=setting, operation_timeout=operation_timeout)
     if url:
@@ -143,11 +145,13 @@ def lease_source(
     )
 
 
-def _driver_type(connection: Connection, setting: str) -> str:
+def _resolved(connect: Callable[[], Connection], setting: str) -> tuple[Connection, str]:
+    """A lazy connection and what kind of server it is to."""
     try:
-        return str(connection.transport.driver_type)
+        connection = connect()
+        return connection, str(connection.transport.driver_type)
     except Exception as exc:  # kombu raises KeyError, ImportError and AttributeError here
-        raise LeaderError(f"{setting} cannot be used: {exc}") from exc
+        raise LeaderError(f"{setting} cannot be used: {' '.join(map(str, exc.args))}") from exc
 
 
 def _place(connection: Connection) -> tuple[Any, ...]:

@@ -282,7 +282,11 @@ class Election:
     def replied(self, request: Request, reply: Reply, *, sent_at: float, now: float) -> None:
         """The store answered ``request``, which was sent at ``sent_at``."""
         self._in_doubt = False
-        gained = self._server_clock_gained(reply.server_time, now)
+        gained = 0.0
+        if not isinstance(request, Release):
+            # The answer to a release shows no record: it is not a look at the clock
+            # from which what the next record says could be judged.
+            gained = self._server_clock_gained(reply.server_time, now)
         match request, reply:
             case Release(), _:
                 self._releasing = False
@@ -358,7 +362,7 @@ class Election:
         if state != self._watched:
             # Fewer renewals than we have seen: an old copy, whose holder renewed since.
             old_copy = self._watched is not None and state < self._watched
-            remaining = record.lease_duration if old_copy else record.remaining + gained
+            remaining = record.lease_duration if old_copy else record.remaining + max(gained, 0.0)
             self._watched = state
             self._run_out_at = now + min(max(remaining, 0.0), record.lease_duration)
             self._silent_at = now + record.lease_duration
@@ -398,13 +402,15 @@ class Election:
         return self._chance.uniform(0.0, self.timing.election_jitter)
 
     def _server_clock_gained(self, server_time: float, now: float) -> float:
-        """How far the store's clock went ahead of ours since we last looked at it.
+        """How far the store's clock may have run ahead of ours since our last look at it.
 
         A lease renewed in between may run longer than the store says by that much.
+        Once it was set back it may have been set forward too, by who knows how much.
         """
         offset = server_time - now
         before, self._clock_offset = self._clock_offset, offset
-        return 0.0 if before is None else max(0.0, offset - before)
+        moved = 0.0 if before is None else offset - before
+        return moved if moved >= -self.timing.margin else float("inf")
 
 
 def cursor_order(cursor: str) -> tuple[int, int]:

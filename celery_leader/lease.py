@@ -18,7 +18,7 @@ from .errors import LeaderError, StoreUnavailable
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
-def check_name(name: str, what: str = "election") -> str:
+def check_name(name: str, what: str = "election name") -> str:
     """Return ``name`` if it can be part of a key, a queue name and a log line.
 
     Raises:
@@ -26,7 +26,7 @@ def check_name(name: str, what: str = "election") -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise LeaderError(
-            f"{what} name {name!r} is not allowed: use 1 to 64 letters, digits,"
+            f"{what} {name!r} is not allowed: use 1 to 64 letters, digits,"
             " '_', '.' or '-', and begin with a letter or digit"
         )
     return name
