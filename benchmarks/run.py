@@ -1,0 +1,224 @@
+"""The figures of the README, measured on real processes: ``python -m benchmarks.run``.
+
+``--quick`` measures each a few times only. Prints a table; asserts nothing about time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import platform
+import statistics
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import celery
+import redis
+from celery import Celery
+
+from celery_leader import LeaderElection
+from tests.fleet.fleet import LEASE, Fleet
+from tests.redis_process import RedisServer
+from tests.waiting import wait_until
+
+_QUIET = ("--without-mingle", "--without-gossip")
+
+
+def main() -> None:
+    """Measure everything and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few repetitions")
+    quick = parser.parse_args().quick
+    print(
+        f"celery {celery.__version__}, redis-py {redis.__version__},"
+        f" Python {platform.python_version()}, lease {LEASE:g} s"
+    )
+    print("| what | figure | wanted |")
+    print("|---|---|---|")
+    for measure in (
+        is_leader_cost,
+        lambda: handover("worker", 3 if quick else 15),
+        lambda: handover("beat", 3 if quick else 15),
+        lambda: failover(1 if quick else 5),
+        connections,
+        lambda: follower_cost(3 if quick else 10),
+    ):
+        for what, figure, wanted in measure():
+            print(f"| {what} | {figure} | {wanted} |", flush=True)
+
+
+Rows = list[tuple[str, str, str]]
+
+
+@contextlib.contextmanager
+def new_fleet(**config: Any) -> Iterator[Fleet]:
+    """A fleet over a Redis of its own."""
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        RedisServer() as server,
+        Fleet(Path(directory), server.url, **config) as fleet,
+    ):
+        yield fleet
+
+
+def is_leader_cost() -> Rows:
+    """What ``is_leader()`` costs in a pool process."""
+    with new_fleet() as fleet:
+        fleet.worker("w1", "-I", "benchmarks.tasks").says(" ready.")
+        fleet.leader()
+        result = fleet.stranger.send_task("bench.is_leader").get(timeout=60)
+    assert result["leads"]
+    return [("`is_leader()` in a pool process", f"{result['ns']:.0f} ns", "< 1000 ns")]
+
+
+def handover(election: str, times: int) -> Rows:
+    """From the resignation to the next election, and to the first leader-only task."""
+    elected, started = [], []
+    with new_fleet() as fleet:
+        start: Callable[[str], Any] = fleet.worker if election == "worker" else fleet.beat
+        for name in ("a", "b"):
+            fleet.takes_part(start(name), election)
+        fleet.leader(election)
+        with _leader_only_load(fleet) if election == "worker" else contextlib.nullcontext():
+            for number in range(times):
+                old = fleet.leader(election)
+                old.terminate()
+                new = fleet.leader(election, other_than=old)
+                resigned, succeeded = fleet.history(election)[-2:]
+                assert (resigned.kind, succeeded.kind) == ("resigned", "elected")
+                elected.append((succeeded.at - resigned.at) / 1000)
+                if election == "worker":
+                    started.append((_first_run(fleet, new.node, succeeded.at) - resigned.at) / 1000)
+                fleet.takes_part(start(f"c{number}"), election)
+    rows = [
+        (f"clean handover, {election}: resigned to elected", _spread(elected), "median < 100 ms")
+    ]
+    if started:
+        what = "clean handover, worker: resigned to the first leader-only task"
+        rows.append((what, _spread(started), "median < 100 ms"))
+    return rows
+
+
+def failover(times: int) -> Rows:
+    """From SIGKILL to the next election."""
+    seconds = []
+    with new_fleet() as fleet:
+        for name in ("a", "b"):
+            fleet.takes_part(fleet.worker(name))
+        for number in range(times):
+            old = fleet.leader()
+            fleet.renewed(1)
+            sec, micro = fleet.redis.time()
+            old.kill()
+            fleet.leader(other_than=old)
+            seconds.append((fleet.history()[-1].at / 1e6) - (sec + micro / 1e6))
+            fleet.takes_part(fleet.worker(f"c{number}"))
+    return [
+        (
+            "failover after SIGKILL, worker",
+            f"worst {max(seconds):.2f} s of {times} = lease {max(seconds) - LEASE:+.2f} s",
+            "<= lease + 0.5 s",
+        )
+    ]
+
+
+def connections() -> Rows:
+    """Redis connections of one worker and one beat, with and without this package."""
+    rows = []
+    for what in ("worker", "beat"):
+        counts = {}
+        for installed in (False, True):
+            with new_fleet(install=installed) as fleet:
+                if what == "worker":
+                    fleet.worker("w1").says(" ready.")
+                else:
+                    fleet.beat(
+                        "b1",
+                        *(() if installed else ("-S", "celery.beat:Scheduler")),
+                        schedule={"every": {"task": "plain", "every": 0.2}},
+                    ).says("Sending")
+                if installed:
+                    fleet.leader(what)
+                if what == "beat":
+                    fleet.arrived(5)
+                counts[installed] = _connections(fleet)
+        figure = f"{counts[True]} with, {counts[False]} without"
+        rows.append((f"Redis connections of a {what}", figure, "at most one more"))
+    return rows
+
+
+def follower_cost(leases: int) -> Rows:
+    """Commands a follower sends per renew interval, as Redis sees them."""
+    with RedisServer() as server, contextlib.ExitStack() as stack:
+        apps = [Celery(f"app{i}", broker=server.url, set_as_current=False) for i in range(2)]
+        for app in apps:
+            app.conf.leader_lease_duration = LEASE
+        for app in apps:
+            stack.enter_context(LeaderElection(app, "bench"))
+        client = stack.enter_context(server.client())
+        key = "celery-leader:celery:election:bench"
+        by_address: collections.Counter[str] = collections.Counter()
+        followers = set()
+        with client.monitor() as monitor, server.client() as other:
+            goal = int(other.hget(key, "renewals") or 0) + round(leases * 2.5)
+            for line in monitor.listen():
+                if line["client_type"] == "lua":
+                    continue
+                address = f"{line['client_address']}:{line['client_port']}"
+                by_address[address] += 1
+                if line["command"].startswith("XREAD"):
+                    followers.add(address)
+                renewed = line["command"].startswith("EVALSHA") and address not in followers
+                if renewed and int(other.hget(key, "renewals") or 0) >= goal:
+                    break
+        sent = sum(by_address[address] for address in followers)
+    return [
+        (
+            "commands of a follower per renew interval",
+            f"{sent / (leases * 2.5):.2f} over {leases * 2.5:g} intervals",
+            "<= 1",
+        )
+    ]
+
+
+@contextlib.contextmanager
+def _leader_only_load(fleet: Fleet) -> Iterator[None]:
+    """Leader-only tasks, sent all the time."""
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.wait(0.02):
+            fleet.app.tasks["fleet.lead"].delay("load")
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _first_run(fleet: Fleet, node: str, since: int) -> int:
+    def runs() -> list[int]:
+        return [r["at"] for r in fleet.records("ran") if r["node"] == node and r["at"] >= since]
+
+    return min(wait_until(runs, what=f"a leader-only task on {node}"))
+
+
+def _connections(fleet: Fleet) -> int:
+    me = fleet.redis.client_id()
+    others = fleet.redis.client_list()
+    return len([client for client in others if int(client["id"]) != me])
+
+
+def _spread(millis: list[float]) -> str:
+    return f"median {statistics.median(millis):.0f} ms, worst {max(millis):.0f} ms of {len(millis)}"
+
+
+if __name__ == "__main__":
+    main()
