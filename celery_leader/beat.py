@@ -19,11 +19,13 @@ import datetime
 import heapq
 import json
 import logging
+import os
 import threading
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from billiard.process import current_process
 from celery import beat
 from celery.utils.time import maybe_make_aware
 from kombu.exceptions import OperationalError
@@ -39,6 +41,7 @@ from .transport import Hold, holding_transport, holds
 logger = logging.getLogger(__name__)
 
 _STEP = 1.0  # seconds; the longest a follower's tick takes, for beat's own liveness checks
+_EARLY = 1.0  # seconds; a schedule that says "later" by less was asked a moment too early
 
 
 class LeaderMixin:
@@ -64,6 +67,8 @@ class LeaderMixin:
         self._term: int | None = None
         self._farewell: threading.Event | None = None
         self._elected = threading.Event()
+        # Set in the process that ``celery worker -B`` makes, and in no other.
+        self._worker_pid: int | None = getattr(current_process(), "_parent_pid", None)
         super().__init__(app, *args, lazy=lazy, **kwargs)  # type: ignore[call-arg]
         if lazy:
             return  # the banner's instance, which must not take part
@@ -84,6 +89,7 @@ class LeaderMixin:
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """One turn of the scheduler while leading; otherwise wait a step to be elected."""
+        self._end_without_worker()
         term = self.leading_term()
         if term is None:
             self._term = None
@@ -95,7 +101,14 @@ class LeaderMixin:
             if not self.take_over(term):
                 return _STEP
             self._term = term
-        return self.lead(*args, **kwargs)
+        wait = self.lead(*args, **kwargs)
+        return wait if self._worker_pid is None else min(wait, _STEP)
+
+    def _end_without_worker(self) -> None:
+        # A worker that is killed leaves its embedded beat behind, which would lead on.
+        if self._worker_pid is not None and os.getppid() != self._worker_pid:
+            logger.warning("%s: the worker this beat belongs to is gone, so it ends", BEAT)
+            raise SystemExit(1)
 
     def take_over(self, term: int) -> bool:
         """Just elected: go on from what the last leader left; whether that could be read."""
@@ -155,15 +168,24 @@ class _Plan:
     due: datetime.datetime
 
     def advanced(self, entry: Any, due: datetime.datetime) -> _Plan:
-        """The plan after a tick, or at first sight."""
+        """The plan after this tick: ``entry`` is due next at ``due``."""
+        return self.planned(entry, due, self.sequence + 1)
+
+    def postponed(self, due: datetime.datetime) -> _Plan:
+        """The plan whose next tick, not dispatched yet, is due at another time."""
+        return self.planned(self.entry, due, self.sequence)
+
+    @staticmethod
+    def planned(entry: Any, due: datetime.datetime, sequence: int) -> _Plan:
+        """The plan to dispatch tick number ``sequence`` of ``entry`` at ``due``."""
         state = {
-            "sequence": self.sequence + 1,
+            "sequence": sequence,
             "due": _utc(due),
             "last_run_at": _utc(entry.last_run_at),
             "total_run_count": entry.total_run_count,
             "schedule": _fingerprint(entry.schedule),
         }
-        return _Plan(entry, json.dumps(state), self.sequence + 1, due)
+        return _Plan(entry, json.dumps(state), sequence, due)
 
 
 class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
@@ -266,12 +288,14 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         if wait > 0:
             return float(min(wait, self.max_interval))
         due_now, next_in = self._is_due_or_later(plan.entry)
-        if not due_now:
+        if due_now:
+            done = self._dispatch(name, plan, next_in)
+        elif next_in > _EARLY:
+            done = self._postpone(name, plan, next_in)
+        else:
             self._reschedule(name, next_in)
-            return 0
-        if not self._dispatch(name, plan, next_in):
-            return float(min(0.1 * 2 ** min(self._failures, 5), self.max_interval))
-        return 0
+            done = True
+        return 0 if done else float(min(0.1 * 2 ** min(self._failures, 5), self.max_interval))
 
     def _dispatch(self, name: str, plan: _Plan, next_in: float) -> bool:
         """Dispatch one tick; whether it is done with, one way or another."""
@@ -281,15 +305,32 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         advanced_entry = next(plan.entry)
         due = advanced_entry.default_now() + datetime.timedelta(seconds=next_in)
         advanced = plan.advanced(advanced_entry, due)
-        outcome = self._send(name, plan, advanced, term)
+        return self._settle(name, advanced, self._send(name, plan, advanced, term), term)
+
+    def _postpone(self, name: str, plan: _Plan, next_in: float) -> bool:
+        """The schedule says later than it was planned; whether that is stored."""
+        term = self.leading_term()
+        if term is None:
+            return True
+        due = plan.entry.default_now() + datetime.timedelta(seconds=next_in)
+        later = plan.postponed(due)
+        try:
+            outcome = self._claim(name, plan, later, term, [])
+        except StoreUnavailable as exc:
+            self._note_failure(name, exc)
+            return False
+        return self._settle(name, later, outcome, term)
+
+    def _settle(self, name: str, plan: _Plan, outcome: Outcome | None, term: int) -> bool:
+        """Go on with ``plan`` if Redis agreed to it; whether there is an answer at all."""
         if outcome is None:
             return False
         if outcome in (Outcome.SENT, Outcome.REPEATED):
             self._note_success()
             heapq.heappop(self._queue)
-            self._plans[name] = advanced
-            self.schedule[name] = advanced_entry
-            self._push(name, advanced)
+            self._plans[name] = plan
+            self.schedule[name] = plan.entry
+            self._push(name, plan)
         else:
             self._contradicted(outcome, term)
         return True
@@ -364,7 +405,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         due_now, next_in = self._is_due_or_later(entry)
         wait = 0.0 if due_now else next_in
         due = entry.default_now() + datetime.timedelta(seconds=wait)
-        return _Plan(entry, stored, _sequence(stored), due).advanced(entry, due)
+        return _Plan.planned(entry, due, _sequence(stored) + 1)
 
     def _is_due_or_later(self, entry: Any) -> tuple[bool, float]:
         """Whether ``entry`` is due and in how many seconds next; one that cannot tell, later."""
