@@ -30,6 +30,7 @@ from .broker import LeaseSource, lease_source
 from .election import Election
 from .errors import LeaderError, NotLeader
 from .lease import DEFAULT_LEASE, Candidate, Record, Timing, check_name
+from .plan import CatchUp
 from .redis_store import Keys, RedisClient, RedisStore, Script
 from .runner import Campaign, Listener, Runner
 
@@ -58,6 +59,8 @@ class Settings:
     candidate: bool
     elections: tuple[str, ...]
     history_size: int
+    beat_catch_up: CatchUp
+    beat_catch_up_max: int
 
     @classmethod
     def of(cls, app: Celery) -> Settings:
@@ -87,7 +90,11 @@ class Settings:
             transport_options=options,
             candidate=candidate,
             elections=tuple(check_name(name) for name in elections),
-            history_size=int(_number(app, "leader_history_size", 256)),
+            history_size=_count(app, "leader_history_size", 256),
+            beat_catch_up=CatchUp.named(
+                get("leader_beat_catch_up", None) or "one", "leader_beat_catch_up"
+            ),
+            beat_catch_up_max=_count(app, "leader_beat_catch_up_max", 100),
         )
 
 
@@ -100,6 +107,13 @@ def _number(app: Celery, setting: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise LeaderError(f"{setting} is {value!r}: it must be a number")
     return value
+
+
+def _count(app: Celery, setting: str, default: int) -> int:
+    count = int(_number(app, setting, default))
+    if count < 1:
+        raise LeaderError(f"{setting} is {count!r}: it must be 1 or more")
+    return count
 
 
 def _timing(app: Celery) -> Timing:
@@ -240,8 +254,8 @@ class Leadership:
         return name if number == 1 else f"{name}.{number}"
 
     def is_candidate(self, election: str) -> bool:
-        """Whether this process itself takes part in ``election``."""
-        return any(campaign.name == election for campaign in self._campaigns)
+        """Whether this process takes part in ``election``, or the one it was forked from."""
+        return election in self._beliefs
 
     def record(self, election: str) -> Record | None:
         """What Redis says of ``election``, over a connection of its own.

@@ -7,8 +7,8 @@ cut off cannot send a tick again, and no tick's state moves without its message.
 before each entry and is not atomic with the send.
 
 Not guaranteed: anything about the task's run. And where the broker is not the Redis
-that keeps the leases, the claim and the push are two steps: a crash between them
-loses that tick.
+that keeps the leases, a tick is claimed, published and confirmed: a crash in between has
+the next leader publish it again, under the same task id.
 """
 
 from __future__ import annotations
@@ -17,22 +17,29 @@ import contextlib
 import copy
 import datetime
 import heapq
-import json
 import logging
 import os
 import threading
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from billiard.process import current_process
 from celery import beat
-from celery.utils.time import maybe_make_aware
 from kombu.exceptions import OperationalError
 
 from .app import ALWAYS_TERM, BEAT, Leadership, leadership_of, refusing_clearly
 from .election import Change, Elected
 from .errors import StoreUnavailable
+from .plan import (
+    CATCH_UP_OPTION,
+    CatchUp,
+    Plan,
+    at,
+    catch_up_of,
+    latest_missed,
+    occurrence_after,
+    utc,
+)
 from .runner import Campaign
 from .schedule_store import Mandate, Outcome, Push, ScheduleStore
 from .tasks import adopt_tasks
@@ -158,36 +165,6 @@ class LeaderMixin:
             self._elected.clear()
 
 
-@dataclass(slots=True)
-class _Plan:
-    """One entry as the leader carries it: its stored state and when it is due."""
-
-    entry: Any
-    state: str
-    sequence: int
-    due: datetime.datetime
-
-    def advanced(self, entry: Any, due: datetime.datetime) -> _Plan:
-        """The plan after this tick: ``entry`` is due next at ``due``."""
-        return self.planned(entry, due, self.sequence + 1)
-
-    def postponed(self, due: datetime.datetime) -> _Plan:
-        """The plan whose next tick, not dispatched yet, is due at another time."""
-        return self.planned(self.entry, due, self.sequence)
-
-    @staticmethod
-    def planned(entry: Any, due: datetime.datetime, sequence: int) -> _Plan:
-        """The plan to dispatch tick number ``sequence`` of ``entry`` at ``due``."""
-        state = {
-            "sequence": sequence,
-            "due": _utc(due),
-            "last_run_at": _utc(entry.last_run_at),
-            "total_run_count": entry.total_run_count,
-            "schedule": _fingerprint(entry.schedule),
-        }
-        return _Plan(entry, json.dumps(state), sequence, due)
-
-
 class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
     """The scheduler of ``celery beat -S leader``: shared state, one dispatch per tick.
 
@@ -196,13 +173,17 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
     """
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
-        self._plans: dict[str, _Plan] = {}
+        self._plans: dict[str, Plan] = {}
         self._queue: list[tuple[float, int, str]] = []
         self._pushed = 0
         self._hold: Hold | None = None
         self._store: ScheduleStore | None = None
         self._failures = 0
+        self._not_enumerable: set[str] = set()
         super().__init__(app, *args, **kwargs)
+        with refusing_clearly():
+            for entry in self.schedule.values():
+                catch_up_of(entry, CatchUp.ONE)
         if self._campaign is not None:
             leadership = self._leadership
             self._store = ScheduleStore(leadership.run_scripts, leadership.keys, BEAT)
@@ -215,9 +196,14 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
     def connection(self) -> Any:
         """The connection messages are published on; on Redis one that can hold them back."""
         connection = self.app.connection_for_write()
+        transport = connection.get_transport_cls()
         if self._hold is not None:
-            transport = holding_transport(connection.get_transport_cls(), self._hold)
-            connection.transport_cls = transport
+            connection.transport_cls = holding_transport(transport, self._hold)
+        elif transport.driver_type == "amqp":
+            connection.transport_options = {
+                **(connection.transport_options or {}),
+                "confirm_publish": True,
+            }
         return connection
 
     @cached_property
@@ -252,10 +238,11 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             fresh: dict[str, tuple[str, str]] = {}
             self._plans = {}
             for name, entry in self.schedule.items():
-                plan = _restored(entry, stored.get(name, ""))
-                if plan is None:
-                    plan = self._anchored(entry, stored.get(name, ""))
-                    fresh[name] = (stored.get(name, ""), plan.state)
+                before = stored.get(name, "")
+                plan = Plan.restored(entry, before) or self._anchored(entry, before)
+                plan = self._caught_up(plan)
+                if plan.state != before:
+                    fresh[name] = (before, plan.state)
                 self._plans[name] = plan
                 self.schedule[name] = plan.entry
             if self._store is not None:
@@ -284,7 +271,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             return float(self.max_interval)
         due, _, name = self._queue[0]
         plan = self._plans[name]
-        wait = due - _at(plan.entry.default_now())
+        wait = due - at(plan.entry.default_now())
         if wait > 0:
             return float(min(wait, self.max_interval))
         due_now, next_in = self._is_due_or_later(plan.entry)
@@ -297,17 +284,62 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             done = True
         return 0 if done else float(min(0.1 * 2 ** min(self._failures, 5), self.max_interval))
 
-    def _dispatch(self, name: str, plan: _Plan, next_in: float) -> bool:
+    def _dispatch(self, name: str, plan: Plan, next_in: float) -> bool:
         """Dispatch one tick; whether it is done with, one way or another."""
         term = self.leading_term()
         if term is None:
             return True
-        advanced_entry = next(plan.entry)
-        due = advanced_entry.default_now() + datetime.timedelta(seconds=next_in)
-        advanced = plan.advanced(advanced_entry, due)
+        advanced = self._advanced(plan, next_in)
         return self._settle(name, advanced, self._send(name, plan, advanced, term), term)
 
-    def _postpone(self, name: str, plan: _Plan, next_in: float) -> bool:
+    def _advanced(self, plan: Plan, next_in: float) -> Plan:
+        """The plan after this tick, which may itself have been missed."""
+        now = plan.entry.default_now()
+        if self._catch_up(plan.entry) is CatchUp.ALL:
+            following = occurrence_after(plan.entry.schedule, plan.due)
+            if following is not None:
+                return plan.dispatched(plan.due, following)
+        return plan.dispatched(now, now + datetime.timedelta(seconds=next_in))
+
+    def _caught_up(self, plan: Plan) -> Plan:
+        """The plan to go on with, just elected: what of the missed ticks is to be sent."""
+        now = plan.entry.default_now()
+        if plan.claimed or at(plan.due) >= at(now):
+            return plan
+        mode = self._catch_up(plan.entry)
+        if mode is CatchUp.NONE:
+            _, next_in = self._is_due_or_later(plan.entry)
+            return plan.restarted(now, now + datetime.timedelta(seconds=next_in))
+        if mode is CatchUp.ALL:
+            most = self._leadership.settings.beat_catch_up_max
+            due = latest_missed(plan.entry.schedule, plan.due, now, most)
+            if due != plan.due:
+                logger.warning(
+                    "beat: %s missed more than leader_beat_catch_up_max (%d) ticks;"
+                    " those before %s are not sent",
+                    plan.entry.name,
+                    most,
+                    utc(due),
+                )
+                return plan.postponed(due)
+        return plan
+
+    def _catch_up(self, entry: Any) -> CatchUp:
+        mode = catch_up_of(entry, self._leadership.settings.beat_catch_up)
+        if mode is not CatchUp.ALL:
+            return mode
+        if occurrence_after(entry.schedule, entry.default_now()) is not None:
+            return mode
+        if entry.name not in self._not_enumerable:
+            self._not_enumerable.add(entry.name)
+            logger.warning(
+                "beat: the occurrences of %s cannot be told from its schedule; what it misses"
+                " is sent once",
+                entry.name,
+            )
+        return CatchUp.ONE
+
+    def _postpone(self, name: str, plan: Plan, next_in: float) -> bool:
         """The schedule says later than it was planned; whether that is stored."""
         term = self.leading_term()
         if term is None:
@@ -321,7 +353,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             return False
         return self._settle(name, later, outcome, term)
 
-    def _settle(self, name: str, plan: _Plan, outcome: Outcome | None, term: int) -> bool:
+    def _settle(self, name: str, plan: Plan, outcome: Outcome | None, term: int) -> bool:
         """Go on with ``plan`` if Redis agreed to it; whether there is an answer at all."""
         if outcome is None:
             return False
@@ -335,11 +367,11 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             self._contradicted(outcome, term)
         return True
 
-    def _send(self, name: str, plan: _Plan, advanced: _Plan, term: int) -> Outcome | None:
+    def _send(self, name: str, plan: Plan, advanced: Plan, term: int) -> Outcome | None:
         """Publish and claim, in one step where that can be; ``None``: try again later."""
         try:
             if self._hold is None:
-                return self._claim_then_publish(name, plan, advanced, term)
+                return self._publish_claimed(name, plan, advanced, term)
             try:
                 with self._hold.collecting() as pushes:
                     self._publish(plan, term)
@@ -352,29 +384,30 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             self._note_failure(name, exc)
             return None
 
-    def _claim_then_publish(
-        self, name: str, plan: _Plan, advanced: _Plan, term: int
-    ) -> Outcome | None:
-        outcome = self._claim(name, plan, advanced, term, [])
-        if outcome is not Outcome.SENT:
+    def _publish_claimed(self, name: str, plan: Plan, advanced: Plan, term: int) -> Outcome:
+        """Claim, publish, confirm: where the message cannot travel with the claim.
+
+        A crash in between has the next leader publish again, under the same task id.
+        """
+        claim = plan.claim()
+        outcome = self._claim(name, plan, claim, term, [])
+        if outcome not in (Outcome.SENT, Outcome.REPEATED):
             return outcome
+        self._plans[name] = claim
         try:
-            self._publish(plan, term)
+            self._publish(claim, term, claim.task_id(self._leadership.settings.namespace))
         except _Unsendable as exc:
             logger.error("beat: %s cannot be sent, this tick of it is given up: %s", name, exc)
-        except StoreUnavailable:
-            self._claim(name, advanced, plan, term, [])
-            raise
-        return outcome
+        return self._claim(name, claim, advanced, term, [])
 
     def _claim(
-        self, name: str, plan: _Plan, advanced: _Plan, term: int, pushes: list[Push]
+        self, name: str, plan: Plan, advanced: Plan, term: int, pushes: list[Push]
     ) -> Outcome:
         if self._store is None:
             return Outcome.SENT
         return self._store.dispatch(self._mandate(term), name, plan.state, advanced.state, pushes)
 
-    def _publish(self, plan: _Plan, term: int) -> None:
+    def _publish(self, plan: Plan, term: int, task_id: str | None = None) -> None:
         """Publish the message of one tick, held back or not.
 
         Raises:
@@ -387,7 +420,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         except lost as exc:
             self._drop_connection()
             raise StoreUnavailable(f"the broker cannot be reached: {exc}") from exc
-        entry = _labelled(plan, term)
+        entry = _labelled(plan, term, task_id)
         logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
         try:
             super().apply_async(entry, producer=producer, advance=False)
@@ -400,12 +433,12 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
 
     # -- small parts ----------------------------------------------------------------
 
-    def _anchored(self, entry: Any, stored: str) -> _Plan:
+    def _anchored(self, entry: Any, stored: str) -> Plan:
         """A plan for an entry nobody has dispatched, or whose schedule was changed."""
         due_now, next_in = self._is_due_or_later(entry)
         wait = 0.0 if due_now else next_in
         due = entry.default_now() + datetime.timedelta(seconds=wait)
-        return _Plan.planned(entry, due, _sequence(stored) + 1)
+        return Plan.anchored(entry, stored, due)
 
     def _is_due_or_later(self, entry: Any) -> tuple[bool, float]:
         """Whether ``entry`` is due and in how many seconds next; one that cannot tell, later."""
@@ -420,14 +453,14 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             return False, self.max_interval
         return due_now, next_in if isinstance(next_in, int | float) else self.max_interval
 
-    def _push(self, name: str, plan: _Plan) -> None:
+    def _push(self, name: str, plan: Plan) -> None:
         self._pushed += 1
-        heapq.heappush(self._queue, (_at(plan.due), self._pushed, name))
+        heapq.heappush(self._queue, (at(plan.due), self._pushed, name))
 
     def _reschedule(self, name: str, next_in: float) -> None:
         self._pushed += 1
-        at = _at(self._plans[name].entry.default_now()) + next_in
-        heapq.heapreplace(self._queue, (at, self._pushed, name))
+        again = at(self._plans[name].entry.default_now()) + next_in
+        heapq.heapreplace(self._queue, (again, self._pushed, name))
 
     def _mandate(self, term: int) -> Mandate:
         assert self._campaign is not None
@@ -456,50 +489,14 @@ class _Unsendable(Exception):
     """A tick whose message can never be made."""
 
 
-def _labelled(plan: _Plan, term: int) -> Any:
+def _labelled(plan: Plan, term: int, task_id: str | None) -> Any:
     """The entry with headers that name the tick, and no retries of kombu's own."""
-    options = dict(plan.entry.options)
-    labels = {"leader_term": term, "leader_tick": _utc(plan.due)}
+    options = {k: v for k, v in plan.entry.options.items() if k != CATCH_UP_OPTION}
+    labels = {"leader_term": term, "leader_tick": utc(plan.due)}
     options["headers"] = {**(options.get("headers") or {}), **labels}
     options["retry"] = False
+    if task_id is not None:
+        options["task_id"] = task_id
     entry = copy.copy(plan.entry)
     entry.options = options
     return entry
-
-
-def _restored(entry: Any, stored: str) -> _Plan | None:
-    """The plan the last leader left, unless there is none or its schedule is another."""
-    try:
-        state = json.loads(stored)
-        if state["schedule"] != _fingerprint(entry.schedule):
-            return None
-        restored = copy.copy(entry)
-        restored.last_run_at = datetime.datetime.fromisoformat(state["last_run_at"])
-        restored.total_run_count = int(state["total_run_count"])
-        due = datetime.datetime.fromisoformat(state["due"])
-        return _Plan(restored, stored, int(state["sequence"]), due)
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _sequence(stored: str) -> int:
-    try:
-        return int(json.loads(stored)["sequence"])
-    except (ValueError, KeyError, TypeError):
-        return 0
-
-
-def _at(moment: datetime.datetime) -> float:
-    """Seconds since the epoch; a naive moment is UTC, as in Celery."""
-    return float(maybe_make_aware(moment).timestamp())
-
-
-def _utc(moment: datetime.datetime) -> str:
-    aware = maybe_make_aware(moment)
-    return str(aware.astimezone(datetime.timezone.utc).isoformat(timespec="microseconds"))
-
-
-def _fingerprint(schedule: Any) -> str:
-    """What tells one schedule from another, the same in every process."""
-    text = repr(schedule)
-    return f"{type(schedule).__qualname__} {vars(schedule)}" if " at 0x" in text else text

@@ -274,8 +274,15 @@ class Election:
             return self._campaigning_since + self.timing.bootstrap_delay
         # A record that was there and is gone proves nothing: whoever held it may
         # believe in it for as long as its lease, of which we know the longest.
-        since = now if self._missing_since is None else self._missing_since
-        return since + self._longest_lease
+        return self._missing_from(now) + self._longest_lease
+
+    def _missing_from(self, now: float) -> float:
+        """Since when the record is known to be missing, ``now`` if it was not looked for lately.
+
+        Whoever was paused or cut off since may have missed a whole leadership.
+        """
+        since = self._missing_since
+        return now if since is None or now > since + 2 * self._longest_lease else since
 
     # -- what came of it ----------------------------------------------------
 
@@ -380,8 +387,8 @@ class Election:
             self._rewriting = True
             self._renew_at = now
             return
-        if self._longest_lease and self._missing_since is None:
-            self._missing_since = now
+        if self._longest_lease:
+            self._missing_since = self._missing_from(now)
         self._ask_at = self._makes_record_at(now) + self._jitter()
 
     # -- small parts --------------------------------------------------------

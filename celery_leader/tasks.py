@@ -275,8 +275,9 @@ def _holds_back(task: Any) -> bool:
     if app.conf.task_always_eager or not installed(app):
         return False
     leadership = leadership_of(app)
-    if leadership.is_candidate(BEAT) and leadership.term(BEAT) is None:
-        return True
+    if leadership.is_candidate(BEAT):
+        # The schedule decides, also in the beat that a following worker embeds.
+        return leadership.term(BEAT) is None
     if options.send_from == "anywhere" or not leadership.is_candidate(options.election):
         return False
     return leadership.term(options.election) is None

@@ -1,0 +1,210 @@
+"""What is due when: the part of beat that needs no clock, no Redis and no thread.
+
+A ``Plan`` is one schedule entry with the number and due time of its next tick, and
+the text that is stored for it. Moments come in as arguments. Guaranteed: the due time
+of a tick is what was stored for it, whoever dispatches it.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import datetime
+import enum
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from celery.schedules import crontab, schedule, solar
+from celery.utils.time import maybe_make_aware
+
+from .errors import LeaderError
+
+#: The entry option that overrides ``leader_beat_catch_up`` for one entry.
+CATCH_UP_OPTION = "leader_catch_up"
+
+_SHORTEST_LOOK_BACK = datetime.timedelta(hours=1)
+
+
+class CatchUp(enum.Enum):
+    """What is sent of the ticks that fell due while nobody led."""
+
+    ONE = "one"
+    ALL = "all"
+    NONE = "none"
+
+    @classmethod
+    def named(cls, value: Any, where: str) -> CatchUp:
+        """The mode called ``value``.
+
+        Raises:
+            LeaderError: there is none; the message names ``where`` it was set.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            raise LeaderError(f"{where} is {value!r}: it must be 'one', 'all' or 'none'") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One entry, the tick it is to dispatch next, and what is stored of that."""
+
+    entry: Any
+    sequence: int
+    due: datetime.datetime
+    state: str
+    claimed: bool = False
+
+    @classmethod
+    def to_dispatch(
+        cls, entry: Any, sequence: int, due: datetime.datetime, *, claimed: bool = False
+    ) -> Plan:
+        """The plan to dispatch tick number ``sequence`` of ``entry`` at ``due``.
+
+        ``claimed``: it may have been published already, which was not confirmed.
+        """
+        state: dict[str, Any] = {
+            "sequence": sequence,
+            "due": utc(due),
+            "last_run_at": utc(entry.last_run_at),
+            "total_run_count": entry.total_run_count,
+            "schedule": fingerprint(entry.schedule),
+        }
+        if claimed:
+            state["claimed"] = True
+        return cls(entry, sequence, due, json.dumps(state), claimed)
+
+    @classmethod
+    def restored(cls, entry: Any, stored: str) -> Plan | None:
+        """What the last leader planned, or ``None`` if nothing, or for another schedule."""
+        try:
+            state = json.loads(stored)
+            if state["schedule"] != fingerprint(entry.schedule):
+                return None
+            restored = copy.copy(entry)
+            restored.last_run_at = datetime.datetime.fromisoformat(state["last_run_at"])
+            restored.total_run_count = int(state["total_run_count"])
+            due = datetime.datetime.fromisoformat(state["due"])
+            return cls(restored, int(state["sequence"]), due, stored, bool(state.get("claimed")))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    @classmethod
+    def anchored(cls, entry: Any, stored: str, due: datetime.datetime) -> Plan:
+        """A plan for an entry that is new, or whose schedule is another than was stored."""
+        return cls.to_dispatch(entry, _sequence(stored) + 1, due)
+
+    def claim(self) -> Plan:
+        """The plan once its tick is claimed, and may be published."""
+        return self.to_dispatch(self.entry, self.sequence, self.due, claimed=True)
+
+    def task_id(self, namespace: str) -> str:
+        """The id of the message of this tick, the same whoever publishes it."""
+        tick = f"celery-leader:{namespace}:{self.entry.name}:{utc(self.due)}"
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, tick))
+
+    def dispatched(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
+        """The plan after this tick was dispatched; the entry ran last ``at``."""
+        entry = self.entry._next_instance(last_run_at=at)
+        return self.to_dispatch(entry, self.sequence + 1, due)
+
+    def postponed(self, due: datetime.datetime) -> Plan:
+        """The plan whose tick is due at another time than was thought."""
+        return self.to_dispatch(self.entry, self.sequence, due)
+
+    def restarted(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
+        """The plan of an entry that is counted from ``at``, with nothing dispatched."""
+        entry = copy.copy(self.entry)
+        entry.last_run_at = at
+        return self.to_dispatch(entry, self.sequence, due)
+
+
+def occurrence_after(timetable: Any, moment: datetime.datetime) -> datetime.datetime | None:
+    """The first occurrence of ``timetable`` after ``moment``, or ``None`` if it cannot be told."""
+    following: datetime.datetime | None = None
+    if isinstance(timetable, crontab):
+        last, delta, _ = timetable.remaining_delta(moment)
+        following = last + delta
+    elif isinstance(timetable, solar):
+        following = timetable.now() + timetable.remaining_estimate(moment)
+    elif type(timetable) is schedule:
+        following = moment + timetable.run_every
+    return following if following is not None and following > moment else None
+
+
+def latest_missed(
+    timetable: Any, due: datetime.datetime, now: datetime.datetime, most: int
+) -> datetime.datetime:
+    """The due time to go on from, so that at most ``most`` occurrences lie before ``now``.
+
+    ``due`` itself where there are no more than that. ``timetable`` must be one whose
+    occurrences can be told.
+    """
+    if type(timetable) is schedule:
+        every: datetime.timedelta = timetable.run_every
+        return due + max(0, (now - due) // every + 1 - most) * every
+    look_back = _SHORTEST_LOOK_BACK
+    while True:
+        start = max(due, now - look_back)
+        recent = collections.deque(_occurrences(timetable, start, now), maxlen=most)
+        if start == due:
+            return due if len(recent) < most else min(recent)
+        if len(recent) == most:
+            return recent[0]
+        look_back *= 2
+
+
+def _occurrences(
+    timetable: Any, start: datetime.datetime, end: datetime.datetime
+) -> Iterator[datetime.datetime]:
+    occurrence = occurrence_after(timetable, start)
+    while occurrence is not None and occurrence <= end:
+        yield occurrence
+        occurrence = occurrence_after(timetable, occurrence)
+
+
+def catch_up_of(entry: Any, default: CatchUp) -> CatchUp:
+    """How ``entry`` catches up.
+
+    Raises:
+        LeaderError: its option has a value it cannot have.
+    """
+    value = entry.options.get(CATCH_UP_OPTION)
+    if value is None:
+        return default
+    return CatchUp.named(value, f"options[{CATCH_UP_OPTION!r}] of the entry {entry.name!r}")
+
+
+def at(moment: datetime.datetime) -> float:
+    """Seconds since the epoch; a naive moment is UTC, as in Celery."""
+    return float(maybe_make_aware(moment).timestamp())
+
+
+def utc(moment: datetime.datetime) -> str:
+    """``moment`` as it is stored and put into headers: UTC, ISO 8601, microseconds."""
+    aware = maybe_make_aware(moment)
+    return str(aware.astimezone(datetime.timezone.utc).isoformat(timespec="microseconds"))
+
+
+def fingerprint(timetable: Any) -> str:
+    """What tells one schedule from another, the same in every process."""
+    if type(timetable) is schedule:
+        # Its repr rounds: every 90 and every 90.2 seconds look the same there.
+        return f"every {timetable.run_every.total_seconds()!r} s"
+    text = repr(timetable)
+    if " at 0x" in text:
+        told = {name: repr(value) for name, value in sorted(vars(timetable).items())}
+        lasting = {name: value for name, value in told.items() if " at 0x" not in value}
+        text = f"{type(timetable).__qualname__} {lasting}"
+    zone = getattr(timetable, "tz", None) if isinstance(timetable, crontab) else None
+    return f"{text} {zone}" if zone is not None else text
+
+
+def _sequence(stored: str) -> int:
+    try:
+        return int(json.loads(stored)["sequence"])
+    except (ValueError, KeyError, TypeError):
+        return 0
