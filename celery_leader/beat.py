@@ -1,10 +1,10 @@
 """Beats that elect a leader: only the leading one dispatches.
 
-``LeaderScheduler`` keeps the schedule's state in Redis and dispatches each tick in
-one atomic step with the lease check (on a Redis broker): a beat that was paused or
-cut off cannot send a tick again, and no tick's state moves without its message.
-``LeaderMixin`` lets any other scheduler class take part; there the check stands
-before each entry and is not atomic with the send.
+``LeaderScheduler`` keeps the schedule's state in Redis. ``LeaderMixin`` lets any other
+scheduler class take part, whatever it keeps its schedule in. With both, each message is
+sent in one atomic step with the lease check and the claim of its tick (on a Redis
+broker): a beat that was paused or cut off cannot send a tick again, and no tick's
+state moves without its message.
 
 Not guaranteed: anything about the task's run. And where the broker is not the Redis
 that keeps the leases, a tick is claimed, published and confirmed: a crash in between has
@@ -13,37 +13,36 @@ the next leader publish it again, under the same task id.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import datetime
 import heapq
 import logging
 import os
 import threading
-from functools import cached_property
 from typing import Any
 
 from billiard.process import current_process
 from celery import beat
-from kombu.exceptions import OperationalError
 
 from .app import ALWAYS_TERM, BEAT, Leadership, leadership_of, refusing_clearly
+from .dispatch import Dispatcher
 from .election import Change, Elected
 from .errors import StoreUnavailable
 from .plan import (
     CATCH_UP_OPTION,
     CatchUp,
     Plan,
+    Tick,
     at,
     catch_up_of,
+    last_run,
     latest_missed,
     occurrence_after,
+    task_id_of,
     utc,
 )
 from .runner import Campaign
-from .schedule_store import Mandate, Outcome, Push, ScheduleStore
 from .tasks import adopt_tasks
-from .transport import Hold, holding_transport, holds
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +57,12 @@ class LeaderMixin:
 
         class MyScheduler(LeaderMixin, PersistentScheduler): ...
 
-    Followers neither dispatch nor write. Whether this beat leads is asked again
-    before each entry.
+    Followers neither dispatch nor write. When each entry ran last is also kept in
+    Redis, so that the next leader goes on from there whatever its own store says.
     """
 
     app: Any
+    schedule: Any
     max_interval: float
     _heap: Any
 
@@ -70,18 +70,23 @@ class LeaderMixin:
         self._leadership: Leadership = leadership_of(app)
         with refusing_clearly():
             self._leadership.check()
-        self._campaign: Campaign | None = None
-        self._term: int | None = None
+        self._led_term: int | None = None
+        self._failed_sends = 0
+        self._pause = threading.Event()
+        self._shared: dict[str, str] = {}
         self._farewell: threading.Event | None = None
         self._elected = threading.Event()
         # Set in the process that ``celery worker -B`` makes, and in no other.
         self._worker_pid: int | None = getattr(current_process(), "_parent_pid", None)
+        self._campaign: Campaign | None = None
+        self._dispatcher: Dispatcher | None = None
         super().__init__(app, *args, lazy=lazy, **kwargs)  # type: ignore[call-arg]
         if lazy:
             return  # the banner's instance, which must not take part
         adopt_tasks(app)
         node = self._leadership.free_node_name("beat")
         self._campaign = self._leadership.campaign(BEAT, node, self._on_change)
+        self._dispatcher = Dispatcher(app, self._leadership, self._campaign)
 
     @property
     def info(self) -> str:
@@ -99,15 +104,15 @@ class LeaderMixin:
         self._end_without_worker()
         term = self.leading_term()
         if term is None:
-            self._term = None
+            self._led_term = None
             # The service sleeps between ticks where nothing can wake it; here something can.
             timing = self._leadership.settings.timing
             self._elected.wait(min(_STEP, timing.renew_interval, self.max_interval))
             return 0
-        if term != self._term:
+        if term != self._led_term:
             if not self.take_over(term):
                 return _STEP
-            self._term = term
+            self._led_term = term
         wait = self.lead(*args, **kwargs)
         return wait if self._worker_pid is None else min(wait, _STEP)
 
@@ -119,8 +124,21 @@ class LeaderMixin:
 
     def take_over(self, term: int) -> bool:
         """Just elected: go on from what the last leader left; whether that could be read."""
+        try:
+            self._shared = self._dispatcher.load() if self._dispatcher is not None else {}
+        except StoreUnavailable as exc:
+            self._note_failure("the schedule", exc)
+            return False
+        for name, entry in self.entries_in_memory().items():
+            last = last_run(self._shared.get(name, ""))
+            if last is not None:
+                entry.last_run_at, entry.total_run_count = last
         self._heap = None
         return True
+
+    def entries_in_memory(self) -> dict[str, Any]:
+        """The entries whose state this process keeps; none where a store is read at each turn."""
+        return dict(self.schedule)
 
     def lead(self, *args: Any, **kwargs: Any) -> float:
         """One turn of the scheduler as the leader."""
@@ -132,12 +150,75 @@ class LeaderMixin:
             return entry
         return super().reserve(entry)  # type: ignore[misc]
 
-    def apply_async(self, entry: Any, *args: Any, **kwargs: Any) -> Any:
-        """Dispatch an entry, unless this beat no longer leads."""
-        if self.leading_term() is None:
-            logger.info("%s: not dispatching %s, not leading", BEAT, entry.name)
+    @property
+    def producer(self) -> Any:
+        """What messages are published with; the one connection this beat has for them."""
+        if self._dispatcher is None:
+            raise StoreUnavailable("a scheduler that was made for its banner sends nothing")
+        return self._dispatcher.producer()
+
+    def apply_async(
+        self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
+    ) -> Any:
+        """Dispatch an entry, while this beat leads; once, whatever becomes of the attempt.
+
+        A tick that cannot be sent now is tried again until it is, or until this beat
+        no longer leads.
+        """
+        name = entry.name
+        tick = Tick.of(entry)
+        before = self._shared.get(name, "")
+        claimed, after = tick.claimed(before), tick.sent(entry)
+        task_id = self._own_id(name, tick.label)
+        term: int | None = None
+        result = None
+
+        def publish(producer: Any) -> None:
+            nonlocal result
+            message = _labelled(entry, term or 0, tick.label, task_id)
+            result = super(LeaderMixin, self).apply_async(  # type: ignore[misc]
+                message, producer=producer, advance=False
+            )
+
+        while not tick.is_in(before):
+            term = self.leading_term()
+            if term is None or self._dispatcher is None:
+                logger.info("%s: not dispatching %s, not leading", BEAT, name)
+                return None
+            try:
+                agreed = self._dispatcher.send(term, name, before, claimed, after, publish)
+            except StoreUnavailable as exc:
+                self._note_failure(name, exc)
+                self._pause.wait(self._retry_delay())
+                continue
+            self._note_success()
+            if not agreed:
+                self._led_term = None  # read the shared state again before anything else
+                return None
+            self._shared[name] = before = after
+        if advance:
+            self.reserve(entry)
+        return result
+
+    def _own_id(self, name: str, tick: str) -> str | None:
+        """The task id of a message that does not travel with its claim."""
+        dispatcher = self._dispatcher
+        if dispatcher is None or dispatcher.fences_messages or not dispatcher.shares_state:
             return None
-        return super().apply_async(entry, *args, **kwargs)  # type: ignore[misc]
+        return task_id_of(self._leadership.settings.namespace, name, tick)
+
+    def _retry_delay(self) -> float:
+        return float(min(0.1 * 2 ** min(self._failed_sends, 5), self.max_interval))
+
+    def _note_failure(self, what: str, exc: Exception) -> None:
+        self._failed_sends += 1
+        if self._failed_sends == 1:
+            logger.warning("beat: %s stays due and is tried again: %s", what, exc)
+
+    def _note_success(self) -> None:
+        if self._failed_sends:
+            logger.info("beat: dispatching again after %d failed attempt(s)", self._failed_sends)
+            self._failed_sends = 0
 
     def sync(self) -> None:
         """Write the schedule's state, which only the leader may."""
@@ -151,6 +232,8 @@ class LeaderMixin:
         nothing may be waited for.
         """
         super().close()  # type: ignore[misc]
+        if self._dispatcher is not None:
+            self._dispatcher.disconnect()
         if self._campaign is None:
             return
         if self._farewell is None:
@@ -165,6 +248,10 @@ class LeaderMixin:
             self._elected.clear()
 
 
+class LeaderPersistentScheduler(LeaderMixin, beat.PersistentScheduler):  # type: ignore[misc]
+    """Celery's own scheduler with its local file, dispatching on the leading beat only."""
+
+
 class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
     """The scheduler of ``celery beat -S leader``: shared state, one dispatch per tick.
 
@@ -176,96 +263,52 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._plans: dict[str, Plan] = {}
         self._queue: list[tuple[float, int, str]] = []
         self._pushed = 0
-        self._hold: Hold | None = None
-        self._store: ScheduleStore | None = None
-        self._failures = 0
         self._not_enumerable: set[str] = set()
         super().__init__(app, *args, **kwargs)
         with refusing_clearly():
             for entry in self.schedule.values():
                 catch_up_of(entry, CatchUp.ONE)
-        if self._campaign is not None:
-            leadership = self._leadership
-            self._store = ScheduleStore(leadership.run_scripts, leadership.keys, BEAT)
-            if leadership.leases_on_broker:
-                self._hold = Hold()
 
-    # -- where messages go -------------------------------------------------------
-
-    @cached_property
-    def connection(self) -> Any:
-        """The connection messages are published on; on Redis one that can hold them back."""
-        connection = self.app.connection_for_write()
-        transport = connection.get_transport_cls()
-        if self._hold is not None:
-            connection.transport_cls = holding_transport(transport, self._hold)
-        elif transport.driver_type == "amqp":
-            connection.transport_options = {
-                **(connection.transport_options or {}),
-                "confirm_publish": True,
-            }
-        return connection
-
-    @cached_property
-    def producer(self) -> Any:
-        """The producer messages are published with."""
-        self.connection.connect()
-        return self.Producer(self.connection, auto_declare=False)
-
-    def _ready_producer(self) -> Any:
-        producer = self.producer
-        if self._hold is not None and not holds(producer.channel, self._hold):
-            # kombu has gone to another URL and taken its own transport for it.
-            self._drop_connection()
-            producer = self.producer
-            if not holds(producer.channel, self._hold):
-                raise StoreUnavailable("the broker connection cannot be fenced")
-        return producer
-
-    def _drop_connection(self) -> None:
-        connection = self.__dict__.pop("connection", None)
-        self.__dict__.pop("producer", None)
-        if connection is not None:
-            with contextlib.suppress(Exception):
-                connection.close()
+    def apply_async(
+        self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
+    ) -> Any:
+        """Publish the message of ``entry``; ``lead`` is what claims the tick with it."""
+        return beat.Scheduler.apply_async(self, entry, producer=producer, advance=advance, **kwargs)
 
     # -- leading -----------------------------------------------------------------
 
     def take_over(self, term: int) -> bool:
         """Read the shared state, anchor what is new, forget what is gone."""
+        dispatcher = self._dispatcher
+        if dispatcher is None:
+            return False
         try:
-            stored = self._store.load() if self._store is not None else {}
-            fresh: dict[str, tuple[str, str]] = {}
-            self._plans = {}
-            for name, entry in self.schedule.items():
-                before = stored.get(name, "")
-                plan = Plan.restored(entry, before) or self._anchored(entry, before)
-                plan = self._caught_up(plan)
-                if plan.state != before:
-                    fresh[name] = (before, plan.state)
-                self._plans[name] = plan
-                self.schedule[name] = plan.entry
-            if self._store is not None:
-                mandate = self._mandate(term)
-                outcome = self._store.anchor(mandate, fresh) if fresh else Outcome.SENT
-                gone = [name for name in stored if name not in self._plans]
-                if gone and outcome is Outcome.SENT:
-                    outcome = self._store.forget(mandate, gone)
-                if outcome is not Outcome.SENT:
-                    self._contradicted(outcome, term)
-                    return False
+            stored = dispatcher.load()
+            self._plans = {
+                name: self._planned(entry, stored.get(name, ""))
+                for name, entry in self.schedule.items()
+            }
+            fresh = {
+                name: (stored.get(name, ""), plan.state)
+                for name, plan in self._plans.items()
+                if plan.state != stored.get(name)
+            }
+            gone = [name for name in stored if name not in self._plans]
+            if not (dispatcher.write(term, fresh) and dispatcher.forget(term, gone)):
+                return False
         except StoreUnavailable as exc:
             self._note_failure("the schedule", exc)
             return False
         self._queue = []
         for name, plan in self._plans.items():
+            self.schedule[name] = plan.entry
             self._push(name, plan)
         return True
 
     def lead(self, *args: Any, **kwargs: Any) -> float:
         """Dispatch what is due, one entry per turn, the longest due first."""
         if len(self._plans) != len(self.schedule):
-            self._term = None  # entries came or went: plan anew
+            self._led_term = None  # entries came or went: plan anew
             return 0
         if not self._queue:
             return float(self.max_interval)
@@ -275,41 +318,68 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         if wait > 0:
             return float(min(wait, self.max_interval))
         due_now, next_in = self._is_due_or_later(plan.entry)
-        if due_now:
-            done = self._dispatch(name, plan, next_in)
-        elif next_in > _EARLY:
-            done = self._postpone(name, plan, next_in)
-        else:
-            self._reschedule(name, next_in)
-            done = True
-        return 0 if done else float(min(0.1 * 2 ** min(self._failures, 5), self.max_interval))
-
-    def _dispatch(self, name: str, plan: Plan, next_in: float) -> bool:
-        """Dispatch one tick; whether it is done with, one way or another."""
+        if not due_now and next_in <= _EARLY:
+            self._push_later(name, next_in)
+            return 0
         term = self.leading_term()
         if term is None:
-            return True
-        advanced = self._advanced(plan, next_in)
-        return self._settle(name, advanced, self._send(name, plan, advanced, term), term)
+            return 0
+        try:
+            if due_now:
+                following = self._advanced(plan, next_in)
+                agreed = self._dispatch(name, plan, following, term)
+            else:
+                following = plan.postponed(_later(plan.entry, next_in))
+                agreed = self._write(name, plan, following, term)
+        except StoreUnavailable as exc:
+            self._note_failure(name, exc)
+            return self._retry_delay()
+        self._note_success()
+        if agreed:
+            heapq.heappop(self._queue)
+            self._plans[name] = following
+            self.schedule[name] = following.entry
+            self._push(name, following)
+        else:
+            self._led_term = None  # read the shared state again before anything else
+        return 0
 
-    def _advanced(self, plan: Plan, next_in: float) -> Plan:
-        """The plan after this tick, which may itself have been missed."""
-        now = plan.entry.default_now()
-        if self._catch_up(plan.entry) is CatchUp.ALL:
-            following = occurrence_after(plan.entry.schedule, plan.due)
-            if following is not None:
-                return plan.dispatched(plan.due, following)
-        return plan.dispatched(now, now + datetime.timedelta(seconds=next_in))
+    def _dispatch(self, name: str, plan: Plan, following: Plan, term: int) -> bool:
+        """Send the message of this tick and store ``following``; whether that was agreed to."""
+        assert self._dispatcher is not None
+        label = utc(plan.due)
+        message = _labelled(plan.entry, term, label, self._own_id(name, label))
+
+        def publish(producer: Any) -> None:
+            logger.info("Scheduler: Sending due task %s (%s)", name, message.task)
+            self.apply_async(message, producer=producer, advance=False)
+
+        states = (plan.state, plan.claim().state, following.state)
+        return self._dispatcher.send(term, name, *states, publish)
+
+    def _write(self, name: str, plan: Plan, following: Plan, term: int) -> bool:
+        assert self._dispatcher is not None
+        return self._dispatcher.write(term, {name: (plan.state, following.state)})
+
+    # -- what is due when --------------------------------------------------------------
+
+    def _planned(self, entry: Any, stored: str) -> Plan:
+        """The plan to go on with, just elected."""
+        plan = Plan.restored(entry, stored)
+        if plan is None:
+            due_now, next_in = self._is_due_or_later(entry)
+            return Plan.anchored(entry, stored, _later(entry, 0.0 if due_now else next_in))
+        return self._caught_up(plan)
 
     def _caught_up(self, plan: Plan) -> Plan:
-        """The plan to go on with, just elected: what of the missed ticks is to be sent."""
+        """What of the missed ticks is to be sent."""
         now = plan.entry.default_now()
         if plan.claimed or at(plan.due) >= at(now):
             return plan
         mode = self._catch_up(plan.entry)
         if mode is CatchUp.NONE:
             _, next_in = self._is_due_or_later(plan.entry)
-            return plan.restarted(now, now + datetime.timedelta(seconds=next_in))
+            return plan.restarted(now, _later(plan.entry, next_in))
         if mode is CatchUp.ALL:
             most = self._leadership.settings.beat_catch_up_max
             due = latest_missed(plan.entry.schedule, plan.due, now, most)
@@ -323,6 +393,15 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
                 )
                 return plan.postponed(due)
         return plan
+
+    def _advanced(self, plan: Plan, next_in: float) -> Plan:
+        """The plan after this tick, which may itself have been missed."""
+        if self._catch_up(plan.entry) is CatchUp.ALL:
+            following = occurrence_after(plan.entry.schedule, plan.due)
+            if following is not None:
+                return plan.dispatched(plan.due, following)
+        now = plan.entry.default_now()
+        return plan.dispatched(now, now + datetime.timedelta(seconds=next_in))
 
     def _catch_up(self, entry: Any) -> CatchUp:
         mode = catch_up_of(entry, self._leadership.settings.beat_catch_up)
@@ -338,107 +417,6 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
                 entry.name,
             )
         return CatchUp.ONE
-
-    def _postpone(self, name: str, plan: Plan, next_in: float) -> bool:
-        """The schedule says later than it was planned; whether that is stored."""
-        term = self.leading_term()
-        if term is None:
-            return True
-        due = plan.entry.default_now() + datetime.timedelta(seconds=next_in)
-        later = plan.postponed(due)
-        try:
-            outcome = self._claim(name, plan, later, term, [])
-        except StoreUnavailable as exc:
-            self._note_failure(name, exc)
-            return False
-        return self._settle(name, later, outcome, term)
-
-    def _settle(self, name: str, plan: Plan, outcome: Outcome | None, term: int) -> bool:
-        """Go on with ``plan`` if Redis agreed to it; whether there is an answer at all."""
-        if outcome is None:
-            return False
-        if outcome in (Outcome.SENT, Outcome.REPEATED):
-            self._note_success()
-            heapq.heappop(self._queue)
-            self._plans[name] = plan
-            self.schedule[name] = plan.entry
-            self._push(name, plan)
-        else:
-            self._contradicted(outcome, term)
-        return True
-
-    def _send(self, name: str, plan: Plan, advanced: Plan, term: int) -> Outcome | None:
-        """Publish and claim, in one step where that can be; ``None``: try again later."""
-        try:
-            if self._hold is None:
-                return self._publish_claimed(name, plan, advanced, term)
-            try:
-                with self._hold.collecting() as pushes:
-                    self._publish(plan, term)
-            except _Unsendable as exc:
-                # Its state moves on all the same, or it would be tried for ever.
-                logger.error("beat: %s cannot be sent, this tick of it is given up: %s", name, exc)
-                pushes = []
-            return self._claim(name, plan, advanced, term, pushes)
-        except StoreUnavailable as exc:
-            self._note_failure(name, exc)
-            return None
-
-    def _publish_claimed(self, name: str, plan: Plan, advanced: Plan, term: int) -> Outcome:
-        """Claim, publish, confirm: where the message cannot travel with the claim.
-
-        A crash in between has the next leader publish again, under the same task id.
-        """
-        claim = plan.claim()
-        outcome = self._claim(name, plan, claim, term, [])
-        if outcome not in (Outcome.SENT, Outcome.REPEATED):
-            return outcome
-        self._plans[name] = claim
-        try:
-            self._publish(claim, term, claim.task_id(self._leadership.settings.namespace))
-        except _Unsendable as exc:
-            logger.error("beat: %s cannot be sent, this tick of it is given up: %s", name, exc)
-        return self._claim(name, claim, advanced, term, [])
-
-    def _claim(
-        self, name: str, plan: Plan, advanced: Plan, term: int, pushes: list[Push]
-    ) -> Outcome:
-        if self._store is None:
-            return Outcome.SENT
-        return self._store.dispatch(self._mandate(term), name, plan.state, advanced.state, pushes)
-
-    def _publish(self, plan: Plan, term: int, task_id: str | None = None) -> None:
-        """Publish the message of one tick, held back or not.
-
-        Raises:
-            StoreUnavailable: the broker cannot be reached; the tick stays due.
-            _Unsendable: it can never be sent.
-        """
-        lost = (OperationalError, *self.connection.connection_errors)
-        try:
-            producer = self._ready_producer()
-        except lost as exc:
-            self._drop_connection()
-            raise StoreUnavailable(f"the broker cannot be reached: {exc}") from exc
-        entry = _labelled(plan, term, task_id)
-        logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
-        try:
-            super().apply_async(entry, producer=producer, advance=False)
-        except beat.SchedulingError as exc:
-            cause = exc.__cause__ or exc.__context__
-            if isinstance(cause, lost):
-                self._drop_connection()
-                raise StoreUnavailable(f"the broker cannot be reached: {cause}") from exc
-            raise _Unsendable(str(exc)) from exc
-
-    # -- small parts ----------------------------------------------------------------
-
-    def _anchored(self, entry: Any, stored: str) -> Plan:
-        """A plan for an entry nobody has dispatched, or whose schedule was changed."""
-        due_now, next_in = self._is_due_or_later(entry)
-        wait = 0.0 if due_now else next_in
-        due = entry.default_now() + datetime.timedelta(seconds=wait)
-        return Plan.anchored(entry, stored, due)
 
     def _is_due_or_later(self, entry: Any) -> tuple[bool, float]:
         """Whether ``entry`` is due and in how many seconds next; one that cannot tell, later."""
@@ -457,46 +435,25 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._pushed += 1
         heapq.heappush(self._queue, (at(plan.due), self._pushed, name))
 
-    def _reschedule(self, name: str, next_in: float) -> None:
+    def _push_later(self, name: str, next_in: float) -> None:
         self._pushed += 1
         again = at(self._plans[name].entry.default_now()) + next_in
         heapq.heapreplace(self._queue, (again, self._pushed, name))
 
-    def _mandate(self, term: int) -> Mandate:
-        assert self._campaign is not None
-        return Mandate(self._campaign.election.nonce, term)
 
-    def _contradicted(self, outcome: Outcome, term: int) -> None:
-        assert self._campaign is not None
-        logger.info("%s: dispatch refused, term %d: %s", BEAT, term, outcome.value)
-        self._term = None  # whatever happens next, read the shared state again first
-        if outcome is not Outcome.CLAIMED:
-            gone = outcome is Outcome.MISSING
-            self._leadership.contradicted(self._campaign, term, gone=gone)
-
-    def _note_failure(self, what: str, exc: Exception) -> None:
-        self._failures += 1
-        if self._failures == 1:
-            logger.warning("beat: %s stays due and is tried again: %s", what, exc)
-
-    def _note_success(self) -> None:
-        if self._failures:
-            logger.info("beat: dispatching again after %d failed attempt(s)", self._failures)
-            self._failures = 0
+def _later(entry: Any, seconds: float) -> datetime.datetime:
+    now: datetime.datetime = entry.default_now()
+    return now + datetime.timedelta(seconds=seconds)
 
 
-class _Unsendable(Exception):
-    """A tick whose message can never be made."""
-
-
-def _labelled(plan: Plan, term: int, task_id: str | None) -> Any:
+def _labelled(entry: Any, term: int, tick: str, task_id: str | None) -> Any:
     """The entry with headers that name the tick, and no retries of kombu's own."""
-    options = {k: v for k, v in plan.entry.options.items() if k != CATCH_UP_OPTION}
-    labels = {"leader_term": term, "leader_tick": utc(plan.due)}
+    options = {k: v for k, v in entry.options.items() if k != CATCH_UP_OPTION}
+    labels = {"leader_term": term, "leader_tick": tick}
     options["headers"] = {**(options.get("headers") or {}), **labels}
     options["retry"] = False
     if task_id is not None:
         options["task_id"] = task_id
-    entry = copy.copy(plan.entry)
-    entry.options = options
-    return entry
+    labelled = copy.copy(entry)
+    labelled.options = options
+    return labelled

@@ -13,7 +13,7 @@ store says it is over *and* this candidate's own clock has seen it run out.
 What it does not: guard a store that loses data against candidates that never saw
 the lost record (``Timing.bootstrap_delay`` does that), nor a *fresh* candidate
 against a store whose clock was set forward after the last renewal and before its
-first look.
+first look, nor anybody against one that was set away and back between two looks.
 
 The shape (replies in, actions out, leading is a deadline and not a flag) follows
 Kubernetes' client-go ``leaderelection`` and Oban's peers, with their holes closed.

@@ -101,11 +101,6 @@ class Plan:
         """The plan once its tick is claimed, and may be published."""
         return self.to_dispatch(self.entry, self.sequence, self.due, claimed=True)
 
-    def task_id(self, namespace: str) -> str:
-        """The id of the message of this tick, the same whoever publishes it."""
-        tick = f"celery-leader:{namespace}:{self.entry.name}:{utc(self.due)}"
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, tick))
-
     def dispatched(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
         """The plan after this tick was dispatched; the entry ran last ``at``."""
         entry = self.entry._next_instance(last_run_at=at)
@@ -120,6 +115,67 @@ class Plan:
         entry = copy.copy(self.entry)
         entry.last_run_at = at
         return self.to_dispatch(entry, self.sequence, due)
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One tick of an entry that another scheduler plans: it is counted from its last run."""
+
+    counted_from: str
+    label: str
+
+    @classmethod
+    def of(cls, entry: Any) -> Tick:
+        """The tick that ``entry`` is to dispatch next."""
+        counted_from = entry.last_run_at or entry.default_now()
+        try:
+            due = occurrence_after(entry.schedule, counted_from)
+        except Exception:  # a schedule of the user's own may raise anything
+            due = None
+        return cls(utc(counted_from), utc(due or entry.default_now()))
+
+    def is_in(self, stored: str) -> bool:
+        """Whether ``stored`` says that this tick was sent."""
+        state = _loaded(stored)
+        return state.get("tick") == self.counted_from and not state.get("claimed")
+
+    def claimed(self, before: str) -> str:
+        """What is stored between the claim of this tick and its confirmation."""
+        count = _loaded(before).get("total_run_count") or 0
+        return json.dumps(
+            {
+                "tick": self.counted_from,
+                "last_run_at": self.counted_from,
+                "total_run_count": count,
+                "claimed": True,
+            }
+        )
+
+    def sent(self, entry: Any) -> str:
+        """What is stored once this tick was sent."""
+        return json.dumps(
+            {
+                "tick": self.counted_from,
+                "last_run_at": utc(entry.default_now()),
+                "total_run_count": (entry.total_run_count or 0) + 1,
+            }
+        )
+
+
+def last_run(stored: str) -> tuple[datetime.datetime, int] | None:
+    """When an entry ran last and how often, as ``stored``; ``None`` if it was never stored."""
+    state = _loaded(stored)
+    try:
+        moment = datetime.datetime.fromisoformat(state["last_run_at"])
+        return moment, int(state["total_run_count"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def task_id_of(namespace: str, entry: str, tick: str) -> str:
+    """The id of the message of one tick, the same whoever publishes it."""
+    name = f"celery-leader:{namespace}:{entry}:{tick}"
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
 
 def occurrence_after(timetable: Any, moment: datetime.datetime) -> datetime.datetime | None:
@@ -205,6 +261,14 @@ def fingerprint(timetable: Any) -> str:
 
 def _sequence(stored: str) -> int:
     try:
-        return int(json.loads(stored)["sequence"])
+        return int(_loaded(stored)["sequence"])
     except (ValueError, KeyError, TypeError):
         return 0
+
+
+def _loaded(stored: str) -> dict[str, Any]:
+    try:
+        state = json.loads(stored)
+    except ValueError:
+        return {}
+    return state if isinstance(state, dict) else {}

@@ -1,0 +1,216 @@
+"""Sends the message of a tick in the name of a leader, with the claim that fences it.
+
+Where messages and leases live in one Redis, lease check, claim, new state and push are
+one script. Elsewhere the tick is claimed, published and confirmed. Guaranteed: a state
+moves only with its message, and an unfenced message is never sent in silence where a
+fenced one was asked for. Not guaranteed: that an answer comes; what raises
+``StoreUnavailable`` is to be tried again with the same states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from celery import Celery
+from celery.beat import SchedulingError
+from kombu.exceptions import OperationalError
+
+from .app import BEAT, Leadership
+from .errors import StoreUnavailable
+from .runner import Campaign
+from .schedule_store import Mandate, Outcome, Push, ScheduleStore
+from .transport import Hold, holding_transport, holds
+
+logger = logging.getLogger(__name__)
+
+#: Publishes one message with the producer it is given.
+Publish = Callable[[Any], Any]
+
+_AGREED = (Outcome.SENT, Outcome.REPEATED)
+
+
+class Dispatcher:
+    """What one beat sends with, from its election to its end.
+
+    Args:
+        app: the app whose broker gets the messages.
+        leadership: its part in the elections.
+        campaign: in whose name is sent; ``None`` where this process always leads, and
+            nothing is fenced or shared.
+    """
+
+    def __init__(self, app: Celery, leadership: Leadership, campaign: Campaign | None) -> None:
+        self._app = app
+        self._leadership = leadership
+        self._campaign = campaign
+        self._store: ScheduleStore | None = None
+        self._hold: Hold | None = None
+        self._connection: Any = None
+        self._producer: Any = None
+        if campaign is not None:
+            self._store = ScheduleStore(leadership.run_scripts, leadership.keys, BEAT)
+            if leadership.leases_on_broker:
+                self._hold = Hold()
+
+    # -- the shared schedule -------------------------------------------------------
+
+    @property
+    def shares_state(self) -> bool:
+        """Whether there is a shared schedule at all."""
+        return self._store is not None
+
+    def load(self) -> dict[str, str]:
+        """The state of every entry in the shared schedule.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        return {} if self._store is None else self._store.load()
+
+    def write(self, term: int, states: dict[str, tuple[str, str]]) -> bool:
+        """Write ``(old, new)`` states that come with no message; whether all was agreed to.
+
+        Raises:
+            StoreUnavailable: nobody knows; call it again with the same states.
+        """
+        if self._store is None or not states:
+            return True
+        return self._agreed(self._store.anchor(self._mandate(term), states), term)
+
+    def forget(self, term: int, entries: Sequence[str]) -> bool:
+        """Remove entries from the shared schedule; whether that was agreed to.
+
+        Raises:
+            StoreUnavailable: nobody knows; call it again.
+        """
+        if self._store is None or not entries:
+            return True
+        return self._agreed(self._store.forget(self._mandate(term), entries), term)
+
+    # -- sending -----------------------------------------------------------------------
+
+    def send(
+        self, term: int, entry: str, old: str, claimed: str, new: str, publish: Publish
+    ) -> bool:
+        """Send one message and advance the state of ``entry`` with it, or do neither.
+
+        Args:
+            term: the leader's.
+            entry: its name.
+            old: its state as it was read.
+            claimed: its state between claim and confirmation, where these are two.
+            new: its state afterwards.
+            publish: makes and publishes the message.
+
+        Returns:
+            Whether Redis agreed; if not, what was read is to be read again.
+
+        Raises:
+            StoreUnavailable: nobody knows, or the broker cannot be reached; call it
+                again with the same states.
+        """
+        if self._store is None:
+            self._publish(entry, publish)
+            return True
+        mandate = self._mandate(term)
+        if self._hold is not None:
+            with self._hold.collecting() as pushes:
+                sendable = self._publish(entry, publish)
+            # What cannot be sent moves on all the same, or it would be tried for ever.
+            held: list[Push] = pushes if sendable else []
+            return self._agreed(self._store.dispatch(mandate, entry, old, new, held), term)
+        if not self._agreed(self._store.dispatch(mandate, entry, old, claimed, []), term):
+            return False
+        self._publish(entry, publish)
+        return self._agreed(self._store.dispatch(mandate, entry, claimed, new, []), term)
+
+    @property
+    def fences_messages(self) -> bool:
+        """Whether a message travels with its claim."""
+        return self._hold is not None
+
+    def producer(self) -> Any:
+        """A connected producer, whose messages can be held back where that is needed.
+
+        Raises:
+            StoreUnavailable: the broker cannot be reached.
+        """
+        try:
+            return self._ready_producer()
+        except self._lost as exc:
+            self.disconnect()
+            raise StoreUnavailable(f"the broker cannot be reached: {exc}") from exc
+
+    def disconnect(self) -> None:
+        """Drop the broker connection; the next message makes another."""
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.release()
+
+    # -- small parts --------------------------------------------------------------------
+
+    @property
+    def _lost(self) -> tuple[type[Exception], ...]:
+        return (OperationalError, *self._connected().connection_errors)
+
+    def _publish(self, entry: str, publish: Publish) -> bool:
+        """Publish; whether the message could be made.
+
+        Raises:
+            StoreUnavailable: the broker cannot be reached.
+        """
+        producer = self.producer()
+        try:
+            publish(producer)
+        except SchedulingError as exc:
+            cause = exc.__cause__ or exc.__context__
+            if isinstance(cause, self._lost):
+                self.disconnect()
+                raise StoreUnavailable(f"the broker cannot be reached: {cause}") from exc
+            logger.error("beat: %s cannot be sent, this tick of it is given up: %s", entry, exc)
+            return False
+        return True
+
+    def _connected(self) -> Any:
+        if self._connection is None:
+            self._connection = self._app.connection_for_write()
+            transport = self._connection.get_transport_cls()
+            if self._hold is not None:
+                self._connection.transport_cls = holding_transport(transport, self._hold)
+            elif transport.driver_type == "amqp":
+                options = self._connection.transport_options or {}
+                self._connection.transport_options = {**options, "confirm_publish": True}
+        return self._connection
+
+    def _ready_producer(self) -> Any:
+        if self._producer is not None and self._obeys(self._producer):
+            return self._producer
+        # The first, or kombu has gone to another URL and taken its own transport for it.
+        self.disconnect()
+        connection = self._connected()
+        connection.connect()
+        self._producer = self._app.amqp.Producer(connection, auto_declare=False)
+        if not self._obeys(self._producer):
+            raise StoreUnavailable("this broker connection cannot hold messages back")
+        return self._producer
+
+    def _obeys(self, producer: Any) -> bool:
+        return self._hold is None or holds(producer.channel, self._hold)
+
+    def _mandate(self, term: int) -> Mandate:
+        assert self._campaign is not None
+        return Mandate(self._campaign.election.nonce, term)
+
+    def _agreed(self, outcome: Outcome, term: int) -> bool:
+        if outcome in _AGREED:
+            return True
+        assert self._campaign is not None
+        logger.info("%s: dispatch refused, term %d: %s", BEAT, term, outcome.value)
+        if outcome is not Outcome.CLAIMED:
+            gone = outcome is Outcome.MISSING
+            self._leadership.contradicted(self._campaign, term, gone=gone)
+        return False
