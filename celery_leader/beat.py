@@ -13,12 +13,13 @@ the next leader publish it again, under the same task id.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import datetime
 import heapq
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from billiard.process import current_process
@@ -175,10 +176,10 @@ class LeaderMixin:
 
         def publish(producer: Any) -> None:
             nonlocal result
-            message = _labelled(entry, term or 0, tick.label, task_id)
-            result = super(LeaderMixin, self).apply_async(  # type: ignore[misc]
-                message, producer=producer, advance=False
-            )
+            with _labelled(entry, term or 0, tick.label, task_id):
+                result = super(LeaderMixin, self).apply_async(  # type: ignore[misc]
+                    entry, producer=producer, advance=False
+                )
 
         while not tick.is_in(before):
             term = self.leading_term()
@@ -348,11 +349,12 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         """Send the message of this tick and store ``following``; whether that was agreed to."""
         assert self._dispatcher is not None
         label = utc(plan.due)
-        message = _labelled(plan.entry, term, label, self._own_id(name, label))
+        entry, task_id = plan.entry, self._own_id(name, label)
 
         def publish(producer: Any) -> None:
-            logger.info("Scheduler: Sending due task %s (%s)", name, message.task)
-            self.apply_async(message, producer=producer, advance=False)
+            logger.info("Scheduler: Sending due task %s (%s)", name, entry.task)
+            with _labelled(entry, term, label, task_id):
+                self.apply_async(entry, producer=producer, advance=False)
 
         states = (plan.state, plan.claim().state, following.state)
         return self._dispatcher.send(term, name, *states, publish)
@@ -446,14 +448,17 @@ def _later(entry: Any, seconds: float) -> datetime.datetime:
     return now + datetime.timedelta(seconds=seconds)
 
 
-def _labelled(entry: Any, term: int, tick: str, task_id: str | None) -> Any:
-    """The entry with headers that name the tick, and no retries of kombu's own."""
+@contextlib.contextmanager
+def _labelled(entry: Any, term: int, tick: str, task_id: str | None) -> Iterator[None]:
+    """While open, ``entry`` has headers that name the tick, and no retries of kombu's own."""
     options = {k: v for k, v in entry.options.items() if k != CATCH_UP_OPTION}
     labels = {"leader_term": term, "leader_tick": tick}
     options["headers"] = {**(options.get("headers") or {}), **labels}
     options["retry"] = False
     if task_id is not None:
         options["task_id"] = task_id
-    labelled = copy.copy(entry)
-    labelled.options = options
-    return labelled
+    own, entry.options = entry.options, options
+    try:
+        yield
+    finally:
+        entry.options = own

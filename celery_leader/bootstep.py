@@ -30,6 +30,7 @@ from .tasks import (
     LeaderOnly,
     NotLeading,
     adopt_tasks,
+    installed,
     leader_queue,
     options_of,
     skip,
@@ -224,6 +225,8 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
     if own_request is not Request:
         task.__class__.Request = type("Request", (LeaderOnlyRequest, own_request), {})
     admit = instantiate(task.own_strategy, task, app, consumer)
+    if not installed(app):
+        return admit  # the body refuses to start, and says why
     options = options_of(task)
     assert options is not None
     leadership = leadership_of(app)

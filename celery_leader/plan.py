@@ -8,7 +8,6 @@ of a tick is what was stored for it, whoever dispatches it.
 from __future__ import annotations
 
 import collections
-import copy
 import datetime
 import enum
 import json
@@ -84,9 +83,8 @@ class Plan:
             state = json.loads(stored)
             if state["schedule"] != fingerprint(entry.schedule):
                 return None
-            restored = copy.copy(entry)
-            restored.last_run_at = datetime.datetime.fromisoformat(state["last_run_at"])
-            restored.total_run_count = int(state["total_run_count"])
+            last_run_at = datetime.datetime.fromisoformat(state["last_run_at"])
+            restored = _like(entry, last_run_at, int(state["total_run_count"]))
             due = datetime.datetime.fromisoformat(state["due"])
             return cls(restored, int(state["sequence"]), due, stored, bool(state.get("claimed")))
         except (ValueError, KeyError, TypeError):
@@ -103,7 +101,7 @@ class Plan:
 
     def dispatched(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
         """The plan after this tick was dispatched; the entry ran last ``at``."""
-        entry = self.entry._next_instance(last_run_at=at)
+        entry = _like(self.entry, at, self.entry.total_run_count + 1)
         return self.to_dispatch(entry, self.sequence + 1, due)
 
     def postponed(self, due: datetime.datetime) -> Plan:
@@ -112,8 +110,7 @@ class Plan:
 
     def restarted(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
         """The plan of an entry that is counted from ``at``, with nothing dispatched."""
-        entry = copy.copy(self.entry)
-        entry.last_run_at = at
+        entry = _like(self.entry, at, self.entry.total_run_count)
         return self.to_dispatch(entry, self.sequence, due)
 
 
@@ -257,6 +254,11 @@ def fingerprint(timetable: Any) -> str:
         text = f"{type(timetable).__qualname__} {lasting}"
     zone = getattr(timetable, "tz", None) if isinstance(timetable, crontab) else None
     return f"{text} {zone}" if zone is not None else text
+
+
+def _like(entry: Any, last_run_at: datetime.datetime, total_run_count: int) -> Any:
+    fields = dict(entry, last_run_at=last_run_at, total_run_count=total_run_count)
+    return entry.__class__(**fields)
 
 
 def _sequence(stored: str) -> int:
