@@ -27,6 +27,7 @@ from celery import Celery
 
 from .belief import Belief, BeliefPage
 from .broker import LeaseSource, lease_source
+from .clock import now
 from .election import Election
 from .errors import LeaderError, NotLeader
 from .lease import DEFAULT_LEASE, Candidate, Record, Timing, check_name
@@ -41,6 +42,8 @@ BEAT = "beat"
 
 #: The term of a process that leads because there is nobody else to lead.
 ALWAYS_TERM = 1
+
+_GLANCE = 0.1  # seconds between looks at a belief that nothing here is woken for
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +320,10 @@ class Leadership:
         runner.start(campaign)
         return campaign
 
+    def runs(self, campaign: Campaign) -> bool:
+        """Whether ``campaign`` is this process's, not that of the one it was forked from."""
+        return campaign in self._campaigns
+
     def resume(self, campaign: Campaign) -> None:
         """Campaign again after having resigned."""
         with self._lock:
@@ -572,9 +579,10 @@ class LeaderElection:
 
     def start(self) -> LeaderElection:
         """Campaign from now on, in the background; returns at once."""
-        if self._campaign is not None:
+        if self._campaign is not None and self._leadership.runs(self._campaign):
             self._leadership.resume(self._campaign)
         else:
+            # The first time, or in a forked child: the campaign it inherits is its parent's.
             self._campaign = self._leadership.campaign(self._name, self._node)
         self._started = True
         return self
@@ -628,9 +636,14 @@ class LeaderElection:
         """
         if not self._started:
             raise LeaderError(f"start() the election {self._name!r} before waiting to lead it")
-        if self._campaign is not None:
-            self._campaign.led.wait(timeout)
-        return self.is_leader()
+        deadline = float("inf") if timeout is None else now() + timeout
+        while not self.is_leader():
+            if now() >= deadline or self._campaign is None:
+                return False
+            # Set and not leading: this process was paused, or is a forked child of it.
+            led = threading.Event() if self._campaign.led.is_set() else self._campaign.led
+            led.wait(min(_GLANCE, deadline - now()))
+        return True
 
     def __enter__(self) -> LeaderElection:
         return self.start()

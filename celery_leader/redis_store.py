@@ -295,6 +295,8 @@ class RedisClient:
         try:
             if self._connection is None:
                 self._connection = self._connect()
+                # Asked for a password, a script is answered with a cut connection; this is not.
+                self._exchange(self._connection, [["PING"]])
             yield self._connection
         except StoreUnavailable:
             self.close()
@@ -310,7 +312,7 @@ class RedisClient:
             try:
                 replies.append(connection.read_response())
             except ResponseError as exc:
-                replies.append(exc)
+                replies.append(_as_outside_a_script(exc))
         return replies
 
     def _unavailable(self, exc: Exception) -> StoreUnavailable:
@@ -481,6 +483,14 @@ class RedisStore:
                         self._history_size,
                     ],
                 )
+
+
+def _as_outside_a_script(exc: ResponseError) -> ResponseError:
+    """Redis 6 hides what stopped a script behind "Error running script"."""
+    for sign, kind in (("-READONLY ", ReadOnlyError), ("-OOM ", OutOfMemoryError)):
+        if sign in str(exc):
+            return kind(str(exc))
+    return exc
 
 
 def _answered(replies: list[Any]) -> list[Any]:

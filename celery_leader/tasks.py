@@ -247,11 +247,18 @@ class LeaderOnlyTask(Task):  # type: ignore[misc]
     own_strategy: Any
     own_request: Any
 
-    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
         """Send the task, unless it is not for this process to send."""
         if _holds_back(self):
-            return EagerResult(options.get("task_id") or uuid(), None, SKIPPED, name=self.name)
-        return super().apply_async(args, kwargs, **options)
+            return EagerResult(task_id or uuid(), None, SKIPPED, name=self.name)
+        return super().apply_async(args, kwargs, task_id, *rest, **options)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Refuse to start the body where its election is not led."""
