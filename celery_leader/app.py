@@ -285,8 +285,8 @@ class Leadership:
             StoreUnavailable: Redis did not answer.
         """
         if self.always_leads():
-            now = datetime.datetime.now(datetime.timezone.utc)
-            return Leader(node_name(election), ALWAYS_TERM, float("inf"), now)
+            moment = datetime.datetime.now(datetime.timezone.utc)
+            return Leader(node_name(election), ALWAYS_TERM, float("inf"), moment)
         record = self.record(election)
         if record is None or not record.led:
             return None

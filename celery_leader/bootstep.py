@@ -224,7 +224,7 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
     own_request = symbol_by_name(task.own_request)
     if own_request is not Request:
         task.__class__.Request = type("Request", (LeaderOnlyRequest, own_request), {})
-    admit = instantiate(task.own_strategy, task, app, consumer)
+    admit: Callable[..., Any] = instantiate(task.own_strategy, task, app, consumer)
     if not installed(app):
         return admit  # the body refuses to start, and says why
     options = options_of(task)

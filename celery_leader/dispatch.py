@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from celery import Celery
+from celery import Celery, _state
 from celery.beat import SchedulingError
 from kombu.exceptions import OperationalError
 
@@ -165,7 +165,8 @@ class Dispatcher:
         """
         producer = self.producer()
         try:
-            publish(producer)
+            with _awaiting_no_results():
+                publish(producer)
         except SchedulingError as exc:
             cause = exc.__cause__ or exc.__context__
             if isinstance(cause, self._lost):
@@ -214,3 +215,15 @@ class Dispatcher:
             gone = outcome is Outcome.MISSING
             self._leadership.contradicted(self._campaign, term, gone=gone)
         return False
+
+
+@contextlib.contextmanager
+def _awaiting_no_results() -> Iterator[None]:
+    # Celery subscribes to the result of what it sends. Nobody in a beat waits for it, and
+    # with the result backend away each send would block for 20 s and then fail for good.
+    before = _state.task_join_will_block()
+    _state._set_task_join_will_block(True)
+    try:
+        yield
+    finally:
+        _state._set_task_join_will_block(before)
