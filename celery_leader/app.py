@@ -1,4 +1,4 @@
-"""What belongs to one Celery app: its settings, its elections in this process, its runner.
+"""What belongs to one Celery app in this process: its elections and what runs them.
 
 Kept beside the app and not on it, in one weak dictionary. Guaranteed: one thread
 and at most one connection however many elections; a forked child keeps its parent's
@@ -30,10 +30,11 @@ from .broker import LeaseSource, lease_source
 from .clock import now
 from .election import Election
 from .errors import LeaderError, NotLeader
-from .lease import DEFAULT_LEASE, Candidate, Record, Timing, check_name
-from .plan import CatchUp
-from .redis_store import Keys, RedisClient, RedisStore, Script
+from .lease import Candidate, Record, check_name
+from .redis_client import RedisClient, Script
+from .redis_store import Keys, RedisStore
 from .runner import Campaign, Listener, Runner
+from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -44,95 +45,6 @@ BEAT = "beat"
 ALWAYS_TERM = 1
 
 _GLANCE = 0.1  # seconds between looks at a belief that nothing here is woken for
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The ``leader_*`` settings of one app, checked.
-
-    Raises:
-        LeaderError: a value cannot be used; the message names the setting.
-    """
-
-    timing: Timing
-    namespace: str
-    queue: str
-    url: str | None
-    transport_options: dict[str, Any]
-    candidate: bool
-    elections: tuple[str, ...]
-    history_size: int
-    beat_catch_up: CatchUp
-    beat_catch_up_max: int
-
-    @classmethod
-    def of(cls, app: Celery) -> Settings:
-        """Read them from ``app.conf``, where Django's ``CELERY_LEADER_*`` arrive too."""
-        get = app.conf.get
-        default_queue = str(app.conf.task_default_queue)
-        namespace = get("leader_namespace", None)
-        elections = get("leader_elections", ())
-        if isinstance(elections, str) or not isinstance(elections, Iterable):
-            raise LeaderError(
-                f"leader_elections is {elections!r}: it must be a list of election names"
-            )
-        candidate = get("leader_candidate", True)
-        if not isinstance(candidate, bool):
-            raise LeaderError(f"leader_candidate is {candidate!r}: it must be True or False")
-        options = get("leader_transport_options", None) or {}
-        if not isinstance(options, dict):
-            raise LeaderError(f"leader_transport_options is {options!r}: it must be a dict")
-        url = get("leader_url", None)
-        if url is not None and not isinstance(url, str):
-            raise LeaderError(f"leader_url is {url!r}: it must be a URL in a string")
-        return cls(
-            timing=_timing(app),
-            namespace=check_name(namespace, "leader_namespace") if namespace else default_queue,
-            queue=str(get("leader_queue", None) or f"{default_queue}.leader"),
-            url=url or None,
-            transport_options=options,
-            candidate=candidate,
-            elections=tuple(check_name(name) for name in elections),
-            history_size=_count(app, "leader_history_size", 256),
-            beat_catch_up=CatchUp.named(
-                get("leader_beat_catch_up", None) or "one", "leader_beat_catch_up"
-            ),
-            beat_catch_up_max=_count(app, "leader_beat_catch_up_max", 100),
-        )
-
-
-def _number(app: Celery, setting: str, default: float) -> float:
-    value = app.conf.get(setting, None)
-    if value is None:
-        return default
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise LeaderError(f"{setting} is {value!r}: it must be a number")
-    return value
-
-
-def _count(app: Celery, setting: str, default: int) -> int:
-    count = int(_number(app, setting, default))
-    if count < 1:
-        raise LeaderError(f"{setting} is {count!r}: it must be 1 or more")
-    return count
-
-
-def _timing(app: Celery) -> Timing:
-    lease = _number(app, "leader_lease_duration", DEFAULT_LEASE)
-    if not lease > 0:
-        raise LeaderError(f"leader_lease_duration is {lease!r}: it must be above 0")
-    rest = Timing.of_lease(lease)
-    return Timing(
-        lease_duration=lease,
-        renew_interval=_number(app, "leader_renew_interval", rest.renew_interval),
-        renew_attempts=int(_number(app, "leader_renew_attempts", rest.renew_attempts)),
-        renew_retry_delay=_number(app, "leader_renew_retry_delay", rest.renew_retry_delay),
-        election_jitter=_number(app, "leader_election_jitter", rest.election_jitter),
-        operation_timeout=_number(app, "leader_operation_timeout", rest.operation_timeout),
-        bootstrap_delay=_number(app, "leader_bootstrap_delay", rest.bootstrap_delay),
-    )
 
 
 @dataclass(frozen=True, slots=True)

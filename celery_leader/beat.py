@@ -24,6 +24,7 @@ from typing import Any
 
 from billiard.process import current_process
 from celery import beat
+from celery.schedules import schedule
 
 from .app import ALWAYS_TERM, BEAT, Leadership, leadership_of, refusing_clearly
 from .dispatch import Dispatcher
@@ -130,12 +131,20 @@ class LeaderMixin:
         except StoreUnavailable as exc:
             self._note_failure("the schedule", exc)
             return False
-        for name, entry in self.entries_in_memory().items():
-            last = last_run(self._shared.get(name, ""))
-            if last is not None:
-                entry.last_run_at, entry.total_run_count = last
+        self.bring_up_to_date(self.entries_in_memory())
         self._heap = None
         return True
+
+    def bring_up_to_date(self, entries: dict[str, Any]) -> None:
+        """Give ``entries`` the last run that beats share, where there is one."""
+        for name, entry in entries.items():
+            last = last_run(self._shared.get(name, ""))
+            if last is not None:
+                self.ran_last(entry, *last)
+
+    def ran_last(self, entry: Any, moment: datetime.datetime, count: int) -> None:
+        """Have ``entry`` go on from its ``count``-th run, at ``moment``."""
+        entry.last_run_at, entry.total_run_count = moment, count
 
     def entries_in_memory(self) -> dict[str, Any]:
         """The entries whose state this process keeps; none where a store is read at each turn."""
@@ -264,6 +273,8 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._plans: dict[str, Plan] = {}
         self._queue: list[tuple[float, int, str]] = []
         self._pushed = 0
+        self._known: dict[str, Any] = {}
+        self._clock_read = 0.0
         self._not_enumerable: set[str] = set()
         super().__init__(app, *args, **kwargs)
         with refusing_clearly():
@@ -304,21 +315,28 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         for name, plan in self._plans.items():
             self.schedule[name] = plan.entry
             self._push(name, plan)
+        self._known = dict(self.schedule)
+        self._clock_read = at(self.app.now())
         return True
 
     def lead(self, *args: Any, **kwargs: Any) -> float:
         """Dispatch what is due, one entry per turn, the longest due first."""
-        if len(self._plans) != len(self.schedule):
-            self._led_term = None  # entries came or went: plan anew
+        if len(self._plans) != len(self.schedule) or self._clock_went_back():
+            self._led_term = None  # plan anew
             return 0
         if not self._queue:
             return float(self.max_interval)
         due, _, name = self._queue[0]
         plan = self._plans[name]
         wait = due - at(plan.entry.default_now())
+        # All of them are looked at before a rest only, or many that are due at once took long.
+        if self.schedule.get(name) is not plan.entry or (wait > 0 and self._known != self.schedule):
+            self._led_term = None  # entries came, went or changed: plan anew
+            return 0
         if wait > 0:
             return float(min(wait, self.max_interval))
         due_now, next_in = self._is_due_or_later(plan.entry)
+        due_now = due_now or plan.claimed  # it may have been published: that is to be confirmed
         if not due_now and next_in <= _EARLY:
             self._push_later(name, next_in)
             return 0
@@ -339,7 +357,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         if agreed:
             heapq.heappop(self._queue)
             self._plans[name] = following
-            self.schedule[name] = following.entry
+            self._known[name] = self.schedule[name] = following.entry
             self._push(name, following)
         else:
             self._led_term = None  # read the shared state again before anything else
@@ -370,8 +388,25 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         plan = Plan.restored(entry, stored)
         if plan is None:
             due_now, next_in = self._is_due_or_later(entry)
-            return Plan.anchored(entry, stored, _later(entry, 0.0 if due_now else next_in))
-        return self._caught_up(plan)
+            due = _later(entry, 0.0 if due_now else next_in)
+            return self._counted_anew(Plan.anchored(entry, stored, due))
+        return self._caught_up(self._counted_anew(plan))
+
+    def _counted_anew(self, plan: Plan) -> Plan:
+        """``plan``, or if it is an interval's and last ran in the future, one counted from now."""
+        now = plan.entry.default_now()
+        if at(plan.entry.last_run_at) <= at(now) + _EARLY or plan.claimed:
+            return plan
+        if not isinstance(plan.entry.schedule, schedule):
+            return plan
+        # The clock was set back: it would be silent for as long.
+        restarted = plan.restarted(now, now)
+        due_now, next_in = self._is_due_or_later(restarted.entry)
+        return restarted.postponed(_later(restarted.entry, 0.0 if due_now else next_in))
+
+    def _clock_went_back(self) -> bool:
+        before, self._clock_read = self._clock_read, at(self.app.now())
+        return self._clock_read < before - _EARLY
 
     def _caught_up(self, plan: Plan) -> Plan:
         """What of the missed ticks is to be sent."""
@@ -435,7 +470,8 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
 
     def _push(self, name: str, plan: Plan) -> None:
         self._pushed += 1
-        heapq.heappush(self._queue, (at(plan.due), self._pushed, name))
+        due = 0.0 if plan.claimed else at(plan.due)
+        heapq.heappush(self._queue, (due, self._pushed, name))
 
     def _push_later(self, name: str, next_in: float) -> None:
         self._pushed += 1

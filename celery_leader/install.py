@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import click
@@ -10,7 +11,10 @@ from celery.utils.imports import symbol_by_name
 
 from .app import BEAT, leadership_of
 from .beat import LeaderMixin
+from .errors import LeaderError
 from .tasks import adopt_tasks, installed, mark_installed, routing_class
+
+logger = logging.getLogger(__name__)
 
 _STEP = "celery_leader.bootstep:LeaderStep"
 
@@ -57,5 +61,11 @@ def _guard_beat(sender: Any, **_: Any) -> None:
         return
     adopt_tasks(app)
     leadership = leadership_of(app)
-    if leadership.task_elections:
+    if not leadership.task_elections:
+        return
+    try:
         leadership.campaign(BEAT, leadership.free_node_name("beat"))
+    except LeaderError as exc:
+        # Signals swallow every other exception, and this beat would send on, unelected.
+        logger.critical("%s", exc)
+        raise SystemExit(1) from exc

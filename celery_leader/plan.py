@@ -8,8 +8,10 @@ of a tick is what was stored for it, whoever dispatches it.
 from __future__ import annotations
 
 import collections
+import copy
 import datetime
 import enum
+import inspect
 import json
 import uuid
 from collections.abc import Iterator
@@ -181,11 +183,18 @@ def occurrence_after(timetable: Any, moment: datetime.datetime) -> datetime.date
     if isinstance(timetable, crontab):
         last, delta, _ = timetable.remaining_delta(moment)
         following = last + delta
-    elif isinstance(timetable, solar):
-        following = timetable.now() + timetable.remaining_estimate(moment)
-    elif type(timetable) is schedule:
+    elif isinstance(timetable, solar) or (_is_interval(timetable) and timetable.relative):
+        # Asked as of ``moment``: each look at the clock would give another microsecond.
+        asked = copy.copy(timetable)
+        asked.app, asked.nowfun = timetable.app, lambda: moment
+        following = moment + asked.remaining_estimate(moment)
+    elif _is_interval(timetable):
         following = moment + timetable.run_every
     return following if following is not None and following > moment else None
+
+
+def _is_interval(timetable: Any) -> bool:
+    return type(timetable) is schedule
 
 
 def latest_missed(
@@ -196,7 +205,7 @@ def latest_missed(
     ``due`` itself where there are no more than that. ``timetable`` must be one whose
     occurrences can be told.
     """
-    if type(timetable) is schedule:
+    if _is_interval(timetable) and not timetable.relative:
         every: datetime.timedelta = timetable.run_every
         return due + max(0, (now - due) // every + 1 - most) * every
     look_back = _SHORTEST_LOOK_BACK
@@ -244,16 +253,26 @@ def utc(moment: datetime.datetime) -> str:
 
 def fingerprint(timetable: Any) -> str:
     """What tells one schedule from another, the same in every process."""
-    if type(timetable) is schedule:
+    if _is_interval(timetable):
         # Its repr rounds: every 90 and every 90.2 seconds look the same there.
-        return f"every {timetable.run_every.total_seconds()!r} s"
+        text = f"every {timetable.run_every.total_seconds()!r} s"
+        return f"{text} relative {timetable.tz}" if timetable.relative else text
     text = repr(timetable)
     if " at 0x" in text:
-        told = {name: repr(value) for name, value in sorted(vars(timetable).items())}
+        told = {
+            name: repr(value)
+            for name, value in sorted(vars(timetable).items())
+            if not _is_cached(timetable, name)
+        }
         lasting = {name: value for name, value in told.items() if " at 0x" not in value}
         text = f"{type(timetable).__qualname__} {lasting}"
     zone = getattr(timetable, "tz", None) if isinstance(timetable, crontab) else None
     return f"{text} {zone}" if zone is not None else text
+
+
+def _is_cached(timetable: Any, name: str) -> bool:
+    """Whether ``name`` is a property's value, there only once somebody has asked for it."""
+    return hasattr(inspect.getattr_static(type(timetable), name, None), "__get__")
 
 
 def _like(entry: Any, last_run_at: datetime.datetime, total_run_count: int) -> Any:

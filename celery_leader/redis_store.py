@@ -13,30 +13,13 @@ Keys, which are public (``{namespace}`` is ``leader_namespace``):
 ``celery-leader:{namespace}:history:{name}``           stream, who was elected and who resigned
 ``celery-leader:{namespace}:candidates:{name}``        sorted set, node by last contact in ms
 =====================================================  =========================================
-
-One socket, owned by one thread; the redis-py client's own retries are not used,
-because one renewal against a mute server then takes close to a minute.
 """
 
 from __future__ import annotations
 
-import hashlib
-import selectors
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from redis.exceptions import (
-    AuthenticationError,
-    InvalidResponse,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
 
 from .errors import StoreUnavailable
 from .lease import (
@@ -54,6 +37,7 @@ from .lease import (
     Request,
     State,
 )
+from .redis_client import RedisClient, Script
 
 # Every script answers {what, server time in us, the record's fields ...}.
 PREAMBLE = """
@@ -202,161 +186,6 @@ class Keys:
         return [self.of(kind, name) for kind in ("election", "history", "candidates")]
 
 
-class RedisClient:
-    """One connection to Redis with short answers: commands in, replies or a reason out.
-
-    Args:
-        connect: makes a connected redis-py ``Connection``; it resolves the address
-            anew each time.
-        setting: the setting that names this Redis, for messages.
-        operation_timeout: seconds that one answer may take.
-    """
-
-    def __init__(
-        self, connect: Callable[[], Any], *, setting: str, operation_timeout: float
-    ) -> None:
-        self._connect = connect
-        self._setting = setting
-        self._operation_timeout = operation_timeout
-        self._connection: Any = None
-
-    def close(self) -> None:
-        """Drop the connection; the next call makes another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.disconnect()
-
-    def call(self, *command: Any) -> Any:
-        """Send one command and return its reply.
-
-        Raises:
-            StoreUnavailable: there was no answer, or Redis refused the command.
-        """
-        reply = self.call_all([command])[0]
-        if isinstance(reply, StoreUnavailable):
-            raise reply
-        return reply
-
-    def call_all(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """Send ``commands`` in one round trip; a refused one yields its ``StoreUnavailable``.
-
-        Raises:
-            StoreUnavailable: there was no answer. The commands may have been executed.
-        """
-        with self._talking() as connection:
-            replies = self._exchange(connection, commands)
-        if any(isinstance(reply, ReadOnlyError) for reply in replies):
-            # A demoted master: its address must be looked up again.
-            self.close()
-        return [
-            self._unavailable(reply) if isinstance(reply, RedisError) else reply
-            for reply in replies
-        ]
-
-    def run(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]) -> list[Any]:
-        """Run scripts in one round trip, or two when Redis does not know one yet."""
-        with self._talking() as connection:
-            replies = self._exchange(connection, [script.by_sha(*rest) for script, *rest in calls])
-            unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if unknown:
-                texts = [calls[i][0].by_text(*calls[i][1:]) for i in unknown]
-                for i, reply in zip(unknown, self._exchange(connection, texts), strict=True):
-                    replies[i] = reply
-        if any(isinstance(reply, ReadOnlyError) for reply in replies):
-            self.close()
-        return [
-            self._unavailable(reply) if isinstance(reply, RedisError) else reply
-            for reply in replies
-        ]
-
-    def wait_for(self, command: Sequence[Any], timeout: float, wake: int) -> Any:
-        """Send a blocking command; return its reply, or ``None`` once ``wake`` can be read.
-
-        A command that is still blocked is given up by closing the connection: Redis
-        then drops it, and nothing else of ours is on that socket.
-        """
-        with self._talking() as connection:
-            connection.send_packed_command(connection.pack_command(*command), check_health=False)
-            sock = connection._sock
-            with selectors.DefaultSelector() as selector:
-                selector.register(sock, selectors.EVENT_READ)
-                selector.register(wake, selectors.EVENT_READ)
-                events = selector.select(timeout + self._operation_timeout)
-                ready = [key.fileobj for key, _ in events]
-            if sock in ready:
-                return connection.read_response()
-        self.close()
-        if not ready:
-            raise StoreUnavailable(f"{self._setting}: no answer from Redis to a blocking read")
-        return None
-
-    @contextmanager
-    def _talking(self) -> Iterator[Any]:
-        try:
-            if self._connection is None:
-                self._connection = self._connect()
-                # Asked for a password, a script is answered with a cut connection; this is not.
-                self._exchange(self._connection, [["PING"]])
-            yield self._connection
-        except StoreUnavailable:
-            self.close()
-            raise
-        except (RedisError, OSError) as exc:
-            self.close()
-            raise self._unavailable(exc) from exc
-
-    def _exchange(self, connection: Any, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                replies.append(connection.read_response())
-            except ResponseError as exc:
-                replies.append(_as_outside_a_script(exc))
-        return replies
-
-    def _unavailable(self, exc: Exception) -> StoreUnavailable:
-        """``exc`` in one sentence that names the setting to look at."""
-        text = str(exc) or type(exc).__name__
-        setting = self._setting
-        match exc:
-            case AuthenticationError():
-                advice = f"Redis refused the user name or password in {setting}: {text}"
-            case NoPermissionError():
-                advice = f"the Redis user in {setting} may not do this: {text}"
-            case ReadOnlyError():
-                advice = f"{setting} names a read-only replica; name its master: {text}"
-            case OutOfMemoryError():
-                advice = f"the Redis in {setting} is full; raise its maxmemory: {text}"
-            case InvalidResponse():
-                advice = f"what answers at {setting} is not Redis: {text}"
-            case ResponseError() if "NOAUTH" in text or "Authentication" in text:
-                advice = f"Redis asks for a password; put it into {setting}: {text}"
-            case ResponseError() if "unknown command" in text.lower():
-                advice = f"{setting} names a server older than Redis 6.2: {text}"
-            case ResponseError():
-                advice = f"the Redis in {setting} refused: {text}"
-            case _:
-                advice = f"the Redis in {setting} cannot be reached: {text}"
-        return StoreUnavailable(advice)
-
-
-class Script:
-    """A Lua script, called by its digest and sent whole when Redis does not know it."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-    def by_sha(self, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
-        """The command that runs it by digest."""
-        return ["EVALSHA", self._sha, len(keys), *keys, *args]
-
-    def by_text(self, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
-        """The command that runs it and teaches it to Redis."""
-        return ["EVAL", self._text, len(keys), *keys, *args]
-
-
 ACQUIRE, RENEW, RELEASE, READ = Script(_ACQUIRE), Script(_RENEW), Script(_RELEASE), Script(_READ)
 
 
@@ -483,14 +312,6 @@ class RedisStore:
                         self._history_size,
                     ],
                 )
-
-
-def _as_outside_a_script(exc: ResponseError) -> ResponseError:
-    """Redis 6 hides what stopped a script behind "Error running script"."""
-    for sign, kind in (("-READONLY ", ReadOnlyError), ("-OOM ", OutOfMemoryError)):
-        if sign in str(exc):
-            return kind(str(exc))
-    return exc
 
 
 def _answered(replies: list[Any]) -> list[Any]:

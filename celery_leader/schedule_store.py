@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import StoreUnavailable
-from .redis_store import PREAMBLE, Keys, Script
+from .redis_client import Script
+from .redis_store import PREAMBLE, Keys
 
 Run = Callable[[Sequence[tuple[Script, Sequence[str], Sequence[Any]]]], list[Any]]
 
