@@ -35,6 +35,7 @@ from .plan import (
     CatchUp,
     Plan,
     Tick,
+    as_told_by,
     at,
     catch_up_of,
     last_run,
@@ -144,7 +145,7 @@ class LeaderMixin:
 
     def ran_last(self, entry: Any, moment: datetime.datetime, count: int) -> None:
         """Have ``entry`` go on from its ``count``-th run, at ``moment``."""
-        entry.last_run_at, entry.total_run_count = moment, count
+        entry.last_run_at, entry.total_run_count = as_told_by(entry, moment), count
 
     def entries_in_memory(self) -> dict[str, Any]:
         """The entries whose state this process keeps; none where a store is read at each turn."""
@@ -277,6 +278,10 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._clock_read = 0.0
         self._not_enumerable: set[str] = set()
         super().__init__(app, *args, **kwargs)
+
+    def setup_schedule(self) -> None:
+        """Read the schedule, and refuse what cannot be meant before taking part."""
+        super().setup_schedule()
         with refusing_clearly():
             for entry in self.schedule.values():
                 catch_up_of(entry, CatchUp.ONE)

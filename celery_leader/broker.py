@@ -88,7 +88,7 @@ class LeaseSource:
             "socket_timeout": self._operation_timeout,
             "socket_connect_timeout": self._operation_timeout,
         }
-        sentinel = {**(options.get("sentinel_kwargs") or {}), **limits, "retry": _no_retry()}
+        sentinel = {**(options.get("sentinel_kwargs") or {}), **limits, "retry": no_retry()}
         connection.transport_options = {
             **options,
             **limits,
@@ -163,8 +163,9 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     # redis-py 8 would announce itself for maintenance notifications, over RESP3 only,
     # and take over timeouts and addresses when they come.
     kept = {k: v for k, v in options.items() if "maint_notifications" not in k}
-    return {**kept, "protocol": 2, "retry": _no_retry()}
+    return {**kept, "protocol": 2, "retry": no_retry()}
 
 
-def _no_retry() -> Retry:
+def no_retry() -> Retry:
+    """What has a redis-py connection do what it is told once."""
     return Retry(NoBackoff(), 0)

@@ -180,8 +180,10 @@ class Dispatcher:
         if self._connection is None:
             self._connection = self._app.connection_for_write()
             transport = self._connection.get_transport_cls()
-            if self._hold is not None:
-                self._connection.transport_cls = holding_transport(transport, self._hold)
+            if transport.driver_type == "redis":
+                timeout = self._leadership.settings.timing.operation_timeout
+                hold = self._hold or Hold()
+                self._connection.transport_cls = holding_transport(transport, hold, timeout)
             elif transport.driver_type == "amqp":
                 options = self._connection.transport_options or {}
                 self._connection.transport_options = {**options, "confirm_publish": True}
@@ -193,7 +195,10 @@ class Dispatcher:
         # The first, or kombu has gone to another URL and taken its own transport for it.
         self.disconnect()
         connection = self._connected()
-        connection.connect()
+        # Not connect(), which sleeps for two seconds before its second attempt.
+        connection.ensure_connection(
+            max_retries=1, interval_start=0, interval_step=0, reraise_as_library_errors=False
+        )
         self._producer = self._app.amqp.Producer(connection, auto_declare=False)
         if not self._obeys(self._producer):
             raise StoreUnavailable("this broker connection cannot hold messages back")

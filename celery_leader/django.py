@@ -34,7 +34,7 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
         return entries
 
     def ran_last(self, entry: Any, moment: datetime.datetime, count: int) -> None:
-        """Have ``entry`` go on from there, unless its row says that it ran, or was changed, later."""
+        """Have ``entry`` go on from there, unless its row says that it ran or changed later."""
         if at(moment) > at(entry.last_run_at):
             super().ran_last(entry, moment, count)
-            entry.model.last_run_at, entry.model.total_run_count = moment, count
+            entry.model.last_run_at, entry.model.total_run_count = entry.last_run_at, count

@@ -85,7 +85,7 @@ class Plan:
             state = json.loads(stored)
             if state["schedule"] != fingerprint(entry.schedule):
                 return None
-            last_run_at = datetime.datetime.fromisoformat(state["last_run_at"])
+            last_run_at = as_told_by(entry, datetime.datetime.fromisoformat(state["last_run_at"]))
             restored = _like(entry, last_run_at, int(state["total_run_count"]))
             due = datetime.datetime.fromisoformat(state["due"])
             return cls(restored, int(state["sequence"]), due, stored, bool(state.get("claimed")))
@@ -186,8 +186,10 @@ def occurrence_after(timetable: Any, moment: datetime.datetime) -> datetime.date
     elif isinstance(timetable, solar) or (_is_interval(timetable) and timetable.relative):
         # Asked as of ``moment``: each look at the clock would give another microsecond.
         asked = copy.copy(timetable)
-        asked.app, asked.nowfun = timetable.app, lambda: moment
-        following = moment + asked.remaining_estimate(moment)
+        # And "every day, relative" is a day of the zone it is asked in.
+        local = moment.astimezone(timetable.tz)
+        asked.app, asked.nowfun = timetable.app, lambda: local
+        following = moment + asked.remaining_estimate(local)
     elif _is_interval(timetable):
         following = moment + timetable.run_every
     return following if following is not None and following > moment else None
@@ -238,6 +240,12 @@ def catch_up_of(entry: Any, default: CatchUp) -> CatchUp:
     if value is None:
         return default
     return CatchUp.named(value, f"options[{CATCH_UP_OPTION!r}] of the entry {entry.name!r}")
+
+
+def as_told_by(entry: Any, moment: datetime.datetime) -> datetime.datetime:
+    """``moment`` in the zone of the clock of ``entry``, whose days may begin at its midnight."""
+    zone = entry.default_now().tzinfo
+    return moment if zone is None else maybe_make_aware(moment).astimezone(zone)
 
 
 def at(moment: datetime.datetime) -> float:

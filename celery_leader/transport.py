@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .broker import no_retry
 from .schedule_store import Push
 
 
@@ -61,11 +62,25 @@ class Hold:
         return None
 
 
-def holding_transport(base: Any, hold: Hold) -> Any:
-    """``base``, a kombu Redis transport class, with channels that obey ``hold``."""
+def holding_transport(base: Any, hold: Hold, timeout: float) -> Any:
+    """``base``, a kombu Redis transport class, with channels that obey ``hold``.
+
+    Where no ``socket_timeout`` or ``socket_connect_timeout`` is set, it is ``timeout``
+    seconds, and nothing is tried again unasked: kombu would wait for ever on a connection
+    that was opened into silence.
+    """
 
     class HoldingChannel(base.Channel):  # type: ignore[misc]
         _delivering = False
+
+        def _connparams(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            params = super()._connparams(*args, **kwargs)
+            unlimited = [
+                name
+                for name in ("socket_timeout", "socket_connect_timeout")
+                if name in params and params[name] is None
+            ]
+            return {**params, **dict.fromkeys(unlimited, timeout), "retry": no_retry()}
 
         def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
             self._delivering = True
