@@ -1,0 +1,71 @@
+# Two commands: `make demo` and `make test`. Both make .venv, with PyPI as the only source.
+
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard celery_leader tests examples benchmarks)
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+# More arguments for pytest, e.g. make test PYTEST=tests/unit
+PYTEST ?=
+BENCH ?=
+
+.DEFAULT_GOAL := help
+# Two at once would install into one .venv.
+.NOTPARALLEL:
+.PHONY: help demo test lint types contract bench clean
+
+help:
+	@echo 'make demo      three workers and three beats, their leaders stopped and killed (under a minute)'
+	@echo 'make test      all tests; make test PYTEST="tests/unit -x" some of them'
+	@echo 'make lint      ruff: format and rules'
+	@echo 'make types     mypy --strict'
+	@echo 'make contract  the direction of imports'
+	@echo 'make bench     the benchmarks; make bench BENCH=--quick for a short form'
+	@echo 'make clean     remove .venv and what the tools left'
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m examples.demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+contract: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.run $(BENCH)
+
+clean:
+	rm -rf $(VENV) .*_cache .coverage* demo-report.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp for each set of packages; a new pyproject.toml makes .venv anew.
+
+$(VENV)/.demo: $(VENV)/.made
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.made: pyproject.toml
+	@command -v '$(PYTHON)' >/dev/null || \
+	  { echo 'There is no $(PYTHON) here; name a Python 3.10 or newer: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$$('$(PYTHON)' -V 2>&1) is too old; name a Python 3.10 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo 'This $(PYTHON) cannot make virtual environments (on Debian and Ubuntu: apt-get install python3-venv)' >&2; exit 1; }
+	@rm -rf $(VENV)
+	'$(PYTHON)' -m venv $(VENV)
+	@# The pip of some Python 3.10 cannot install an editable project without a setup.py.
+	$(PIP) 'pip>=21.3'
+	@touch $@

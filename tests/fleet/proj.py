@@ -1,0 +1,272 @@
+"""The Celery app of the fleet tests: what its workers, beats and senders run.
+
+A worker or beat reads its configuration, JSON, from the variable ``FLEET``; a test calls
+``build()`` with the same values to be a sender. Every task writes what it saw to a
+Redis list, which the tests then judge. See ``Fleet`` for the keys of a configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import threading
+import weakref
+from typing import Any
+
+import redis
+from celery import Celery, shared_task, signals
+from celery.beat import PersistentScheduler
+from celery.schedules import schedule
+
+from celery_leader import current_term, install, is_leader, leader_only
+from celery_leader.beat import LeaderMixin
+
+RECORDS = "fleet:records"
+BELIEFS = "fleet:beliefs"
+VARIABLE = "FLEET"
+
+_PROBE_STEP = 0.01
+_GATE_PATIENCE = 60
+
+
+class Recorder:
+    """Writes what happened in this process to Redis, in the order of Redis."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client: redis.Redis | None = None
+        self._pid = 0
+
+    @property
+    def client(self) -> redis.Redis:
+        """A client of this process, not of the one it was forked from."""
+        if self._client is None or self._pid != os.getpid():
+            self._client = redis.Redis.from_url(self._url)
+            self._pid = os.getpid()
+        return self._client
+
+    def saw(self, task: Any, event: str, election: str = "worker", **more: Any) -> dict[str, Any]:
+        """Record that ``event`` happened in the body of ``task``, and what was believed."""
+        term = current_term(election)
+        at = self.moment()
+        request = task.request
+        seen = {
+            "event": event,
+            "task": task.name,
+            "id": request.id,
+            "node": request.hostname,
+            "pid": os.getpid(),
+            "leads": is_leader(election),
+            "term": term,
+            "term_after": current_term(election),
+            "at": at,
+            "hops": int((request.headers or {}).get("leader_hops") or 0),
+            "headers": {k: v for k, v in (request.headers or {}).items() if _plain(v)},
+            "argsrepr": request.get("argsrepr"),
+            "kwargsrepr": request.get("kwargsrepr"),
+            "eta": request.eta,
+            "delivery": {k: v for k, v in (request.delivery_info or {}).items() if _plain(v)},
+            **more,
+        }
+        self.client.rpush(RECORDS, json.dumps(seen))
+        return seen
+
+    def moment(self) -> int:
+        """Microseconds, on the clock of Redis."""
+        seconds, micros = self.client.time()
+        return seconds * 1_000_000 + micros
+
+    def wait_at_gate(self, gate: str) -> None:
+        """Wait until the test opens ``gate``."""
+        self.client.blpop([f"fleet:gate:{gate}"], timeout=_GATE_PATIENCE)
+
+    def believe_for_ever(self, app: Celery, election: str, node: str) -> None:
+        """Record, again and again, that this process believes it leads, while it does."""
+        app.set_current()  # in this thread
+        pause = threading.Event()
+        while not pause.wait(_PROBE_STEP):
+            with contextlib.suppress(redis.RedisError):
+                before = current_term(election)
+                at = self.moment()
+                # Led before and after with one term: led when Redis said what time it was.
+                if before is not None and current_term(election) == before:
+                    belief = {"election": election, "node": node, "term": before, "at": at}
+                    self.client.rpush(BELIEFS, json.dumps(belief))
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool | type(None))
+
+
+def build(config: dict[str, Any], *, current: bool = False) -> Celery:
+    """The app that ``config`` asks for."""
+    broker = config["broker"]
+    app = Celery(
+        "fleet",
+        broker=broker,
+        backend=config.get("backend", broker),
+        set_as_current=current,
+    )
+    app.conf.update(worker_hijack_root_logger=True, broker_connection_retry_on_startup=True)
+    app.conf.update(config.get("conf", {}))
+    app.conf.beat_schedule = {
+        name: _entry(entry) for name, entry in config.get("schedule", {}).items()
+    }
+    if config.get("install", True):
+        install(app)
+    recorder = _recorders[app] = Recorder(config["record"])
+    define_tasks(app, recorder)
+    app.conf.update(config.get("conf_after_install", {}))
+    return app
+
+
+def _entry(entry: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "task": f"fleet.{entry['task']}",
+        "schedule": schedule(entry["every"]),
+        "args": [object()] if entry.get("unsendable") else entry.get("args", []),
+        "options": entry.get("options", {}),
+    }
+
+
+def define_tasks(app: Celery, recorder: Recorder) -> None:
+    """Give ``app`` the tasks of the fleet."""
+    saw = recorder.saw
+    # Not shared: a test makes several apps with these tasks.
+    task = functools.partial(app.task, bind=True, shared=False)
+
+    @task(name="fleet.plain")
+    def plain(self: Any, label: str = "") -> Any:
+        return saw(self, "ran", label=label)
+
+    @task(name="fleet.gather")
+    def gather(self: Any, results: list[Any], label: str = "") -> Any:
+        saw(self, "ran", label=label)
+        return len(results)
+
+    @task(name="fleet.lead")
+    @leader_only
+    def lead(self: Any, label: str = "", **_: Any) -> Any:
+        return saw(self, "ran", label=label)
+
+    @task(name="fleet.lead_late", acks_late=True)
+    @leader_only
+    def lead_late(self: Any, label: str = "") -> Any:
+        return saw(self, "ran", label=label)
+
+    @task(name="fleet.hold")
+    @leader_only
+    def hold(self: Any, label: str) -> Any:
+        saw(self, "started", label=label)
+        recorder.wait_at_gate(label)
+        return saw(self, "finished", label=label)
+
+    @task(name="fleet.hold_plain")
+    def hold_plain(self: Any, label: str) -> Any:
+        saw(self, "started", label=label)
+        recorder.wait_at_gate(label)
+        return saw(self, "finished", label=label)
+
+    @task(name="fleet.retried")
+    @leader_only(send_from="leader")
+    def retried(self: Any, label: str) -> Any:
+        if self.request.retries:
+            return saw(self, "ran", label=label)
+        saw(self, "started", label=label)
+        recorder.wait_at_gate(label)
+        raise self.retry(countdown=0)
+
+    @task(name="fleet.pulse")
+    @leader_only
+    def pulse(self: Any, label: str) -> None:
+        pause = threading.Event()
+        for _ in range(3000):
+            saw(self, "pulse", label=label)
+            pause.wait(0.02)
+
+    @task(name="fleet.report")
+    @leader_only(election="reports")
+    def report(self: Any, label: str = "") -> Any:
+        return saw(self, "ran", election="reports", label=label)
+
+    @task(name="fleet.skippable")
+    @leader_only(on_follower="skip")
+    def skippable(self: Any, label: str = "") -> Any:
+        return saw(self, "ran", label=label)
+
+    @task(name="fleet.sent_by_leader")
+    @leader_only(send_from="leader")
+    def sent_by_leader(self: Any, label: str = "") -> Any:
+        return saw(self, "ran", label=label)
+
+    @task(name="fleet.send")
+    def send(self: Any, name: str, label: str = "") -> Any:
+        result = app.tasks[f"fleet.{name}"].delay(label)
+        return {**saw(self, "sent", label=label), "state": result.state, "sent": result.id}
+
+    @task(name="fleet.ask_often")
+    def ask_often(self: Any, times: int) -> Any:
+        return _ask_often(self, times)
+
+    @task(name="fleet.lead_ask_often")
+    @leader_only
+    def lead_ask_often(self: Any, times: int) -> Any:
+        return _ask_often(self, times)
+
+    def _ask_often(task: Any, times: int) -> Any:
+        def commands() -> int:
+            return int(recorder.client.info("stats")["total_commands_processed"])
+
+        before = commands()
+        answers = {(is_leader(), current_term()) for _ in range(times)}
+        return {**saw(task, "ran"), "commands": commands() - before, "answers": sorted(answers)}
+
+    @leader_only
+    @task(name="fleet.marked_above")
+    def marked_above(self: Any, label: str = "") -> Any:
+        return saw(self, "ran", label=label)
+
+
+# Shared tasks belong to every app of the process, so they are made once.
+_recorders: weakref.WeakKeyDictionary[Celery, Recorder] = weakref.WeakKeyDictionary()
+
+
+@leader_only
+@shared_task(bind=True, name="fleet.shared_marked_above")
+def shared_marked_above(self: Any, label: str = "") -> Any:
+    return _recorders[self.app].saw(self, "ran", label=label)
+
+
+@shared_task(bind=True, name="fleet.shared_marked_below")
+@leader_only
+def shared_marked_below(self: Any, label: str = "") -> Any:
+    return _recorders[self.app].saw(self, "ran", label=label)
+
+
+class MixedScheduler(LeaderMixin, PersistentScheduler):  # type: ignore[misc]
+    """What a user writes to have a scheduler class of his own take part."""
+
+
+def _probe(app: Celery, recorder: Recorder) -> None:
+    def start(election: str, node: str) -> None:
+        threading.Thread(
+            target=recorder.believe_for_ever, args=(app, election, node), daemon=True
+        ).start()
+
+    # After the pool has forked: a child must not inherit a half-done import of ours.
+    @signals.worker_ready.connect(weak=False)
+    def with_the_worker(sender: Any, **_: Any) -> None:
+        start("worker", sender.hostname)
+
+    @signals.beat_init.connect(weak=False)
+    def with_the_beat(**_: Any) -> None:
+        start("beat", f"beat:{os.getpid()}")
+
+
+if VARIABLE in os.environ:
+    _config = json.loads(os.environ[VARIABLE])
+    app = build(_config, current=True)
+    if _config.get("probe"):
+        _probe(app, Recorder(_config["record"]))

@@ -1,0 +1,60 @@
+"""A worker or beat whose settings cannot work says so in one line, and does not start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.fleet.conftest import NewFleet
+from tests.fleet.fleet import Fleet
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "durations that leave no time to renew": (
+        {"conf": {"leader_renew_interval": 2.5}},
+        "leader_lease_duration (2 s) must be longer than leader_renew_interval",
+    ),
+    "a broker that keeps no leases": (
+        {"broker": "amqp://guest:secret@127.0.0.1:1//"},
+        "broker_url (amqp://guest:**@127.0.0.1:1//) is amqp, which cannot keep leases: set"
+        " leader_url to a Redis",
+    ),
+    "a leader_url that is no Redis": (
+        {"conf": {"leader_url": "amqp://guest:secret@127.0.0.1:1//"}},
+        "leader_url (amqp://guest:**@127.0.0.1:1//) must name a Redis",
+    ),
+    "a leader_candidate that is no yes or no": (
+        {"conf": {"leader_candidate": "no"}},
+        "leader_candidate is 'no': it must be True or False",
+    ),
+    "an election with a name that cannot be a key": (
+        {"conf": {"leader_elections": ["a b"]}},
+        "leader_elections: 'a b' is not allowed",
+    ),
+}
+
+
+@pytest.fixture
+def broken(new_fleet: NewFleet, redis_url: str) -> Fleet:
+    return new_fleet(backend=redis_url, schedule={"tick": {"task": "lead", "every": 0.2}})
+
+
+@pytest.mark.parametrize("mistake", BAD)
+def test_a_setting_that_cannot_work_is_refused_in_one_line_at_the_start(
+    broken: Fleet, mistake: str
+) -> None:
+    config, complaint = BAD[mistake]
+    starting = [
+        broken.worker("worker", **config),
+        broken.beat("beat", **config),
+        broken.beat("stock", "-S", "celery.beat:PersistentScheduler", **config),
+    ]
+    for process in starting:
+        assert process.wait() != 0, process.name
+        lines = [line for line in process.log.splitlines() if "leader_" in line]
+        assert len(lines) == 1, (process.name, lines)
+        assert complaint in lines[0]
+        assert process.log.rstrip().endswith(lines[0])
+        assert "Traceback" not in process.log
+        assert "secret" not in process.log
+    assert broken.redis.keys("*") == []

@@ -1,0 +1,190 @@
+"""How the lead passes from one worker to another, and what becomes of the tasks."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.fleet.conftest import NewFleet
+from tests.fleet.fleet import LASTING, Fleet, Process
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def pair(new_fleet: NewFleet) -> Fleet:
+    """Two workers, with probes that record what each believes."""
+    fleet = new_fleet(probe=True)
+    fleet.workers("w1", "w2")
+    return fleet
+
+
+def leader_and_follower(fleet: Fleet) -> tuple[Process, Process]:
+    leader = fleet.leader()
+    (follower,) = fleet.followers()
+    fleet.takes_part(follower)
+    return leader, follower
+
+
+def test_a_warm_shutdown_keeps_the_lease_until_the_running_task_is_done(pair: Fleet) -> None:
+    leader, follower = leader_and_follower(pair)
+    term = pair.history()[-1].term
+    hold = pair.app.tasks["fleet.hold"].delay("running")
+    pair.saw("started", "running")
+
+    leader.tell(signal.SIGTERM)
+    leader.says("no longer consuming from celery.leader")
+    waiting = [pair.app.tasks["fleet.lead"].delay("waiting") for _ in range(5)]
+    assert pair.outlives_its_lease()["holder"] == leader.node
+    assert pair.records("ran", "waiting") == []
+
+    pair.open("running")
+    assert leader.wait() == 0
+    assert hold.get(timeout=30)["term"] == term
+    assert [result.get(timeout=30)["node"] for result in waiting] == [follower.node] * 5
+    elected, resigned, successor = pair.history()
+    assert (elected.node, resigned.kind, resigned.node) == (leader.node, "resigned", leader.node)
+    assert (successor.kind, successor.node) == ("elected", follower.node)
+    (finished,) = pair.records("finished", "running")
+    assert finished["at"] <= resigned.at + 1000
+    assert successor.term > term
+    pair.assert_beliefs_never_overlapped()
+
+
+def test_tasks_that_wait_at_a_warm_shutdown_all_run_once(pair: Fleet) -> None:
+    leader, _ = leader_and_follower(pair)
+    pair.app.tasks["fleet.hold"].delay("first")
+    pair.saw("started", "first")
+    sent = [pair.app.tasks["fleet.lead"].delay("behind") for _ in range(12)]
+    late = [pair.app.tasks["fleet.lead_late"].delay("behind") for _ in range(12)]
+    leader.tell(signal.SIGTERM)
+    leader.says("no longer consuming from celery.leader")
+    pair.open("first")
+    assert leader.wait() == 0
+    for result in (*sent, *late):
+        result.get(timeout=30)
+    ran = [seen["id"] for seen in pair.records("ran", "behind")]
+    assert sorted(ran) == sorted(result.id for result in (*sent, *late))
+
+
+def test_an_idle_leader_hands_over_at_a_warm_shutdown_without_waiting_for_an_expiry(
+    pair: Fleet,
+) -> None:
+    leader, follower = leader_and_follower(pair)
+    assert leader.terminate() == 0
+    wait_until(lambda: len(pair.history()) == 3, what="a successor")
+    _, resigned, elected = pair.history()
+    assert (resigned.kind, elected.node) == ("resigned", follower.node)
+    # The lease would have run on; a record that is released is taken at once.
+    assert "deposed" in leader.log
+    assert "resigned" in leader.log
+    assert elected.at - resigned.at < 2_000_000
+
+
+def test_a_follower_that_shuts_down_changes_nothing(pair: Fleet) -> None:
+    leader, follower = leader_and_follower(pair)
+    assert follower.terminate() == 0
+    pair.renewed(1)
+    assert len(pair.history()) == 1
+    assert pair.app.tasks["fleet.lead"].delay().get(timeout=30)["node"] == leader.node
+
+
+def test_a_cold_shutdown_resigns_after_its_bodies_have_ended(pair: Fleet) -> None:
+    leader, follower = leader_and_follower(pair)
+    pair.app.tasks["fleet.pulse"].delay("pulse")
+    pair.saw("pulse", "pulse", count=3)
+    leader.terminate(signal.SIGQUIT)
+    wait_until(lambda: len(pair.history()) >= 3, what="a successor")
+    _, resigned, elected = pair.history()
+    assert (resigned.kind, resigned.node) == ("resigned", leader.node)
+    assert elected.node == follower.node
+    last = pair.records("pulse", "pulse")[-1]
+    assert last["at"] <= resigned.at + 1000
+
+
+def test_after_a_kill_the_lead_passes_on_when_the_lease_has_run_out(pair: Fleet) -> None:
+    leader, follower = leader_and_follower(pair)
+    leader.kill()
+    left = pair.record()
+    waiting = pair.app.tasks["fleet.lead"].delay("after the kill")
+    assert waiting.get(timeout=30)["node"] == follower.node
+    _, elected = pair.history()
+    assert (elected.kind, elected.node) == ("elected", follower.node)
+    assert elected.at // 1000 >= int(left["expires_at"])
+    assert elected.term > int(left["term"])
+    pair.assert_beliefs_never_overlapped()
+
+
+def test_a_frozen_leader_is_a_follower_when_it_thaws_and_forwards_what_it_holds(
+    pair: Fleet,
+) -> None:
+    leader, follower = leader_and_follower(pair)
+    old_term = pair.history()[-1].term
+    hold = pair.app.tasks["fleet.hold"].delay("body")
+    pair.saw("started", "body")
+    # Fetched by the leader, which can run one at a time.
+    held = [pair.app.tasks[f"fleet.{name}"].delay("held") for name in ("lead", "lead_late")]
+    for result in held:
+        leader.says(f"[{result.id}] received")
+
+    leader.freeze()
+    pair.leader(other_than=leader)
+    leader.thaw()
+    leader.says(f"deposed, term {old_term}")
+    pair.open("body")
+
+    for result in held:
+        seen = result.get(timeout=30)
+        assert (seen["node"], seen["hops"]) == (follower.node, 1)
+        assert seen["term"] > old_term
+        assert seen["id"] == result.id
+    assert len(pair.records("ran", "held")) == 2
+    (finished,) = pair.saw("finished", "body")
+    assert (finished["leads"], finished["term"]) == (False, None)
+    hold.get(timeout=30)
+    assert leader.alive
+    assert [line.kind for line in pair.history()] == ["elected", "elected"]
+    pair.takes_part(leader)
+    pair.assert_beliefs_never_overlapped()
+    assert "Traceback" not in leader.log
+
+
+def test_workers_frozen_one_after_the_other_never_both_believe_they_lead(
+    new_fleet: NewFleet,
+) -> None:
+    fleet = new_fleet(probe=True)
+    fleet.workers("w1", "w2", "w3")
+    for _ in range(3):
+        leader = fleet.leader()
+        leader.freeze()
+        fleet.leader(other_than=leader)
+        leader.thaw()
+        leader.says("deposed")
+    fleet.renewed(1)
+    terms = [line.term for line in fleet.history()]
+    assert terms == sorted(set(terms))
+    assert len(terms) >= 4
+    fleet.assert_beliefs_never_overlapped()
+    sent = [fleet.send("lead", "afterwards") for _ in range(10)]
+    for result in sent:
+        result.get(timeout=30)
+    assert len(fleet.records("ran", "afterwards")) == 10
+
+
+def test_a_rolling_restart_runs_every_task_once(new_fleet: NewFleet) -> None:
+    fleet = new_fleet(probe=True, conf=LASTING)
+    old = fleet.workers("w1", "w2", pool="solo")
+    sent = []
+    for number, process in enumerate(old):
+        sent += [fleet.send("lead", "rolling") for _ in range(5)]
+        sent += [fleet.app.tasks["fleet.lead"].delay("rolling") for _ in range(5)]
+        assert process.terminate() == 0
+        fleet.worker(f"new{number}", "-P", "solo").says(" ready.")
+        sent += [fleet.send("lead", "rolling") for _ in range(5)]
+    for result in sent:
+        result.get(timeout=30)
+    assert sorted(seen["id"] for seen in fleet.records("ran", "rolling")) == sorted(
+        result.id for result in sent
+    )
+    assert {seen["leads"] for seen in fleet.records("ran", "rolling")} == {True}
+    fleet.assert_beliefs_never_overlapped()

@@ -1,0 +1,183 @@
+"""A belief is shared with forked children and ends by itself."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable
+
+import pytest
+
+from celery_leader import clock
+from celery_leader.belief import Belief, BeliefPage
+
+LONG = 3600.0
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+
+def in_a_forked_child(answer: Callable[[], object]) -> str:
+    """What ``answer`` says in a child that does nothing else."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other tests' threads
+        pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(write, repr(answer()).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+def test_a_new_belief_is_that_one_does_not_lead() -> None:
+    assert BeliefPage().allot().term() is None
+
+
+def test_a_published_term_is_believed_until_its_deadline_and_no_longer() -> None:
+    belief = BeliefPage().allot()
+    belief.publish(7, 100.0)
+    assert belief.term(lambda: 99.999) == 7
+    assert belief.term(lambda: 100.0) is None
+    assert belief.term(lambda: 1e9) is None
+
+
+def test_a_belief_ends_by_itself_on_the_clock_of_the_machine() -> None:
+    belief = BeliefPage().allot()
+    belief.publish(7, clock.now() - 0.001)
+    assert belief.term() is None
+    belief.publish(7, clock.now() + LONG)
+    assert belief.term() == 7
+
+
+def test_a_withdrawn_belief_is_gone_at_once() -> None:
+    belief = BeliefPage().allot()
+    belief.publish(7, LONG)
+    belief.withdraw()
+    assert belief.term(lambda: 0.0) is None
+
+
+def test_a_term_in_microseconds_comes_back_exactly() -> None:
+    belief = BeliefPage().allot()
+    term = 1_790_000_000_123_457
+    belief.publish(term, LONG)
+    assert belief.term(lambda: 0.0) == term
+
+
+def test_beliefs_do_not_touch_each_other_however_many_there_are() -> None:
+    page = BeliefPage()
+    beliefs = [page.allot() for _ in range(1000)]
+    for number, belief in enumerate(beliefs, start=1):
+        belief.publish(number, LONG)
+    beliefs[500].withdraw()
+    terms = [belief.term(lambda: 0.0) for belief in beliefs]
+    assert terms == [None if number == 501 else number for number in range(1, 1001)]
+
+
+def test_a_forked_child_believes_what_its_parent_believed_before_the_fork() -> None:
+    belief = BeliefPage().allot()
+    belief.publish(7, clock.now() + LONG)
+    assert in_a_forked_child(belief.term) == "7"
+
+
+def test_a_forked_child_sees_what_its_parent_publishes_and_withdraws_after_the_fork() -> None:
+    belief = BeliefPage().allot()
+    to_child, from_parent = os.pipe()
+    to_parent, from_child = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        try:
+            while os.read(to_child, 1) == b"?":
+                os.write(from_child, b"y" if belief.term() == 7 else b"n")
+        finally:
+            os._exit(0)
+
+    def child_believes() -> bytes:
+        os.write(from_parent, b"?")
+        return os.read(to_parent, 1)
+
+    try:
+        assert child_believes() == b"n"
+        belief.publish(7, clock.now() + LONG)
+        assert child_believes() == b"y"
+        belief.withdraw()
+        assert child_believes() == b"n"
+    finally:
+        os.write(from_parent, b".")
+        os.waitpid(pid, 0)
+        for fd in (to_child, from_parent, to_parent, from_child):
+            os.close(fd)
+
+
+class Cells(list[float]):
+    """Memory that remembers every state it went through."""
+
+    def __init__(self) -> None:
+        super().__init__([0.0, 0.0])
+        self.states: list[tuple[float, ...]] = []
+
+    def __setitem__(self, index: int, value: float) -> None:  # type: ignore[override]
+        super().__setitem__(index, value)
+        self.states.append(tuple(self))
+
+
+def test_a_new_term_is_never_written_beside_the_old_deadline() -> None:
+    cells = Cells()
+    belief = Belief(cells, 0)  # type: ignore[arg-type]
+    belief.publish(1, 100.0)
+    belief.publish(2, 50.0)
+    assert (100.0, 2.0) not in cells.states
+    assert cells.states[-1] == (50.0, 2.0)
+
+
+def test_a_renewal_does_not_interrupt_the_belief() -> None:
+    cells = Cells()
+    belief = Belief(cells, 0)  # type: ignore[arg-type]
+    belief.publish(1, 100.0)
+    before = len(cells.states)
+    belief.publish(1, 110.0)
+    assert cells.states[before:] == [(110.0, 1.0)]
+
+
+def test_a_reader_interrupted_between_deadline_and_term_does_not_mix_them() -> None:
+    belief = BeliefPage().allot()
+    belief.publish(1, 100.0)
+
+    def interrupted_by_a_term_that_is_over() -> float:
+        belief.publish(2, 10.0)
+        return 50.0
+
+    assert belief.term(interrupted_by_a_term_that_is_over) is None
+
+
+def test_a_reader_beside_a_writer_never_sees_a_term_past_its_deadline() -> None:
+    # Term n ends at n; so at every moment now the only right answers are above it.
+    belief = BeliefPage().allot()
+    now = 0.0
+    wrong: list[tuple[int, float]] = []
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            moment = now
+            term = belief.term(lambda moment=moment: moment)
+            if term is not None and term <= moment:
+                wrong.append((term, moment))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(1, 30_000):
+            belief.publish(number, float(number))
+            now = number - 0.5
+    finally:
+        over.set()
+        reader.join()
+    assert wrong == []
