@@ -39,6 +39,7 @@ from .plan import (
     at,
     catch_up_of,
     last_run,
+    later,
     latest_missed,
     occurrence_after,
     task_id_of,
@@ -84,7 +85,7 @@ class LeaderMixin:
         self._campaign: Campaign | None = None
         self._dispatcher: Dispatcher | None = None
         super().__init__(app, *args, lazy=lazy, **kwargs)  # type: ignore[call-arg]
-        if lazy:
+        if lazy and not self._leadership.always_leads():
             return  # the banner's instance, which must not take part
         adopt_tasks(app)
         node = self._leadership.free_node_name("beat")
@@ -242,9 +243,14 @@ class LeaderMixin:
         Beat calls it twice at SIGTERM, the first time inside the signal handler, where
         nothing may be waited for.
         """
-        super().close()  # type: ignore[misc]
+        try:
+            super().close()  # type: ignore[misc]
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
         if self._dispatcher is not None:
-            self._dispatcher.disconnect()
+            self._dispatcher.close()
         if self._campaign is None:
             return
         if self._farewell is None:
@@ -277,20 +283,20 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._known: dict[str, Any] = {}
         self._clock_read = 0.0
         self._not_enumerable: set[str] = set()
-        super().__init__(app, *args, **kwargs)
-
-    def setup_schedule(self) -> None:
-        """Read the schedule, and refuse what cannot be meant before taking part."""
-        super().setup_schedule()
         with refusing_clearly():
-            for entry in self.schedule.values():
-                catch_up_of(entry, CatchUp.ONE)
+            # The banner's instance, which is the first, has no schedule of its own.
+            for name, fields in app.conf.beat_schedule.items():
+                catch_up_of(name, dict(fields).get("options"), CatchUp.ONE)
+        super().__init__(app, *args, **kwargs)
 
     def apply_async(
         self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> Any:
         """Publish the message of ``entry``; ``lead`` is what claims the tick with it."""
-        return beat.Scheduler.apply_async(self, entry, producer=producer, advance=advance, **kwargs)
+        stock = super(LeaderMixin, self)
+        return stock.apply_async(  # type: ignore[misc]
+            entry, producer=producer, advance=advance, **kwargs
+        )
 
     # -- leading -----------------------------------------------------------------
 
@@ -443,10 +449,10 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             if following is not None:
                 return plan.dispatched(plan.due, following)
         now = plan.entry.default_now()
-        return plan.dispatched(now, now + datetime.timedelta(seconds=next_in))
+        return plan.dispatched(now, later(now, datetime.timedelta(seconds=next_in)))
 
     def _catch_up(self, entry: Any) -> CatchUp:
-        mode = catch_up_of(entry, self._leadership.settings.beat_catch_up)
+        mode = catch_up_of(entry.name, entry.options, self._leadership.settings.beat_catch_up)
         if mode is not CatchUp.ALL:
             return mode
         if occurrence_after(entry.schedule, entry.default_now()) is not None:
@@ -485,8 +491,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
 
 
 def _later(entry: Any, seconds: float) -> datetime.datetime:
-    now: datetime.datetime = entry.default_now()
-    return now + datetime.timedelta(seconds=seconds)
+    return later(entry.default_now(), datetime.timedelta(seconds=seconds))
 
 
 @contextlib.contextmanager

@@ -50,6 +50,7 @@ class Dispatcher:
         self._hold: Hold | None = None
         self._connection: Any = None
         self._producer: Any = None
+        self._publishing = False
         if campaign is not None:
             self._store = ScheduleStore(leadership.run_scripts, leadership.keys, BEAT)
             if leadership.leases_on_broker:
@@ -151,11 +152,23 @@ class Dispatcher:
             with contextlib.suppress(Exception):
                 connection.release()
 
+    def close(self) -> None:
+        """Drop the broker connection, unless a publish is under way on it.
+
+        Then this is a signal handler that has interrupted it. Without its socket the publish
+        would fail, and that failure would take the place of the exit the handler asks for.
+        """
+        if not self._publishing:
+            self.disconnect()
+
     # -- small parts --------------------------------------------------------------------
 
     @property
     def _lost(self) -> tuple[type[Exception], ...]:
-        return (OperationalError, *self._connected().connection_errors)
+        # kombu counts KeyError among Redis's, for a case of its consumers. Here that is an
+        # unknown queue, or a router's mistake: it would be tried again for ever.
+        errors = self._connected().connection_errors
+        return (OperationalError, *(error for error in errors if error is not KeyError))
 
     def _publish(self, entry: str, publish: Publish) -> bool:
         """Publish; whether the message could be made.
@@ -163,6 +176,13 @@ class Dispatcher:
         Raises:
             StoreUnavailable: the broker cannot be reached.
         """
+        self._publishing = True
+        try:
+            return self._published(entry, publish)
+        finally:
+            self._publishing = False
+
+    def _published(self, entry: str, publish: Publish) -> bool:
         producer = self.producer()
         try:
             with _awaiting_no_results():
@@ -179,27 +199,42 @@ class Dispatcher:
     def _connected(self) -> Any:
         if self._connection is None:
             self._connection = self._app.connection_for_write()
-            transport = self._connection.get_transport_cls()
-            if transport.driver_type == "redis":
-                timeout = self._leadership.settings.timing.operation_timeout
-                hold = self._hold or Hold()
-                self._connection.transport_cls = holding_transport(transport, hold, timeout)
-            elif transport.driver_type == "amqp":
-                options = self._connection.transport_options or {}
-                self._connection.transport_options = {**options, "confirm_publish": True}
+            self._prepare(self._connection)
         return self._connection
+
+    def _prepare(self, connection: Any) -> None:
+        """Have ``connection`` use our transport, or confirm what it publishes."""
+        transport = connection.get_transport_cls()
+        if transport.driver_type == "redis":
+            timeout = self._leadership.settings.timing.operation_timeout
+            hold = self._hold or Hold()
+            connection.transport_cls = holding_transport(transport, hold, timeout)
+        elif transport.driver_type == "amqp":
+            options = connection.transport_options or {}
+            connection.transport_options = {**options, "confirm_publish": True}
+
+    def _reach(self, connection: Any) -> Any:
+        """Connect to one of its URLs; a producer there."""
+        # Not connect(), which sleeps for two seconds before its second attempt.
+        connection.ensure_connection(
+            max_retries=max(1, len(connection.alt)),
+            interval_start=0,
+            interval_step=0,
+            reraise_as_library_errors=False,
+        )
+        return self._app.amqp.Producer(connection, auto_declare=False)
 
     def _ready_producer(self) -> Any:
         if self._producer is not None and self._obeys(self._producer):
             return self._producer
-        # The first, or kombu has gone to another URL and taken its own transport for it.
         self.disconnect()
         connection = self._connected()
-        # Not connect(), which sleeps for two seconds before its second attempt.
-        connection.ensure_connection(
-            max_retries=1, interval_start=0, interval_step=0, reraise_as_library_errors=False
-        )
-        self._producer = self._app.amqp.Producer(connection, auto_declare=False)
+        self._producer = self._reach(connection)
+        if not self._obeys(self._producer):
+            # kombu has gone on to another URL and taken its own transport for it.
+            connection.close()
+            self._prepare(connection)
+            self._producer = self._reach(connection)
         if not self._obeys(self._producer):
             raise StoreUnavailable("this broker connection cannot hold messages back")
         return self._producer

@@ -189,10 +189,10 @@ def occurrence_after(timetable: Any, moment: datetime.datetime) -> datetime.date
         # And "every day, relative" is a day of the zone it is asked in.
         local = moment.astimezone(timetable.tz)
         asked.app, asked.nowfun = timetable.app, lambda: local
-        following = moment + asked.remaining_estimate(local)
+        following = later(moment, asked.remaining_estimate(local))
     elif _is_interval(timetable):
-        following = moment + timetable.run_every
-    return following if following is not None and following > moment else None
+        following = later(moment, timetable.run_every)
+    return following if following is not None and at(following) > at(moment) else None
 
 
 def _is_interval(timetable: Any) -> bool:
@@ -207,6 +207,7 @@ def latest_missed(
     ``due`` itself where there are no more than that. ``timetable`` must be one whose
     occurrences can be told.
     """
+    due, now = (maybe_make_aware(each).astimezone(datetime.timezone.utc) for each in (due, now))
     if _is_interval(timetable) and not timetable.relative:
         every: datetime.timedelta = timetable.run_every
         return due + max(0, (now - due) // every + 1 - most) * every
@@ -230,16 +231,22 @@ def _occurrences(
         occurrence = occurrence_after(timetable, occurrence)
 
 
-def catch_up_of(entry: Any, default: CatchUp) -> CatchUp:
-    """How ``entry`` catches up.
+def catch_up_of(entry: str, options: dict[str, Any] | None, default: CatchUp) -> CatchUp:
+    """How the entry called ``entry`` catches up, which has ``options``.
 
     Raises:
         LeaderError: its option has a value it cannot have.
     """
-    value = entry.options.get(CATCH_UP_OPTION)
+    value = (options or {}).get(CATCH_UP_OPTION)
     if value is None:
         return default
-    return CatchUp.named(value, f"options[{CATCH_UP_OPTION!r}] of the entry {entry.name!r}")
+    return CatchUp.named(value, f"options[{CATCH_UP_OPTION!r}] of the entry {entry!r}")
+
+
+def later(moment: datetime.datetime, delta: datetime.timedelta) -> datetime.datetime:
+    """``moment`` and ``delta`` of real time; Python's own sum is one of wall clocks."""
+    aware = maybe_make_aware(moment)
+    return (aware.astimezone(datetime.timezone.utc) + delta).astimezone(aware.tzinfo)
 
 
 def as_told_by(entry: Any, moment: datetime.datetime) -> datetime.datetime:

@@ -102,12 +102,13 @@ class RedisClient:
                 # Asked for a password, a script is answered with a cut connection; this is not.
                 self._exchange(self._connection, [["PING"]])
             yield self._connection
-        except StoreUnavailable:
-            self.close()
-            raise
         except (RedisError, OSError) as exc:
             self.close()
             raise self._unavailable(exc) from exc
+        except BaseException:
+            # An answer left unread would be taken for that of the next command.
+            self.close()
+            raise
 
     def _exchange(self, connection: Any, commands: Sequence[Sequence[Any]]) -> list[Any]:
         connection.send_packed_command(connection.pack_commands(commands), check_health=False)

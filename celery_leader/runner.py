@@ -87,13 +87,13 @@ class _Call(Generic[T]):
     def __init__(self, act: Callable[[], T]) -> None:
         self._act = act
         self._answer: T | None = None
-        self._error: StoreUnavailable | None = None
+        self._error: Exception | None = None
         self.done = threading.Event()
 
     def perform(self) -> None:
         try:
             self._answer = self._act()
-        except StoreUnavailable as exc:
+        except Exception as exc:
             self._error = exc
         finally:
             self.done.set()
@@ -178,8 +178,8 @@ class Runner:
         """Have the thread do ``act``, which may use the store's connection, and wait for it.
 
         Raises:
-            StoreUnavailable: ``act`` raised it, or was not done within ``timeout``
-                seconds; then it may be done later.
+            StoreUnavailable: ``act`` was not done within ``timeout`` seconds; then it
+                may be done later. What ``act`` itself raises is raised too.
         """
         call = _Call(act)
         self._orders.append(call)

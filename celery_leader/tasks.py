@@ -256,7 +256,8 @@ class LeaderOnlyTask(Task):  # type: ignore[misc]
         **options: Any,
     ) -> Any:
         """Send the task, unless it is not for this process to send."""
-        if _holds_back(self):
+        # A retry goes on with a task that was sent; to skip it would lose it.
+        if not options.get("retries") and _holds_back(self):
             return EagerResult(task_id or uuid(), None, SKIPPED, name=self.name)
         return super().apply_async(args, kwargs, task_id, *rest, **options)
 

@@ -163,7 +163,8 @@ class Fleet:
     def __init__(self, directory: Path, broker: str, **config: Any) -> None:
         self.directory = directory
         self.config = _merged({"broker": broker, "record": broker, "conf": QUICK}, config)
-        self.redis = redis.Redis.from_url(broker, decode_responses=True)
+        at = self.config["record"] if broker.startswith("sentinel:") else broker
+        self.redis = redis.Redis.from_url(at, decode_responses=True)
         self.leases = self.redis
         self._recorded = redis.Redis.from_url(self.config["record"], decode_responses=True)
         self.prefix = ""
@@ -214,9 +215,16 @@ class Fleet:
 
     def run(self, *arguments: str, **config: Any) -> subprocess.CompletedProcess[str]:
         """Run a ``celery`` command to its end."""
+        return self._python("-m", "celery", "-A", "tests.fleet.proj", *arguments, **config)
+
+    def python(self, code: str, **config: Any) -> subprocess.CompletedProcess[str]:
+        """Run ``code`` to its end, which finds its app in ``proj``."""
+        return self._python("-c", code, **config)
+
+    def _python(self, *arguments: str, **config: Any) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CELERY_")}
         return subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "tests.fleet.proj", *arguments],
+            [sys.executable, *arguments],
             cwd=ROOT,
             env=environment | {proj.VARIABLE: json.dumps(_merged(self.config, config))},
             stdin=subprocess.DEVNULL,

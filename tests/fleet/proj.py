@@ -43,7 +43,7 @@ class Recorder:
     def client(self) -> redis.Redis:
         """A client of this process, not of the one it was forked from."""
         if self._client is None or self._pid != os.getpid():
-            self._client = redis.Redis.from_url(self._url)
+            self._client = redis.Redis.from_url(self._url, socket_timeout=None)
             self._pid = os.getpid()
         return self._client
 

@@ -138,7 +138,7 @@ def test_beats_frozen_longer_than_their_lease_send_nothing_twice(new_fleet: NewF
         probe=True,
     )
     fleet.beats("b1", "b2")
-    for _ in range(3):
+    for _ in range(2):
         leader = fleet.leader("beat")
         more(fleet, 5)
         leader.freeze()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
-from celery.contrib.testing.worker import start_worker
 
 from celery_leader import LeaderElection
 from tests.fleet.conftest import NewFleet
@@ -116,6 +116,18 @@ def test_routes_set_after_a_first_send_do_not_undo_the_leaders_route(fleet: Flee
     assert [message["id"] for message in fleet.messages("celery.leader")] == [first.id, second.id]
 
 
+def test_naming_the_leader_queue_on_the_command_line_makes_no_follower_consume_it(
+    fleet: Fleet,
+) -> None:
+    for name in ("w1", "w2"):
+        fleet.worker(name, "-Q", f"celery,celery.leader,{name}").says(" ready.")
+    leader = fleet.leader()
+    sent = [fleet.app.tasks["fleet.lead"].delay("named") for _ in range(10)]
+    for result in sent:
+        seen = result.get(timeout=30)
+        assert (seen["node"], seen["hops"]) == (leader.node, 0)
+
+
 def test_the_leader_queue_can_be_named(new_fleet: NewFleet) -> None:
     fleet = new_fleet(conf={"leader_queue": "bridge", "task_default_queue": "deck"})
     leader = fleet.worker("w1", "-Q", "deck").says(" ready.")
@@ -200,14 +212,27 @@ def test_workers_in_two_namespaces_of_one_redis_elect_apart(new_fleet: NewFleet)
         assert record["holder"] == process.node
 
 
+ALONE = """
+import json, os, threading
+from celery.worker import WorkController
+from tests.fleet.proj import app
+
+app.set_default()  # in every thread
+worker = WorkController(app=app, pool_cls="solo", hostname="alone@fleet")
+threading.Thread(target=worker.start, daemon=True).start()
+sent = [app.tasks[name].delay("alone") for name in ("fleet.lead", "fleet.report")]
+seen = [result.get(timeout=30, disable_sync_subtasks=False) for result in sent]
+print(json.dumps(seen), flush=True)
+os._exit(0)  # a worker in a thread takes its time to stop
+"""
+
+
 def test_over_a_broker_in_memory_this_process_always_leads(new_fleet: NewFleet) -> None:
     fleet = new_fleet()
-    app = fleet.sender(broker="memory://", backend="cache+memory://")
-    with start_worker(app, pool="solo", perform_ping_check=False, loglevel="WARNING"):
-        seen = app.tasks["fleet.lead"].delay("alone").get(timeout=30)
+    ran = fleet.python(ALONE, broker="memory://", backend="cache+memory://")
+    assert ran.returncode == 0, ran.stderr
+    for seen in json.loads(ran.stdout):
         assert (seen["leads"], seen["term"]) == (True, 1)
-        named = app.tasks["fleet.report"].delay("alone").get(timeout=30)
-        assert (named["leads"], named["term"]) == (True, 1)
     assert fleet.redis.keys("*celery-leader*") == []
 
 

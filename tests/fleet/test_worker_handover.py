@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -149,12 +150,59 @@ def test_a_frozen_leader_is_a_follower_when_it_thaws_and_forwards_what_it_holds(
     assert "Traceback" not in leader.log
 
 
+def test_a_task_whose_eta_outlives_the_term_runs_on_the_next_leader(pair: Fleet) -> None:
+    leader, follower = leader_and_follower(pair)
+    eta = datetime.now(timezone.utc) + timedelta(seconds=3)
+    result = pair.app.tasks["fleet.lead"].apply_async(("later",), eta=eta)
+    leader.says(f"[{result.id}] received")
+    leader.freeze()
+    pair.leader(other_than=leader)
+    leader.thaw()
+    seen = result.get(timeout=30)
+    assert (seen["node"], seen["hops"]) == (follower.node, 1)
+    assert seen["at"] >= eta.timestamp() * 1e6
+    assert datetime.fromisoformat(seen["eta"]) == eta
+    assert len(pair.records("ran", "later")) == 1
+
+
+def test_a_retry_by_a_body_that_no_longer_leads_runs_on_the_next_leader(pair: Fleet) -> None:
+    leader, follower = leader_and_follower(pair)
+    # Only the leader may send it; that it goes on is no sending.
+    result = pair.send("retried", "again")
+    pair.saw("started", "again")
+    leader.freeze()
+    pair.leader(other_than=leader)
+    leader.thaw()
+    leader.says("deposed")
+    pair.open("again")
+    seen = result.get(timeout=30)
+    assert (seen["node"], seen["id"]) == (follower.node, result.id)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the lease is kept until the pool has drained of every task, not only ours"
+)
+def test_an_ordinary_task_that_runs_on_does_not_keep_the_lead_in_a_warm_shutdown(
+    pair: Fleet,
+) -> None:
+    leader, follower = leader_and_follower(pair)
+    pair.send("hold_plain", "ordinary", queue=leader.name)
+    pair.saw("started", "ordinary")
+    leader.tell(signal.SIGTERM)
+    leader.says("no longer consuming from celery.leader")
+    try:
+        wait_until(lambda: len(pair.history()) == 3, timeout=5, what="a successor")
+        assert pair.history()[-1].node == follower.node
+    finally:
+        pair.open("ordinary")
+
+
 def test_workers_frozen_one_after_the_other_never_both_believe_they_lead(
     new_fleet: NewFleet,
 ) -> None:
     fleet = new_fleet(probe=True)
     fleet.workers("w1", "w2", "w3")
-    for _ in range(3):
+    for _ in range(2):
         leader = fleet.leader()
         leader.freeze()
         fleet.leader(other_than=leader)
@@ -163,7 +211,7 @@ def test_workers_frozen_one_after_the_other_never_both_believe_they_lead(
     fleet.renewed(1)
     terms = [line.term for line in fleet.history()]
     assert terms == sorted(set(terms))
-    assert len(terms) >= 4
+    assert len(terms) >= 3
     fleet.assert_beliefs_never_overlapped()
     sent = [fleet.send("lead", "afterwards") for _ in range(10)]
     for result in sent:

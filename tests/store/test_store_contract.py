@@ -290,6 +290,12 @@ def test_a_reservation_nobody_took_for_a_whole_lease_binds_nobody(store: LeaseSt
     granted(store, acquire("c", watched=(term, 0), silent=True))
 
 
+def test_a_reserved_lease_is_not_renewed(store: LeaseStore) -> None:
+    term = granted(store, acquire("a")).term
+    ask(store, release("a", 2, successor="b"))
+    assert refused(store, renew("a", 3, term)).state is State.RESERVED
+
+
 # -- taking over --------------------------------------------------------------------------------------
 
 

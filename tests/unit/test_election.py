@@ -542,6 +542,23 @@ def test_a_server_clock_set_back_does_not_lock_the_lease_for_ever(world: World) 
     assert follower.terms[0] > leader.terms[0]
 
 
+def test_a_lease_is_called_silent_only_after_its_whole_length_on_the_own_clock(
+    world: World,
+) -> None:
+    world.leader("a")
+    world.pass_time(5)
+    follower = world.follower("b")
+    first_seen = world.now
+    world.server_ahead -= 3600
+    world.run(2 * LEASE.lease_duration, [follower])
+    asked = [request for request in follower.requests if isinstance(request, Acquire)]
+    assert [request.silent for request in asked] == [False, False, True]
+    assert asked[1].watched is not None, "it had run out, and the server did not agree"
+    assert follower.leads
+    elected_at = world.store.rows[NAME].elected_at / 1000 - world.server_ahead
+    assert elected_at >= first_seen + LEASE.lease_duration - 0.001
+
+
 def test_a_server_clock_set_back_does_not_unseat_a_leader_that_renews(world: World) -> None:
     leader, follower = world.leader("a"), world.follower("b")
     world.run(12)

@@ -104,6 +104,21 @@ def test_an_interval_occurs_one_interval_after_any_moment() -> None:
     assert occurrence_after(every(90.2), NOON) == NOON + timedelta(seconds=90.2)
 
 
+@pytest.mark.parametrize("day", [datetime(2026, 3, 29), datetime(2026, 10, 25)], ids=str)
+def test_an_interval_is_one_of_real_time_where_the_clocks_change(day: datetime) -> None:
+    start = (day + HOUR / 2).replace(tzinfo=UTC)
+    expected = [start + n * every(600).run_every for n in range(1, 10)]
+    moment = start.astimezone(PARIS)
+    found = []
+    for _ in expected:
+        following = occurrence_after(every(600), moment)
+        assert following is not None
+        moment = following
+        found.append(moment.astimezone(UTC))
+    assert found == expected
+    assert latest_missed(every(600), start.astimezone(PARIS), moment, 4) == found[-4]
+
+
 def test_an_interval_of_no_length_has_no_next_occurrence() -> None:
     assert occurrence_after(every(0), NOON) is None
 
