@@ -293,10 +293,8 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> Any:
         """Publish the message of ``entry``; ``lead`` is what claims the tick with it."""
-        stock = super(LeaderMixin, self)
-        return stock.apply_async(  # type: ignore[misc]
-            entry, producer=producer, advance=advance, **kwargs
-        )
+        stock: Any = super(LeaderMixin, self)
+        return stock.apply_async(entry, producer=producer, advance=advance, **kwargs)
 
     # -- leading -----------------------------------------------------------------
 

@@ -252,7 +252,8 @@ def later(moment: datetime.datetime, delta: datetime.timedelta) -> datetime.date
 def as_told_by(entry: Any, moment: datetime.datetime) -> datetime.datetime:
     """``moment`` in the zone of the clock of ``entry``, whose days may begin at its midnight."""
     zone = entry.default_now().tzinfo
-    return moment if zone is None else maybe_make_aware(moment).astimezone(zone)
+    aware: datetime.datetime = maybe_make_aware(moment)
+    return moment if zone is None else aware.astimezone(zone)
 
 
 def at(moment: datetime.datetime) -> float:
