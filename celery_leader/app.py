@@ -79,7 +79,8 @@ class Leadership:
         self._source: LeaseSource | None = None
         self._client: RedisClient | None = None
         self._runner: Runner | None = None
-        self._named: dict[str, int] = {}
+        self._nodes: set[str] = set()
+        self._entered: set[str] = set()
         self._owner = os.getpid()
         self._reported_foreign = False
         #: Elections that leader-only tasks name, filled in as tasks are found.
@@ -110,7 +111,7 @@ class Leadership:
             BEAT,
             *self.settings.elections,
             *self.task_elections,
-            *(campaign.name for campaign in self._campaigns),
+            *self._entered,
         }
 
     def queue(self, election: str) -> str:
@@ -165,8 +166,11 @@ class Leadership:
         """A node name that no other candidate of this process was given."""
         name = node_name(role)
         with self._lock:
-            number = self._named[name] = self._named.get(name, 0) + 1
-        return name if number == 1 else f"{name}.{number}"
+            number = 1
+            while (node := name if number == 1 else f"{name}.{number}") in self._nodes:
+                number += 1
+            self._nodes.add(node)
+        return node
 
     def is_candidate(self, election: str) -> bool:
         """Whether this process takes part in ``election``, or the one it was forked from."""
@@ -225,6 +229,8 @@ class Leadership:
             return None
         with self._lock:
             runner = self._running()
+            self._nodes.add(holder)
+            self._entered.add(election)
             campaign = self._new_campaign(check_name(election), holder)
             if listener is not None:
                 campaign.listeners.append(listener)
@@ -236,11 +242,6 @@ class Leadership:
         """Whether ``campaign`` is this process's, not that of the one it was forked from."""
         return campaign in self._campaigns
 
-    def resume(self, campaign: Campaign) -> None:
-        """Campaign again after having resigned."""
-        with self._lock:
-            self._running().start(campaign)
-
     def resign(self, campaign: Campaign, successor: str | None = None) -> threading.Event:
         """Give up; the event is set when that is done. Harmless when not leading.
 
@@ -251,6 +252,21 @@ class Leadership:
             done.set()
             return done
         return self._runner.resign(campaign, successor)
+
+    def retire(self, campaign: Campaign) -> None:
+        """Forget a campaign that has resigned for good; its place is used again."""
+        with self._lock:
+            if self._runner is None or campaign not in self._campaigns:
+                return
+            self._campaigns.remove(campaign)
+            self._nodes.discard(campaign.election.holder)
+            others = tuple(b for b in self._beliefs[campaign.name] if b is not campaign.belief)
+            if others:
+                self._beliefs[campaign.name] = others
+            else:
+                del self._beliefs[campaign.name]
+            page = self._page
+        self._runner.retire(campaign, lambda: page.release(campaign.belief, campaign.name))
 
     def contradicted(self, campaign: Campaign, term: int, *, gone: bool) -> None:
         """Redis refused something done with ``term``: it is over, or its record is gone."""
@@ -368,7 +384,7 @@ class Leadership:
         return Campaign(election, belief)
 
     def _new_belief(self, name: str) -> Belief:
-        belief = self._page.allot()
+        belief = self._page.allot(name)
         self._beliefs[name] = (*self._beliefs.get(name, ()), belief)
         return belief
 
@@ -380,7 +396,8 @@ class Leadership:
         self._reported_foreign = True
         logger.error(
             "%s: held by %s of another project (%s, this one is %s). Two projects share"
-            " election keys in one Redis: give one of them another leader_namespace",
+            " election keys in one Redis: give one of them another leader_namespace, and"
+            " another leader_queue or task_default_queue",
             election,
             record.holder,
             theirs,
@@ -491,10 +508,8 @@ class LeaderElection:
 
     def start(self) -> LeaderElection:
         """Campaign from now on, in the background; returns at once."""
-        if self._campaign is not None and self._leadership.runs(self._campaign):
-            self._leadership.resume(self._campaign)
-        else:
-            # The first time, or in a forked child: the campaign it inherits is its parent's.
+        if self._campaign is None or not self._leadership.runs(self._campaign):
+            # In a forked child: the campaign it inherits is its parent's.
             self._campaign = self._leadership.campaign(self._name, self._node)
         self._started = True
         return self
@@ -506,10 +521,13 @@ class LeaderElection:
         expires by itself. Waits a few seconds at most.
         """
         self._started = False
-        if self._campaign is None:
+        campaign, self._campaign = self._campaign, None
+        if campaign is None:
             return True
         timeout = self._leadership.farewell_timeout
-        return self._leadership.resign(self._campaign, successor).wait(timeout)
+        told = self._leadership.resign(campaign, successor).wait(timeout)
+        self._leadership.retire(campaign)
+        return told
 
     def is_leader(self) -> bool:
         """Whether this process leads at this moment; no I/O."""

@@ -18,6 +18,7 @@ import datetime
 import heapq
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -46,7 +47,7 @@ from .plan import (
     utc,
 )
 from .runner import Campaign
-from .tasks import adopt_tasks
+from .tasks import adopt_tasks, installed
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +89,18 @@ class LeaderMixin:
         if lazy and not self._leadership.always_leads():
             return  # the banner's instance, which must not take part
         adopt_tasks(app)
+        if self._leadership.task_elections and not installed(app):
+            logger.warning(
+                "%s: this app has leader-only tasks but no workers that elect a leader, and they"
+                " will fail: call celery_leader.install(app) where the app is made",
+                BEAT,
+            )
         node = self._leadership.free_node_name("beat")
         self._campaign = self._leadership.campaign(BEAT, node, self._on_change)
         self._dispatcher = Dispatcher(app, self._leadership, self._campaign)
+        if self._worker_pid is not None:
+            # What a worker stops its beat with; by default that is the end, lease or not.
+            signal.signal(signal.SIGTERM, _exit)
 
     @property
     def info(self) -> str:
@@ -115,7 +125,7 @@ class LeaderMixin:
             return 0
         if term != self._led_term:
             if not self.take_over(term):
-                return _STEP
+                return self._retry_delay()
             self._led_term = term
         wait = self.lead(*args, **kwargs)
         return wait if self._worker_pid is None else min(wait, _STEP)
@@ -241,7 +251,7 @@ class LeaderMixin:
         """Write what is to be written, then resign.
 
         Beat calls it twice at SIGTERM, the first time inside the signal handler, where
-        nothing may be waited for.
+        nothing may be waited for. An embedded one calls it once, outside of it.
         """
         try:
             super().close()  # type: ignore[misc]
@@ -255,7 +265,9 @@ class LeaderMixin:
             return
         if self._farewell is None:
             self._farewell = self._leadership.resign(self._campaign)
-        elif not self._farewell.wait(self._leadership.farewell_timeout):
+            if self._worker_pid is None:
+                return
+        if not self._farewell.wait(self._leadership.farewell_timeout):
             logger.warning("%s: the lease could not be given up in time; it will expire", BEAT)
 
     def _on_change(self, change: Change) -> None:
@@ -486,6 +498,10 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._pushed += 1
         again = at(self._plans[name].entry.default_now()) + next_in
         heapq.heapreplace(self._queue, (again, self._pushed, name))
+
+
+def _exit(*_: Any) -> None:
+    raise SystemExit(0)
 
 
 def _later(entry: Any, seconds: float) -> datetime.datetime:

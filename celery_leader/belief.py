@@ -24,16 +24,27 @@ class BeliefPage:
     """Shared memory for any number of beliefs, each allotted before a fork."""
 
     def __init__(self) -> None:
+        self._spare: dict[str, list[Belief]] = {}
         self._cells = memoryview(b"").cast("B").cast("d")
         self._free = _CELLS
 
-    def allot(self) -> Belief:
-        """A new belief: that this candidate does not lead."""
+    def allot(self, election: str = "") -> Belief:
+        """A new belief: that this candidate does not lead ``election``."""
+        if self._spare.get(election):
+            return self._spare[election].pop()
         if self._free + _SLOT > _CELLS:
             self._cells = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("d")
             self._free = 0
         index, self._free = self._free, self._free + _SLOT
         return Belief(self._cells, index)
+
+    def release(self, belief: Belief, election: str = "") -> None:
+        """Nobody writes ``belief`` any more: the election's next candidate may have its place.
+
+        A child forked before reads on there, so it must never become another election's.
+        """
+        belief.withdraw()
+        self._spare.setdefault(election, []).append(belief)
 
 
 class Belief:

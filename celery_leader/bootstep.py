@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,11 @@ from .tasks import (
 logger = logging.getLogger(__name__)
 
 HOPS = "leader_hops"
+
+_PATIENCE = 1.0  # seconds; until a message that could not be given away is tried again
+
+#: The consumer of each app that runs a worker here, for what happens in a task's request.
+_consumers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 # Properties of a received message that belong to that delivery and not to the message.
 _OF_DELIVERY = frozenset(
@@ -91,7 +97,8 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, c: Any) -> None:
         """Connected, for the first time or again."""
-        self._consumer = c
+        self._consumer = _consumers[c.app] = c
+        self._keep_unknown(c)
         self._consuming.clear()
         self._leadership.follow(c.connection)
         if self._eligible:
@@ -103,6 +110,36 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 if campaign is not None:
                     self._campaigns[name] = campaign
         self._consume_what_is_led()
+
+    def _keep_unknown(self, c: Any) -> None:
+        """Have leader-only tasks that this worker does not know put back, and not discarded.
+
+        In a rolling deployment the leader may be older than the sender.
+        """
+        stock = c.__class__.on_unknown_task
+        elections = {self._leadership.queue(name): name for name in self._leadership.elections()}
+        told: set[str] = set()
+
+        def on_unknown_task(body: Any, message: Any, exc: Exception) -> Any:
+            name = message.headers.get("task")
+            queue = (message.delivery_info or {}).get("routing_key")
+            if name is None or queue not in elections:
+                return stock(c, body, message, exc)
+            if name not in told:
+                told.add(name)
+                logger.error(
+                    "task %s is leader-only and unknown to this worker; it is put back into %s"
+                    " until a leader knows it",
+                    name,
+                    queue,
+                )
+            return c.timer.call_after(_PATIENCE, self._put_back, (c, message, elections[queue]))
+
+        c.on_unknown_task = on_unknown_task
+
+    def _put_back(self, c: Any, message: Any, election: str) -> None:
+        put(c.app, message, leader_queue(c.app, election))
+        message.ack_log_error(logger, c.connection_errors)
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
         """Have the election thread able to wake the event loop."""
@@ -234,8 +271,9 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
     def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
         if leadership.term(options.election) is not None:
             return admit(message, body, ack, reject, callbacks)
-        hand_over(task, options, message)
-        return ack(logger, consumer.connection_errors)
+        return hand_over_or_retry(
+            task, options, message, lambda: ack(logger, consumer.connection_errors)
+        )
 
     return on_message
 
@@ -251,8 +289,28 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
         task_ready(self)
         options = options_of(self.task)
         assert options is not None
-        hand_over(self.task, options, self._message)
-        return self.acknowledge()
+        return hand_over_or_retry(self.task, options, self._message, self.acknowledge)
+
+
+def hand_over_or_retry(
+    task: Any, options: LeaderOnly, message: Any, acknowledge: Callable[[], Any]
+) -> None:
+    """Hand a message over and acknowledge it; where Redis refuses, keep it and try again later.
+
+    A full Redis, say, must not end the worker or lose the message.
+    """
+    try:
+        hand_over(task, options, message)
+    except Exception as exc:
+        consumer = _consumers.get(task.app)
+        if consumer is None or isinstance(exc, consumer.connection_errors):
+            raise  # the consumer reconnects, and the message comes again
+        logger.warning("%s: %s cannot be handed over yet: %s", options.election, task.name, exc)
+        consumer.timer.call_after(
+            _PATIENCE, hand_over_or_retry, (task, options, message, acknowledge)
+        )
+        return
+    acknowledge()
 
 
 def hand_over(task: Any, options: LeaderOnly, message: Any) -> None:
@@ -261,18 +319,26 @@ def hand_over(task: Any, options: LeaderOnly, message: Any) -> None:
     The caller acknowledges afterwards: should this worker die in between, the message
     comes twice, never not at all.
     """
-    headers = dict(message.headers)
-    task_id = headers.get("id") or "?"
+    task_id = message.headers.get("id") or "?"
     if options.on_follower == "skip":
         skip(task, task_id, None)
         logger.info("%s: %s[%s] skipped, not leading", options.election, task.name, task_id)
         return
     queue = leader_queue(task.app, options.election)
+    put(task.app, message, queue)
+    logger.info(
+        "%s: %s[%s] handed to %s, not leading", options.election, task.name, task_id, queue.name
+    )
+
+
+def put(app: Any, message: Any, queue: Queue) -> None:
+    """Publish a received message again as it came, to ``queue``, with one more hop."""
+    headers = dict(message.headers)
     headers[HOPS] = int(headers.get(HOPS) or 0) + 1
     # The body has been decompressed on the way in.
     compression = headers.pop("compression", None)
     properties = {k: v for k, v in message.properties.items() if k not in _OF_DELIVERY}
-    with _producer_for(task.app, message) as producer:
+    with _producer_for(app, message) as producer:
         producer.publish(
             message.body,
             exchange="",
@@ -284,9 +350,6 @@ def hand_over(task: Any, options: LeaderOnly, message: Any) -> None:
             compression=compression,
             **properties,
         )
-    logger.info(
-        "%s: %s[%s] handed to %s, not leading", options.election, task.name, task_id, queue.name
-    )
 
 
 @contextlib.contextmanager

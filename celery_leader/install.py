@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import click
+from billiard.process import current_process
 from celery import Celery, signals
 from celery.utils.imports import symbol_by_name
 
@@ -59,6 +60,12 @@ def _guard_beat(sender: Any, **_: Any) -> None:
     app = sender.app
     if not installed(app) or isinstance(sender.scheduler, LeaderMixin):
         return
+    if getattr(current_process(), "_parent_pid", None) is not None:
+        logger.warning(
+            "beat: %s sends ordinary periodic tasks from every worker that runs with -B;"
+            " to have only the leading beat send, use: celery worker -B --scheduler leader",
+            type(sender.scheduler).__name__,
+        )
     adopt_tasks(app)
     leadership = leadership_of(app)
     if not leadership.task_elections:

@@ -245,7 +245,7 @@ def catch_up_of(entry: str, options: dict[str, Any] | None, default: CatchUp) ->
 
 def later(moment: datetime.datetime, delta: datetime.timedelta) -> datetime.datetime:
     """``moment`` and ``delta`` of real time; Python's own sum is one of wall clocks."""
-    aware = maybe_make_aware(moment)
+    aware: datetime.datetime = maybe_make_aware(moment)
     return (aware.astimezone(datetime.timezone.utc) + delta).astimezone(aware.tzinfo)
 
 

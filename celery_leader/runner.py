@@ -48,6 +48,7 @@ class Campaign:
         self.led = threading.Event()
         self.wanted = False
         self.farewells: list[threading.Event] = []
+        self.retired: Callable[[], None] | None = None
 
     @property
     def name(self) -> str:
@@ -69,6 +70,12 @@ class _Resign:
     campaign: Campaign
     successor: str | None
     done: threading.Event
+
+
+@dataclass(frozen=True, slots=True)
+class _Retire:
+    campaign: Campaign
+    then: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +111,7 @@ class _Call(Generic[T]):
         return cast(T, self._answer)
 
 
-_Order = _Start | _Resign | _Reconnect | _Contradicted | _Call[Any]
+_Order = _Start | _Resign | _Retire | _Reconnect | _Contradicted | _Call[Any]
 
 
 class Runner:
@@ -161,6 +168,11 @@ class Runner:
         self._orders.append(_Resign(campaign, successor, done))
         self.wake()
         return done
+
+    def retire(self, campaign: Campaign, then: Callable[[], None]) -> None:
+        """Forget a campaign once it has nothing more to do, and call ``then``."""
+        self._orders.append(_Retire(campaign, then))
+        self.wake()
 
     def reconnect(self) -> None:
         """Have the thread drop its connection and resolve the address anew."""
@@ -238,6 +250,9 @@ class Runner:
             elif action.until is not None:
                 wake_at = min(wake_at or action.until, action.until)
             self._publish(campaign)
+            if campaign.retired is not None and campaign.election.idle:
+                self._campaigns.remove(campaign)
+                campaign.retired()
         if due:
             self._perform(due)
         elif not self._orders:
@@ -254,6 +269,8 @@ class Runner:
                     campaign.farewells.append(done)
                     campaign.election.resign(now(), successor)
                     self._publish(campaign)
+                case _Retire(campaign, then):
+                    campaign.retired = then
                 case _Reconnect():
                     self._store.close()
                 case _Contradicted(campaign, term, gone):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from celery_leader import LeaderElection
 from tests.fleet.conftest import NewFleet
 from tests.fleet.fleet import Fleet, Process
 from tests.fleet.proxy import Proxy
@@ -172,6 +173,28 @@ def test_a_dispatch_that_arrives_after_the_lease_has_passed_on_is_refused(
     assert_sent_once(fleet)
     assert set(senders(fleet)[-3:]) == {near.pid}
     assert far.alive
+
+
+def test_a_late_dispatch_is_refused_even_if_nobody_has_sent_that_tick_since(
+    new_fleet: NewFleet, proxy: Proxy
+) -> None:
+    fleet = new_fleet(schedule=OFTEN)
+    far = fleet.beats("far", broker=proxy.url)[0]
+    more(fleet, 2)
+    # Holds the lease next and dispatches nothing, so only the lease is in the way.
+    with LeaderElection(fleet.app, "beat", node="silent") as silent:
+        proxy.stall()
+        far.says("stays due and is tried again")
+        assert silent.wait_until_leader(timeout=30)
+        sent, left = fleet.messages(), states(fleet)
+        proxy.restore()
+        far.says("Redis answers again")
+        fleet.outlives_its_lease("beat")
+        assert fleet.record("beat")["holder"] == "silent"
+        assert (fleet.messages(), states(fleet)) == (sent, left)
+    assert fleet.leader("beat") is far
+    more(fleet, 2)
+    assert_sent_once(fleet)
 
 
 def test_followers_never_write_the_schedule(new_fleet: NewFleet) -> None:

@@ -124,6 +124,18 @@ def test_a_follower_forwards_the_message_as_it_came_and_counts_the_hop(
     assert seen["delivery"]["priority"] == 3
 
 
+def test_a_follower_forwards_at_once_also_while_its_own_pool_is_busy(
+    crew: Fleet, leader: Process, follower: Process
+) -> None:
+    busy = crew.send("hold_plain", "busy", queue=follower.name)
+    crew.saw("started", "busy")
+    seen = crew.send("lead", "past the busy", queue=follower.name).get(timeout=30)
+    assert (seen["node"], seen["hops"]) == (leader.node, 1)
+    assert crew.records("finished", "busy") == []
+    crew.open("busy")
+    assert busy.get(timeout=30)["node"] == follower.node
+
+
 def test_a_chord_of_forwarded_tasks_completes(crew: Fleet, follower: Process) -> None:
     tasks = crew.app.tasks
     header = [tasks["fleet.lead"].s("chord").set(queue=follower.name) for _ in range(3)]

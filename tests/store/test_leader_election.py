@@ -330,6 +330,31 @@ def test_a_forked_child_reads_the_belief_of_its_parent(redis_url: str) -> None:
     assert said.splitlines() == ["True", "True", "(False, None)"]
 
 
+def test_a_forked_child_does_not_take_one_election_of_its_parent_for_another(
+    redis_url: str,
+) -> None:
+    said = in_a_process(
+        textwrap.dedent(FORKING)
+        + textwrap.dedent("""
+            go, wait = os.pipe()[::-1]
+            read, write = os.pipe()
+            if os.fork() == 0:
+                os.read(wait, 1)
+                os.write(write, repr(election.is_leader()).encode())
+                os._exit(0)
+            for name in ("mail", "search", "billing"):
+                assert election.resign()
+                election = LeaderElection(app, name).start()
+                assert election.wait_until_leader(30)
+            os.write(go, b"!")
+            print(os.read(read, 100).decode())
+        """),
+        redis_url,
+        str(LONG),
+    )
+    assert said.splitlines() == ["False"]
+
+
 def test_a_forked_child_that_resigns_does_not_resign_for_its_parent(redis_url: str) -> None:
     said = in_a_process(
         textwrap.dedent(FORKING)

@@ -311,7 +311,11 @@ def test_a_read_only_replica_is_called_so_and_its_address_is_looked_up_again(
             reason = why_unavailable(lambda: store.perform([acquire("a")]))
             assert "read-only replica" in reason
             assert store.read(NAME) is None, "reading works on a replica"
+            before = {each["id"] for each in client.client_list(_type="normal")}
             store.perform([acquire("a")])
+            store.read(NAME)
+            after = {each["id"] for each in client.client_list(_type="normal")}
+            assert after - before, "it is to connect anew, perhaps to another server"
             client.execute_command("REPLICAOF", "NO", "ONE")
         assert isinstance(store.perform([acquire("a", 2)])[0], Granted)
 

@@ -79,6 +79,20 @@ def test_beliefs_do_not_touch_each_other_however_many_there_are() -> None:
     assert terms == [None if number == 501 else number for number in range(1, 1001)]
 
 
+def test_the_place_of_a_belief_is_used_again_for_the_same_election_only() -> None:
+    page = BeliefPage()
+    beat = page.allot("beat")
+    beat.publish(7, LONG)
+    page.release(beat, "beat")
+    assert beat.term(lambda: 0.0) is None
+    worker = page.allot("worker")
+    worker.publish(8, LONG)
+    assert beat.term(lambda: 0.0) is None, "a child forked before still reads here"
+    again = page.allot("beat")
+    again.publish(9, LONG)
+    assert beat.term(lambda: 0.0) == 9
+
+
 def test_a_forked_child_believes_what_its_parent_believed_before_the_fork() -> None:
     belief = BeliefPage().allot()
     belief.publish(7, clock.now() + LONG)

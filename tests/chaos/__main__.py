@@ -1,0 +1,216 @@
+"""Chaos: real beats, each behind its own proxy, a schedule of faults, and a judge.
+
+``python -m tests.chaos --minutes 3`` prints its seed, a table of what came of each kind of
+fault, and what must not have been; then it ends with exit code 1. With ``--no-fence`` the
+beats publish before they write, and the judge must see what comes of that: with
+``--expect-duplicates`` it ends with exit code 0 only if it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from tests.chaos.app import Schedule
+from tests.chaos.beats import Beats
+from tests.chaos.drainer import Drainer
+from tests.chaos.faults import KINDS, Done, Scene, schedule
+from tests.chaos.judge import Judge, Report, Row, Window
+from tests.chaos.proxy import quiet_port
+from tests.redis_process import RedisServer
+
+_DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+_SCHEDULERS = {True: "leader", False: "tests.chaos.app:UnfencedScheduler"}
+_CALM = "no fault"
+
+
+class Stalls:
+    """How long this machine made a thread wait that wanted to run."""
+
+    _STEP = 0.05
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[int, float]] = []
+        threading.Thread(target=self._watch, name="stalls", daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            before = time.monotonic()
+            time.sleep(self._STEP)
+            over = time.monotonic() - before - self._STEP
+            if over > self._STEP:
+                self._seen.append((_now(), over))
+
+    def between(self, begin: int, end: int) -> float:
+        """Seconds of it from ``begin`` to ``end``."""
+        return sum(over for at, over in self._seen if begin <= at <= end)
+
+
+def main() -> int:
+    options = _options()
+    seed = options.seed if options.seed is not None else random.SystemRandom().randint(1, 10**6)
+    print(
+        f"chaos: seed {seed}, {options.minutes:g} min, {options.beats} beats, lease"
+        f" {options.lease:g} s, catch-up {options.catch_up!r},"
+        f" fence {'on' if options.fence else 'OFF'}",
+        flush=True,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    logs = Path(tempfile.mkdtemp(prefix="celery-leader-chaos-"))
+    try:
+        report, notes = _run(options, seed, logs)
+    except BaseException:
+        print(f"chaos: the logs of the beats are in {logs}", flush=True)
+        raise
+    print(_table(report))
+    for note in notes:
+        print(note)
+    if report.violations:
+        print(f"\nVIOLATIONS (seed {seed}; the logs of the beats are in {logs}):")
+        for violation in report.violations:
+            print(f"- {violation}")
+        return 0 if options.expect_duplicates and report.duplicates else 1
+    print(f"\nno violation (seed {seed})")
+    if not options.keep_logs:
+        shutil.rmtree(logs, ignore_errors=True)
+    return int(options.expect_duplicates)
+
+
+def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, list[str]]:
+    sizes = Schedule(burst=options.burst)
+    config = {
+        "lease": options.lease,
+        "catch_up": options.catch_up,
+        "schedule": {"steady": sizes.steady, "burst": sizes.burst},
+    }
+    stalls = Stalls()
+    happened: list[tuple[str, Done]] = []
+    unrecovered: list[str] = []
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(RedisServer(_DURABLE, port=quiet_port()))
+        drainer = stack.enter_context(Drainer(server.port))
+        beats = stack.enter_context(
+            Beats(options.beats, server.port, _SCHEDULERS[options.fence], config, logs)
+        )
+        scene = Scene(server, beats, drainer, options.lease)
+        stack.callback(scene.close)
+        begun = _now()
+        happened.append((_CALM, Done(0, float("inf"))))
+        if not scene.recover(begun):
+            raise SystemExit("chaos: the beats do not begin")
+        happened.append((_CALM, Done(_now(), options.lease + 1)))
+        time.sleep(2)
+        end = time.monotonic() + 60 * options.minutes
+        faults = schedule(seed, [kind for kind in KINDS if options.only in kind])
+        while time.monotonic() < end:
+            fault = next(faults)
+            done = scene.bring_about(fault)
+            happened.append((fault.kind, done))
+            line = f"{_clock(done.begins)}  {fault.kind}"
+            print(f"{line}  {done.note}".rstrip(), file=sys.stderr, flush=True)
+            if not scene.recover(_now()):
+                unrecovered.append(f"no recovery after {fault.kind} at {_clock(done.begins)}")
+            time.sleep(fault.rest)
+        scene.close()
+        if not scene.recover(_now()):
+            unrecovered.append("no recovery at the end")
+        until = _now()
+        time.sleep(2 * sizes.burst_every)
+        closed = _now()
+    deaths = beats.deaths
+    windows = _windows(happened, closed, stalls, [death.at for death in deaths])
+    intervals = {name: round(every * 1e6) for name, every in sizes.intervals.items()}
+    judge = Judge(intervals, options.catch_up, windows)
+    report = judge.report(drainer.arrivals, drainer.elections, until)
+    report.violations += unrecovered
+    notes = [
+        f"\n{len(drainer.elections)} elections, {len(drainer.arrivals)} messages,"
+        f" this machine stood still for {stalls.between(0, closed):.1f} s"
+    ]
+    notes += [f"{d.beat} {d.what} at {_clock(d.at)}; see {d.log}" for d in deaths]
+    notes += _log_notes(logs)
+    return report, notes
+
+
+def _windows(
+    happened: list[tuple[str, Done]], closed: int, stalls: Stalls, deaths: list[int]
+) -> list[Window]:
+    ends = [done.begins for _, done in happened[1:]] + [closed]
+    return [
+        Window(
+            kind,
+            done.begins,
+            done.allowed,
+            stalled=stalls.between(done.begins, end),
+            died=sum(done.begins <= at < end for at in deaths),
+        )
+        for (kind, done), end in zip(happened, ends, strict=True)
+    ]
+
+
+def _log_notes(logs: Path) -> list[str]:
+    counts: dict[str, int] = {}
+    for log in logs.glob("*.log"):
+        for line in log.read_text(errors="replace").splitlines():
+            for sign in ("Traceback", "a turn failed", "CRITICAL/"):
+                if sign in line:
+                    counts[sign] = counts.get(sign, 0) + 1
+    return [f"{count} x {sign!r} in the logs in {logs}" for sign, count in counts.items()]
+
+
+def _table(report: Report) -> str:
+    head = "| fault | times | due | dispatched | duplicates | missed | longest gap | died |"
+    lines = [head, "|---|" + "---:|" * 7]
+    for row in [*report.rows, report.total]:
+        lines.append(_line(row))
+    return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    cells = [
+        row.kind,
+        row.faults,
+        row.due,
+        row.dispatched,
+        row.duplicates,
+        row.missed,
+        f"{row.longest_gap:.2f} s",
+        row.died,
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _clock(moment: int) -> str:
+    at = time.strftime("%H:%M:%S", time.gmtime(moment // 1_000_000))
+    return f"{at}.{moment % 1_000_000 // 1000:03}"
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=3.0, help="how long (default 3)")
+    parser.add_argument("--seed", type=int, help="of the schedule of faults; by default drawn")
+    parser.add_argument("--catch-up", choices=("all", "one"), default="all")
+    parser.add_argument("--beats", type=int, default=3)
+    parser.add_argument("--lease", type=float, default=3.0, help="seconds")
+    parser.add_argument("--burst", type=int, default=150, help="entries due at one moment")
+    parser.add_argument("--fence", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--only", default="", help="the faults whose name has this in it")
+    parser.add_argument("--expect-duplicates", action="store_true")
+    parser.add_argument("--keep-logs", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
