@@ -9,15 +9,18 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 # More arguments for pytest, e.g. make test PYTEST=tests/unit
 PYTEST ?=
 BENCH ?=
+CHAOS ?=
 
 .DEFAULT_GOAL := help
 # Two at once would install into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo test lint types contract bench clean
+.PHONY: help demo test test-schedulers chaos lint types contract bench clean
 
 help:
 	@echo 'make demo      three workers and three beats, their leaders stopped and killed (under a minute)'
 	@echo 'make test      all tests; make test PYTEST="tests/unit -x" some of them'
+	@echo 'make test-schedulers  the other schedulers, RabbitMQ, and Celery'\''s own tests of beat'
+	@echo 'make chaos     beats under faults; make chaos CHAOS="--minutes 10 --seed 7"'
 	@echo 'make lint      ruff: format and rules'
 	@echo 'make types     mypy --strict'
 	@echo 'make contract  the direction of imports'
@@ -29,6 +32,12 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST)
+
+test-schedulers: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/beat $(PYTEST)
+
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
@@ -42,6 +51,7 @@ contract: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run $(BENCH)
+	$(BIN)/python -m benchmarks.dispatch $(BENCH)
 
 clean:
 	rm -rf $(VENV) .*_cache .coverage* demo-report.json

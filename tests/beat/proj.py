@@ -1,0 +1,91 @@
+"""The Celery app of the beat tests: that of the fleet, and what other schedulers need.
+
+More keys of a configuration: ``crontabs`` (name to ``task``, ``crontab``, ``options``),
+``periodic`` (a list of ``name``, ``every``, for ``add_periodic_task``), ``django`` (a
+SQLite file).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+from celery import Celery
+from celery.schedules import crontab
+
+from celery_leader.beat import LeaderScheduler
+from tests.fleet import proj as base
+
+DJANGO: dict[str, Any] = {
+    "INSTALLED_APPS": ["django_celery_beat"],
+    "USE_TZ": True,
+    "TIME_ZONE": "UTC",
+    "DEFAULT_AUTO_FIELD": "django.db.models.AutoField",
+}
+
+
+OPTIONS = {"timeout": 30, "transaction_mode": "IMMEDIATE"}
+
+
+def set_up_django(file: str) -> None:
+    """Have Django keep its tables in ``file``."""
+    import django
+    from django.conf import settings
+
+    database = {"ENGINE": "django.db.backends.sqlite3", "NAME": file, "OPTIONS": OPTIONS}
+    if not settings.configured:
+        settings.configure(DATABASES={"default": database}, **DJANGO)
+        django.setup()
+
+
+def customised(app: Celery, config: dict[str, Any]) -> Celery:
+    """``app`` with what ``config`` asks for beyond the fleet's."""
+    for name, entry in config.get("crontabs", {}).items():
+        app.conf.beat_schedule[name] = {
+            "task": f"fleet.{entry['task']}",
+            "schedule": crontab(**entry["crontab"]),
+            "options": entry.get("options", {}),
+        }
+    periodic = config.get("periodic", [])
+    if periodic:
+
+        @app.on_after_finalize.connect(weak=False)
+        def add(sender: Any, **_: Any) -> None:
+            for entry in periodic:
+                task = sender.tasks["fleet.plain"]
+                sender.add_periodic_task(entry["every"], task.s(), name=entry["name"])
+
+    if config.get("django"):
+        set_up_django(config["django"])
+    return app
+
+
+class DyingAfterScheduler(LeaderScheduler):
+    """Stops in its tracks when its third message is published, before that is confirmed."""
+
+    _published = 0
+
+    def apply_async(self, entry: Any, producer: Any = None, **kwargs: Any) -> Any:
+        result = super().apply_async(entry, producer=producer, **kwargs)
+        self._published += 1
+        if self._published == 3:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return result
+
+
+class DyingBeforeScheduler(LeaderScheduler):
+    """Stops in its tracks when its third message is claimed, before it is published."""
+
+    _published = 0
+
+    def apply_async(self, entry: Any, producer: Any = None, **kwargs: Any) -> Any:
+        self._published += 1
+        if self._published == 3:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().apply_async(entry, producer=producer, **kwargs)
+
+
+if base.VARIABLE in os.environ:
+    app = customised(base.app, json.loads(os.environ[base.VARIABLE]))

