@@ -21,11 +21,11 @@ import redis
 from celery import Celery
 
 from celery_leader import LeaderElection
-from tests.fleet.fleet import LEASE, Fleet
+from tests.fleet.fleet import Fleet
 from tests.redis_process import RedisServer
 from tests.waiting import wait_until
 
-_QUIET = ("--without-mingle", "--without-gossip")
+LEASE = 3.0  # seconds
 
 
 def main() -> None:
@@ -60,7 +60,9 @@ def new_fleet(**config: Any) -> Iterator[Fleet]:
     with (
         tempfile.TemporaryDirectory() as directory,
         RedisServer() as server,
-        Fleet(Path(directory), server.url, **config) as fleet,
+        Fleet(
+            Path(directory), server.url, conf={"leader_lease_duration": LEASE}, **config
+        ) as fleet,
     ):
         yield fleet
 

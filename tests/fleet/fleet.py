@@ -35,7 +35,7 @@ QUICK = {
     "leader_renew_retry_delay": 0.05,
 }
 #: A lease that never runs out in a test, for where nobody is killed, frozen or cut off.
-LASTING = {**QUICK, "leader_lease_duration": 15.0}
+LASTING = {**QUICK, "leader_lease_duration": 300.0}
 ROOT = Path(__file__).resolve().parents[2]
 _TAIL = 6000  # characters of a log shown when a test fails
 
@@ -156,8 +156,8 @@ class Fleet:
         broker: the broker's URL, also for results and for what the tasks record.
         config: for ``proj.build``: ``conf`` (Celery settings), ``conf_after_install``,
             ``schedule`` (name to ``task``, ``every``, ``args``, ``options``,
-            ``unsendable``), ``install``, ``probe``, ``backend``, ``record``. What is given
-            for one process is laid over it.
+            ``unsendable``), ``install``, ``unknown`` (tasks it lacks), ``probe``,
+            ``backend``, ``record``. What is given for one process is laid over it.
     """
 
     def __init__(self, directory: Path, broker: str, **config: Any) -> None:

@@ -118,6 +118,8 @@ def build(config: dict[str, Any], *, current: bool = False) -> Celery:
         install(app)
     recorder = _recorders[app] = Recorder(config["record"])
     define_tasks(app, recorder)
+    for name in config.get("unknown", ()):
+        app.tasks.unregister(f"fleet.{name}")
     app.conf.update(config.get("conf_after_install", {}))
     return app
 

