@@ -17,7 +17,7 @@ from celery_leader import install
 from celery_leader.beat import LeaderScheduler
 from celery_leader.dispatch import Dispatcher
 
-VARIABLE = "CHAOS"
+VARIABLE = "CELERY_LEADER_CHAOS"
 ENTRY = "chaos_entry"  # the header that names the entry
 BURST = "burst"
 
