@@ -14,12 +14,13 @@ CHAOS ?=
 .DEFAULT_GOAL := help
 # Two at once would install into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo test test-schedulers chaos lint types contract bench clean
+.PHONY: help demo test coverage test-schedulers chaos lint types contract bench clean
 
 help:
 	@echo 'make demo      three workers and three beats, their leaders stopped and killed (under a minute)'
 	@echo 'make test      all tests; make test PYTEST="tests/unit -x" some of them'
 	@echo 'make test-schedulers  the other schedulers, RabbitMQ, and Celery'\''s own tests of beat'
+	@echo 'make coverage  what the tests of the core and the store run of the package'
 	@echo 'make chaos     beats under faults; make chaos CHAOS="--minutes 10 --seed 7"'
 	@echo 'make lint      ruff: format and rules'
 	@echo 'make types     mypy --strict'
@@ -32,6 +33,11 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST)
+
+coverage: $(VENV)/.dev
+	$(BIN)/coverage run -m pytest -q tests/unit tests/store
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 test-schedulers: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/beat $(PYTEST)
