@@ -17,7 +17,7 @@ import socket
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -31,7 +31,7 @@ from .clock import now
 from .election import Election
 from .errors import LeaderError, NotLeader
 from .lease import Candidate, Record, check_name
-from .redis_client import RedisClient, Script
+from .redis_client import RedisClient
 from .redis_store import Keys, RedisStore
 from .runner import Campaign, Listener, Runner
 from .settings import Settings
@@ -77,7 +77,6 @@ class Leadership:
         self._allotted: dict[str, Belief] = {}
         self._campaigns: list[Campaign] = []
         self._source: LeaseSource | None = None
-        self._client: RedisClient | None = None
         self._runner: Runner | None = None
         self._nodes: set[str] = set()
         self._entered: set[str] = set()
@@ -273,19 +272,20 @@ class Leadership:
         if self._runner is not None:
             self._runner.contradicted(campaign, term, gone=gone)
 
-    def run_scripts(
-        self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]
-    ) -> list[Any]:
-        """Run scripts on the one connection this process has for its elections.
+    def client_beside(self) -> RedisClient:
+        """A connection to where the elections' own goes, for one thread of the caller's.
 
-        Raises:
-            StoreUnavailable: there was no answer; they may have been executed.
+        It follows when that one goes elsewhere: what is done in a leader's name belongs
+        where its lease is.
         """
-        runner, client = self._runner, self._client
-        assert runner is not None
-        assert client is not None
-        patience = 1.0 + 3 * self.settings.timing.operation_timeout
-        return runner.call(lambda: client.run(calls), patience)
+        source = self._source
+        assert source is not None
+        return RedisClient(
+            source.connect_beside,
+            setting=source.setting,
+            operation_timeout=self.settings.timing.operation_timeout,
+            place=lambda: source.connected,
+        )
 
     @property
     def leases_on_broker(self) -> bool:
@@ -336,14 +336,12 @@ class Leadership:
             operation_timeout=settings.timing.operation_timeout,
         )
 
-    def _new_client(self, source: LeaseSource) -> RedisClient:
-        return RedisClient(
+    def _store(self, source: LeaseSource) -> RedisStore:
+        client = RedisClient(
             source.connect,
             setting=source.setting,
             operation_timeout=self.settings.timing.operation_timeout,
         )
-
-    def _store(self, client: RedisClient, source: LeaseSource) -> RedisStore:
         keys = Keys(self.settings.namespace, source.key_prefix)
         return RedisStore(client, keys, history_size=self.settings.history_size)
 
@@ -353,7 +351,7 @@ class Leadership:
         source = self._new_source()
         if source is None:
             raise LeaderError("this app's broker is in-process memory: it keeps no elections")
-        store = self._store(self._new_client(source), source)
+        store = self._store(source)
         try:
             yield store
         finally:
@@ -363,9 +361,8 @@ class Leadership:
         if self._runner is None:
             self._source = self._new_source()
             assert self._source is not None
-            self._client = self._new_client(self._source)
             self._runner = Runner(
-                self._store(self._client, self._source),
+                self._store(self._source),
                 app=app_identity(self.app),
                 on_foreign=self._foreign,
             )
@@ -410,7 +407,6 @@ class Leadership:
         if self._runner is not None:
             self._runner.disown()
         self._runner = None
-        self._client = None
         self._source = None
         self._campaigns = []
         self._allotted = {}

@@ -45,6 +45,7 @@ class LeaseSource:
         self._kombu = self._with_short_timeouts(connection)
         # A Sentinel connection finds its master through its pool, by a weak reference.
         self._pool: Any = None
+        self._connected = 0
 
     @property
     def key_prefix(self) -> str:
@@ -62,15 +63,28 @@ class LeaseSource:
         Raises:
             redis.exceptions.RedisError, OSError: there is no connection to be had.
         """
-        self._pool = self._new_pool()
-        connection = self._pool.connection_class(**_plain(self._pool.connection_kwargs))
+        pool = self._new_pool()
         try:
-            connection.connect()
+            connection = _connected(pool)
         except BaseException:
-            connection.disconnect()
             self._kombu.maybe_switch_next()
             raise
+        self._pool = pool
+        self._connected += 1
         return connection
+
+    def connect_beside(self) -> Any:
+        """Another connection to where the last one went; it never moves on by itself.
+
+        Raises:
+            redis.exceptions.RedisError, OSError: there is no connection to be had.
+        """
+        return _connected(self._pool or self._new_pool())
+
+    @property
+    def connected(self) -> int:
+        """How often ``connect`` has succeeded: when it grows, the place may be another."""
+        return self._connected
 
     def follow(self, live: Connection) -> bool:
         """Go where the worker's own connection went; whether that is another place.
@@ -156,6 +170,16 @@ def _resolved(connect: Callable[[], Connection], setting: str) -> tuple[Connecti
 
 def _place(connection: Connection) -> tuple[Any, ...]:
     return (connection.hostname, connection.port, connection.virtual_host)
+
+
+def _connected(pool: Any) -> Any:
+    connection = pool.connection_class(**_plain(pool.connection_kwargs))
+    try:
+        connection.connect()
+    except BaseException:
+        connection.disconnect()
+        raise
+    return connection
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

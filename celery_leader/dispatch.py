@@ -20,8 +20,9 @@ from kombu.exceptions import OperationalError
 
 from .app import BEAT, Leadership
 from .errors import StoreUnavailable
+from .redis_client import RedisClient
 from .runner import Campaign
-from .schedule_store import Mandate, Outcome, Push, ScheduleStore
+from .schedule_store import Calls, Mandate, Outcome, Push, ScheduleStore
 from .transport import Hold, holding_transport, holds
 
 logger = logging.getLogger(__name__)
@@ -50,9 +51,11 @@ class Dispatcher:
         self._hold: Hold | None = None
         self._connection: Any = None
         self._producer: Any = None
-        self._publishing = False
+        self._client: RedisClient | None = None
+        self._busy = 0
         if campaign is not None:
-            self._store = ScheduleStore(leadership.run_scripts, leadership.keys, BEAT)
+            self._client = leadership.client_beside()
+            self._store = ScheduleStore(self._run, leadership.keys, BEAT)
             if leadership.leases_on_broker:
                 self._hold = Hold()
 
@@ -140,28 +143,45 @@ class Dispatcher:
             StoreUnavailable: the broker cannot be reached.
         """
         try:
-            return self._ready_producer()
+            with self._at_work():
+                return self._ready_producer()
         except self._lost as exc:
-            self.disconnect()
+            self._disconnect()
             raise StoreUnavailable(f"the broker cannot be reached: {exc}") from exc
 
-    def disconnect(self) -> None:
+    def close(self) -> None:
+        """Drop the connections, unless something is under way on them.
+
+        Then this is a signal handler that has interrupted it. Without its socket that
+        would fail, and the failure would take the place of the exit the handler asks for.
+        """
+        if self._busy:
+            return
+        self._disconnect()
+        if self._client is not None:
+            self._client.close()
+
+    # -- small parts --------------------------------------------------------------------
+
+    def _disconnect(self) -> None:
         """Drop the broker connection; the next message makes another."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
             with contextlib.suppress(Exception):
                 connection.release()
 
-    def close(self) -> None:
-        """Drop the broker connection, unless a publish is under way on it.
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
 
-        Then this is a signal handler that has interrupted it. Without its socket the publish
-        would fail, and that failure would take the place of the exit the handler asks for.
-        """
-        if not self._publishing:
-            self.disconnect()
-
-    # -- small parts --------------------------------------------------------------------
+    def _run(self, calls: Calls) -> list[Any]:
+        assert self._client is not None
+        with self._at_work():
+            return self._client.run(calls)
 
     @property
     def _lost(self) -> tuple[type[Exception], ...]:
@@ -176,21 +196,14 @@ class Dispatcher:
         Raises:
             StoreUnavailable: the broker cannot be reached.
         """
-        self._publishing = True
-        try:
-            return self._published(entry, publish)
-        finally:
-            self._publishing = False
-
-    def _published(self, entry: str, publish: Publish) -> bool:
         producer = self.producer()
         try:
-            with _awaiting_no_results():
+            with self._at_work(), _awaiting_no_results():
                 publish(producer)
         except SchedulingError as exc:
             cause = exc.__cause__ or exc.__context__
             if isinstance(cause, self._lost):
-                self.disconnect()
+                self._disconnect()
                 raise StoreUnavailable(f"the broker cannot be reached: {cause}") from exc
             logger.error("beat: %s cannot be sent, this tick of it is given up: %s", entry, exc)
             return False
@@ -227,7 +240,7 @@ class Dispatcher:
     def _ready_producer(self) -> Any:
         if self._producer is not None and self._obeys(self._producer):
             return self._producer
-        self.disconnect()
+        self._disconnect()
         connection = self._connected()
         self._producer = self._reach(connection)
         if not self._obeys(self._producer):

@@ -36,14 +36,23 @@ class RedisClient:
             anew each time.
         setting: the setting that names this Redis, for messages.
         operation_timeout: seconds that one answer may take.
+        place: tells one place that ``connect`` leads to from another; when that changes,
+            the next call makes a new connection.
     """
 
     def __init__(
-        self, connect: Callable[[], Any], *, setting: str, operation_timeout: float
+        self,
+        connect: Callable[[], Any],
+        *,
+        setting: str,
+        operation_timeout: float,
+        place: Callable[[], object] = lambda: None,
     ) -> None:
         self._connect = connect
         self._setting = setting
         self._operation_timeout = operation_timeout
+        self._place = place
+        self._connected_to: object = None
         self._connection: Any = None
 
     def close(self) -> None:
@@ -97,7 +106,10 @@ class RedisClient:
     @contextmanager
     def _talking(self) -> Iterator[Any]:
         try:
+            if self._place() != self._connected_to:
+                self.close()
             if self._connection is None:
+                self._connected_to = self._place()
                 self._connection = self._connect()
                 # Asked for a password, a script is answered with a cut connection; this is not.
                 self._exchange(self._connection, [["PING"]])

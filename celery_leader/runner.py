@@ -19,7 +19,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
 
 from .belief import Belief
 from .clock import now
@@ -30,8 +29,6 @@ from .lease import LeaseStore, Record, Refused, Request
 logger = logging.getLogger(__name__)
 
 Listener = Callable[[Change], None]
-
-T = TypeVar("T")
 
 _NO_NEWS = 60.0  # seconds; how long to sleep when nothing at all is due
 _DEAF = 30.0  # seconds; the longest pause between blocking reads that fail
@@ -90,28 +87,7 @@ class _Contradicted:
     gone: bool
 
 
-class _Call(Generic[T]):
-    def __init__(self, act: Callable[[], T]) -> None:
-        self._act = act
-        self._answer: T | None = None
-        self._error: Exception | None = None
-        self.done = threading.Event()
-
-    def perform(self) -> None:
-        try:
-            self._answer = self._act()
-        except Exception as exc:
-            self._error = exc
-        finally:
-            self.done.set()
-
-    def answer(self) -> T:
-        if self._error is not None:
-            raise self._error
-        return cast(T, self._answer)
-
-
-_Order = _Start | _Resign | _Retire | _Reconnect | _Contradicted | _Call[Any]
+_Order = _Start | _Resign | _Retire | _Reconnect | _Contradicted
 
 
 class Runner:
@@ -185,20 +161,6 @@ class Runner:
             campaign.belief.withdraw()
         self._orders.append(_Contradicted(campaign, term, gone))
         self.wake()
-
-    def call(self, act: Callable[[], T], timeout: float) -> T:
-        """Have the thread do ``act``, which may use the store's connection, and wait for it.
-
-        Raises:
-            StoreUnavailable: ``act`` was not done within ``timeout`` seconds; then it
-                may be done later. What ``act`` itself raises is raised too.
-        """
-        call = _Call(act)
-        self._orders.append(call)
-        self.wake()
-        if not call.done.wait(timeout):
-            raise StoreUnavailable("the election thread gave no answer in time")
-        return call.answer()
 
     def wake(self) -> None:
         """Have the thread look around now."""
@@ -275,8 +237,6 @@ class Runner:
                     self._store.close()
                 case _Contradicted(campaign, term, gone):
                     campaign.election.contradicted(term, now(), gone=gone)
-                case _Call() as call:
-                    call.perform()
 
     def _perform(self, due: list[tuple[Campaign, Request]]) -> None:
         sent_at = now()

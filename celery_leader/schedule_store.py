@@ -21,7 +21,8 @@ from .errors import StoreUnavailable
 from .redis_client import Script
 from .redis_store import PREAMBLE, Keys
 
-Run = Callable[[Sequence[tuple[Script, Sequence[str], Sequence[Any]]]], list[Any]]
+Calls = Sequence[tuple[Script, Sequence[str], Sequence[Any]]]
+Run = Callable[[Calls], list[Any]]
 
 # KEYS record schedule target...
 # ARGV nonce term entry old_state new_state {command value}...

@@ -230,25 +230,6 @@ def test_a_contradicted_leader_stops_at_once_and_asks(fleet: Fleet) -> None:
     wait_until(lambda: (campaign.term() or 0) > term, what="a higher term")
 
 
-def test_an_act_in_the_thread_is_answered_and_its_error_is_raised(fleet: Fleet) -> None:
-    runner, _ = fleet.leader("a")
-    assert runner.call(lambda: threading.current_thread().name, PATIENCE) == "leader-election"
-    for error in (StoreUnavailable("no answer"), ValueError("a bug")):
-        with pytest.raises(type(error), match=str(error)):
-            runner.call(_raising(error), PATIENCE)
-    assert runner.alive
-
-
-def test_an_act_the_thread_has_no_time_for_is_given_up(fleet: Fleet) -> None:
-    runner, _ = fleet.leader("a")
-    fleet.store.answers.clear()
-    fleet.store.asked.clear()
-    runner.start(fleet.campaign("a", name="other"))
-    assert fleet.store.asked.wait(PATIENCE)
-    with pytest.raises(StoreUnavailable, match="in time"):
-        runner.call(lambda: None, 0.05)
-
-
 def test_the_answer_to_a_resignation_comes_for_each_who_asked(fleet: Fleet) -> None:
     runner, campaign = fleet.leader("a")
     farewells = [runner.resign(campaign) for _ in range(3)]
