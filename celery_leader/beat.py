@@ -342,7 +342,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
 
     def lead(self, *args: Any, **kwargs: Any) -> float:
         """Dispatch what is due, one entry per turn, the longest due first."""
-        if len(self._plans) != len(self.schedule) or self._clock_went_back():
+        if len(self._plans) != len(self.schedule):
             self._led_term = None  # plan anew
             return 0
         if not self._queue:
@@ -351,8 +351,9 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         plan = self._plans[name]
         wait = due - at(plan.entry.default_now())
         # All of them are looked at before a rest only, or many that are due at once took long.
-        if self.schedule.get(name) is not plan.entry or (wait > 0 and self._known != self.schedule):
-            self._led_term = None  # entries came, went or changed: plan anew
+        changed = wait > 0 and (self._known != self.schedule or self._clock_went_back())
+        if changed or self.schedule.get(name) is not plan.entry:
+            self._led_term = None  # entries came, went or changed, or the clock did: plan anew
             return 0
         if wait > 0:
             return float(min(wait, self.max_interval))
@@ -395,8 +396,9 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             with _labelled(entry, term, label, task_id):
                 self.apply_async(entry, producer=producer, advance=False)
 
-        states = (plan.state, plan.claim().state, following.state)
-        return self._dispatcher.send(term, name, *states, publish)
+        # The state in between is for a message that does not travel with its claim.
+        claimed = plan.state if self._dispatcher.fences_messages else plan.claim().state
+        return self._dispatcher.send(term, name, plan.state, claimed, following.state, publish)
 
     def _write(self, name: str, plan: Plan, following: Plan, term: int) -> bool:
         assert self._dispatcher is not None

@@ -52,7 +52,7 @@ class Dispatcher:
         self._connection: Any = None
         self._producer: Any = None
         self._client: RedisClient | None = None
-        self._busy = 0
+        self._work = _Work()
         if campaign is not None:
             self._client = leadership.client_beside()
             self._store = ScheduleStore(self._run, leadership.keys, BEAT)
@@ -143,7 +143,7 @@ class Dispatcher:
             StoreUnavailable: the broker cannot be reached.
         """
         try:
-            with self._at_work():
+            with self._work:
                 return self._ready_producer()
         except self._lost as exc:
             self._disconnect()
@@ -155,7 +155,7 @@ class Dispatcher:
         Then this is a signal handler that has interrupted it. Without its socket that
         would fail, and the failure would take the place of the exit the handler asks for.
         """
-        if self._busy:
+        if self._work.depth:
             return
         self._disconnect()
         if self._client is not None:
@@ -170,17 +170,9 @@ class Dispatcher:
             with contextlib.suppress(Exception):
                 connection.release()
 
-    @contextlib.contextmanager
-    def _at_work(self) -> Iterator[None]:
-        self._busy += 1
-        try:
-            yield
-        finally:
-            self._busy -= 1
-
     def _run(self, calls: Calls) -> list[Any]:
         assert self._client is not None
-        with self._at_work():
+        with self._work:
             return self._client.run(calls)
 
     @property
@@ -198,7 +190,7 @@ class Dispatcher:
         """
         producer = self.producer()
         try:
-            with self._at_work(), _awaiting_no_results():
+            with self._work, _awaiting_no_results():
                 publish(producer)
         except SchedulingError as exc:
             cause = exc.__cause__ or exc.__context__
@@ -268,6 +260,18 @@ class Dispatcher:
             gone = outcome is Outcome.MISSING
             self._leadership.contradicted(self._campaign, term, gone=gone)
         return False
+
+
+class _Work:
+    """How deep in something that must not lose its connection this process is."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.depth -= 1
 
 
 @contextlib.contextmanager
