@@ -66,6 +66,9 @@ class LeaderMixin:
     Redis, so that the next leader goes on from there whatever its own store says.
     """
 
+    #: What the scheduler's own store raises while it cannot be used; it is then asked again.
+    store_errors: tuple[type[Exception], ...] = ()
+
     app: Any
     schedule: Any
     max_interval: float
@@ -123,11 +126,16 @@ class LeaderMixin:
             timing = self._leadership.settings.timing
             self._elected.wait(min(_STEP, timing.renew_interval, self.max_interval))
             return 0
-        if term != self._led_term:
-            if not self.take_over(term):
-                return self._retry_delay()
-            self._led_term = term
-        wait = self.lead(*args, **kwargs)
+        try:
+            if term != self._led_term:
+                if not self.take_over(term):
+                    return self._retry_delay()
+                self._led_term = term
+            wait = self.lead(*args, **kwargs)
+        except self.store_errors as exc:
+            self._led_term = None  # what was read so far may be half of it
+            self._note_failure("the schedule", exc)
+            return self._retry_delay()
         return wait if self._worker_pid is None else min(wait, _STEP)
 
     def _end_without_worker(self) -> None:

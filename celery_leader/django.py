@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
+from django.db import DatabaseError, InterfaceError
 from django_celery_beat.schedulers import DatabaseScheduler
 
 from .beat import LeaderMixin
@@ -19,6 +20,8 @@ from .plan import at
 
 class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[misc]
     """``DatabaseScheduler`` that dispatches on the leading beat only."""
+
+    store_errors = (DatabaseError, InterfaceError)
 
     def take_over(self, term: int) -> bool:
         """Go on from what the last leader left, in the database and in the shared state."""

@@ -26,6 +26,10 @@ from .errors import LeaderError
 #: The entry option that overrides ``leader_beat_catch_up`` for one entry.
 CATCH_UP_OPTION = "leader_catch_up"
 
+#: What the first tick of an entry is counted from where that is not known; always the same,
+#: or it would be sent again when the note of its run was lost.
+_NEVER = "never"
+
 _SHORTEST_LOOK_BACK = datetime.timedelta(hours=1)
 
 
@@ -126,12 +130,13 @@ class Tick:
     @classmethod
     def of(cls, entry: Any) -> Tick:
         """The tick that ``entry`` is to dispatch next."""
-        counted_from = entry.last_run_at or entry.default_now()
+        now = entry.default_now()
+        counted_from = entry.last_run_at
         try:
-            due = occurrence_after(entry.schedule, counted_from)
+            due = occurrence_after(entry.schedule, counted_from or now)
         except Exception:  # a schedule of the user's own may raise anything
             due = None
-        return cls(utc(counted_from), utc(due or entry.default_now()))
+        return cls(utc(counted_from) if counted_from else _NEVER, utc(due or now))
 
     def is_in(self, stored: str) -> bool:
         """Whether ``stored`` says that this tick was sent."""

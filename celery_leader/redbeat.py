@@ -6,17 +6,23 @@ place, so a beat that loses the lead follows and goes on where redbeat's would e
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from redbeat import RedBeatScheduler
+from redis.exceptions import RedisError
 
 from .beat import LeaderMixin
+
+logger = logging.getLogger(__name__)
 
 
 class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[misc]
     """``RedBeatScheduler`` that dispatches on the leading beat only."""
 
+    store_errors = (RedisError,)
     lock_key = None
+    _set_up = False
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(app, *args, **kwargs)
@@ -25,3 +31,18 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
     def entries_in_memory(self) -> dict[str, Any]:
         """None: redbeat reads its entries from Redis at each turn."""
         return {}
+
+    def setup_schedule(self) -> None:
+        """Write the app's own entries into redbeat's Redis; if that cannot be, when elected."""
+        try:
+            super().setup_schedule()
+            self._set_up = True
+        except RedisError as exc:
+            logger.warning("beat: redbeat_redis_url cannot be used, trying on: %s", exc)
+
+    def take_over(self, term: int) -> bool:
+        """Go on from what the last leader left."""
+        if not self._set_up:
+            super().setup_schedule()
+            self._set_up = True
+        return super().take_over(term)

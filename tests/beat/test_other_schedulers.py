@@ -21,6 +21,8 @@ import pytest
 from tests.beat.beats import BeatFleet
 from tests.beat.conftest import NewFleet
 from tests.fleet.fleet import ROOT, Process
+from tests.redis_process import RedisServer
+from tests.waiting import wait_until
 
 KINDS = ("leader-persistent", "leader-redbeat", "leader-django")
 NEEDS = {"leader-redbeat": "redbeat", "leader-django": "django_celery_beat"}
@@ -56,8 +58,9 @@ def new_kind(new_fleet: NewFleet, request: pytest.FixtureRequest, tmp_path: Path
     def new(kind: str, schedule: dict[str, Any], **conf: Any) -> BeatFleet:
         if kind in NEEDS:
             pytest.importorskip(NEEDS[kind], reason=f"{kind} needs {NEEDS[kind]}")
+        broker = {"broker": conf.pop("broker")} if "broker" in conf else {}
         conf = {"leader_lease_duration": 2.0, "beat_max_loop_interval": 1, **conf}
-        fleet = new_fleet(schedule=schedule, conf=conf)
+        fleet = new_fleet(schedule=schedule, conf=conf, **broker)
         if kind == "leader-redbeat":
             fleet.config["conf"]["redbeat_redis_url"] = fleet.config["broker"]
         if kind == "leader-django":
@@ -131,7 +134,49 @@ def test_one_dispatches_and_whatever_becomes_of_it_another_goes_on_and_sends_not
     assert_no_beat_failed(fleet)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_beat_dies_while_redis_is_away_and_what_fell_due_is_sent_once(
+    new_kind: NewKind, kind: str
+) -> None:
+    with RedisServer(("--appendonly", "yes", "--appendfsync", "always")) as server:
+        fleet = new_kind(kind, TICK, broker=server.url)
+        leader = start(fleet, kind, "b1", "b2")
+        fleet.more(2)
+        server.pause()
+        leader.says("lost contact")
+        server.resume()
+        fleet.more(2)
+        server.restart()
+        fleet.more(2)
+        fleet.ticks()
+        assert all(process.alive for process in fleet.processes)
+
+
 # -- redbeat ----------------------------------------------------------------------------
+
+
+def test_a_redbeat_entry_s_first_run_is_not_repeated_when_redbeat_has_no_note_of_it(
+    new_kind: NewKind,
+) -> None:
+    fleet = new_kind("leader-redbeat", TICK)
+    from celery.schedules import schedule
+    from redbeat import RedBeatSchedulerEntry
+
+    app = fleet.sender()
+    leader = start(fleet, "leader-redbeat", "b1", "b2")
+    entry = RedBeatSchedulerEntry("first", "fleet.first", schedule(3600, app=app), app=app)
+    entry.last_run_at = None  # due at once
+    entry.save()
+    fleet.had(1, "fleet.first")
+    leader.kill()
+    # As if it had been killed after the push, before it could say that the entry ran.
+    fleet.redis.hdel(entry.key, "meta")
+    entry.save()
+    assert fleet.leader("beat", other_than=leader)
+    wait_until(lambda: entry.from_key(entry.key, app=app).last_run_at, what="the note of the run")
+    fleet.more(2, "fleet.plain")
+    assert len(fleet.of("fleet.first")) == 1
+    assert_no_beat_failed(fleet)
 
 
 def test_redbeat_entries_made_or_changed_while_beats_run_are_picked_up_also_by_the_next(
@@ -272,6 +317,20 @@ def test_rows_the_killed_leader_could_not_write_are_not_sent_again_when_they_are
     assert len(fleet.of("fleet.once")) == 1
     fleet.ticks("fleet.plain")
     assert_no_beat_failed(fleet)
+
+
+def test_a_leader_whose_rows_cannot_be_read_lives_on_and_reads_them_when_they_can(
+    new_kind: NewKind,
+) -> None:
+    fleet = new_kind("leader-django", TICK)
+    leader = start(fleet, "leader-django", "b1")
+    fleet.more(1)
+    write(fleet, f"ALTER TABLE {ROWS} RENAME TO away")
+    leader.says(f"the schedule stays due and is tried again: no such table: {ROWS}")
+    write(fleet, f"ALTER TABLE away RENAME TO {ROWS}", a_new_row("new"))
+    fleet.had(2, "fleet.new")
+    fleet.ticks("fleet.plain")
+    assert leader.alive
 
 
 # -- a local file ----------------------------------------------------------------------------
