@@ -52,6 +52,8 @@ from .tasks import adopt_tasks, installed
 logger = logging.getLogger(__name__)
 
 _STEP = 1.0  # seconds; the longest a follower's tick takes, for beat's own liveness checks
+_LONGEST_RETRY = 0.8  # seconds; the longest pause before what could not be sent is tried again
+_TRIES = 3  # attempts at one tick before the others have their turn
 _EARLY = 1.0  # seconds; a schedule that says "later" by less was asked a moment too early
 
 
@@ -238,7 +240,8 @@ class LeaderMixin:
         return task_id_of(self._leadership.settings.namespace, name, tick)
 
     def _retry_delay(self) -> float:
-        return float(min(0.1 * 2 ** min(self._failed_sends, 5), self.max_interval))
+        delay = min(0.05 * 2 ** min(self._failed_sends, 10), _LONGEST_RETRY)
+        return float(min(delay, self.max_interval))
 
     def _note_failure(self, what: str, exc: Exception) -> None:
         self._failed_sends += 1
@@ -303,6 +306,8 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._known: dict[str, Any] = {}
         self._clock_read = 0.0
         self._not_enumerable: set[str] = set()
+        # What could not be sent lately, and whether that was said of it.
+        self._aside: dict[str, bool] = {}
         with refusing_clearly():
             # The banner's instance, which is the first, has no schedule of its own.
             for name, fields in app.conf.beat_schedule.items():
@@ -341,6 +346,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             self._note_failure("the schedule", exc)
             return False
         self._queue = []
+        self._aside = {}
         for name, plan in self._plans.items():
             self.schedule[name] = plan.entry
             self._push(name, plan)
@@ -381,9 +387,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
                 following = plan.postponed(_later(plan.entry, next_in))
                 agreed = self._write(name, plan, following, term)
         except StoreUnavailable as exc:
-            self._note_failure(name, exc)
-            return self._retry_delay()
-        self._note_success()
+            return self._set_aside(name, exc)
         if agreed:
             heapq.heappop(self._queue)
             self._plans[name] = following
@@ -391,7 +395,33 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             self._push(name, following)
         else:
             self._led_term = None  # read the shared state again before anything else
+        self._take_up_again(name)
         return 0
+
+    def _set_aside(self, name: str, exc: StoreUnavailable) -> float:
+        """This tick stays due; after a few tries the others have their turn in between."""
+        if name in self._aside and not self._failed_sends:
+            # The others were sent, so it is for its own reasons that this one cannot be.
+            if not self._aside[name]:
+                logger.error("beat: %s stays due, but cannot be sent as others are: %s", name, exc)
+            self._aside[name] = True
+            self._push_later(name, _LONGEST_RETRY)
+            return 0
+        self._note_failure(name, exc)
+        if self._failed_sends >= _TRIES:
+            self._aside.setdefault(name, False)
+            self._push_later(name, self._retry_delay())
+        return self._retry_delay()
+
+    def _take_up_again(self, name: str) -> None:
+        """Something was sent: what waited behind an outage is due in its order again."""
+        if self._failed_sends and self._aside:
+            self._queue = []
+            for each, plan in self._plans.items():
+                self._push(each, plan)
+        if self._aside.pop(name, False):
+            logger.info("beat: %s can be sent again", name)
+        self._note_success()
 
     def _dispatch(self, name: str, plan: Plan, following: Plan, term: int) -> bool:
         """Send the message of this tick and store ``following``; whether that was agreed to."""

@@ -17,6 +17,7 @@ from typing import Any
 from celery import Celery, _state
 from celery.beat import SchedulingError
 from kombu.exceptions import OperationalError
+from redis.exceptions import ResponseError
 
 from .app import BEAT, Leadership
 from .errors import StoreUnavailable
@@ -180,7 +181,8 @@ class Dispatcher:
         # kombu counts KeyError among Redis's, for a case of its consumers. Here that is an
         # unknown queue, or a router's mistake: it would be tried again for ever.
         errors = self._connected().connection_errors
-        return (OperationalError, *(error for error in errors if error is not KeyError))
+        # A Redis that is full or a replica refuses the declaration of a queue, for now.
+        return (OperationalError, ResponseError, *(e for e in errors if e is not KeyError))
 
     def _publish(self, entry: str, publish: Publish) -> bool:
         """Publish; whether the message could be made.
@@ -196,7 +198,7 @@ class Dispatcher:
             cause = exc.__cause__ or exc.__context__
             if isinstance(cause, self._lost):
                 self._disconnect()
-                raise StoreUnavailable(f"the broker cannot be reached: {cause}") from exc
+                raise StoreUnavailable(f"the broker does not take it: {cause}") from exc
             logger.error("beat: %s cannot be sent, this tick of it is given up: %s", entry, exc)
             return False
         return True

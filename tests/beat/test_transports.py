@@ -21,7 +21,7 @@ import pytest
 from celery import signature
 from kombu import Exchange, Queue
 
-from tests.beat.local import KEY, Bench, LocalBeat
+from tests.beat.local import KEY, NOON, Bench, LocalBeat
 from tests.redis_process import RedisServer, free_port
 from tests.waiting import wait_until
 
@@ -375,3 +375,51 @@ def test_a_tick_that_cannot_be_sent_moves_on_and_the_next_is_tried(bench: Bench)
     assert bench.seconds("other") == [10, 20]
     assert bench.states()["tick"]["sequence"] == 3
     assert bench.redis.keys("unknown*") == []
+
+
+def test_one_queue_that_refuses_its_message_does_not_hold_up_the_others(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    bench.redis.set("taken", "by somebody's string")
+    schedule = tick(queue="taken") | {"other": {"schedule": timedelta(seconds=10)}}
+    beat = bench.beat(schedule)
+    for number in (1, 2, 3):
+        bench.clock.advance(10)
+        until(beat, lambda number=number: len(bench.sent("other")) == number)
+    assert bench.seconds("other") == [10, 20, 30]
+    assert caplog.text.count("tick stays due") == 2, "as the first failure, and as its own"
+    bench.redis.delete("taken")
+    bench.clock.advance(10)
+    until(beat, lambda: len(bench.sent("tick", "taken")) == 1)
+    beat.settle()
+    # What it missed is sent once, as after any gap, and the next is due ten seconds later.
+    assert bench.sent("tick", "taken") == [NOON + timedelta(seconds=10)]
+    assert "tick can be sent again" in caplog.text
+
+
+def test_a_redis_that_is_full_when_a_queue_is_declared_loses_no_tick(
+    new_bench: NewBench, servers: ExitStack
+) -> None:
+    server = servers.enter_context(RedisServer())
+    bench = new_bench(server)
+    beat = bench.beat(tick(queue="new"))
+    bench.redis.config_set("maxmemory", "1")
+    bench.clock.advance(10)
+    for _ in range(3):
+        assert beat.scheduler.tick() > 0, "it waits before it tries again"
+    assert bench.redis.keys("new*") == []
+    bench.redis.config_set("maxmemory", "0")
+    bench.clock.advance(1)
+    until(beat, lambda: len(bench.sent("tick", "new")) == 1)
+    assert bench.sent("tick", "new") == [NOON + timedelta(seconds=10)]
+
+
+def until(beat: LocalBeat, condition: Callable[[], bool]) -> None:
+    """Have ``beat`` do its turns, as the service does, until ``condition`` holds."""
+
+    def turn() -> bool:
+        beat.scheduler.tick()
+        return condition()
+
+    wait_until(turn, what="what beat was to do")
