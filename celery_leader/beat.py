@@ -25,7 +25,7 @@ from typing import Any
 
 from billiard.process import current_process
 from celery import beat
-from celery.schedules import schedule
+from celery.schedules import crontab, schedule
 
 from .app import ALWAYS_TERM, BEAT, Leadership, leadership_of, refusing_clearly
 from .dispatch import Dispatcher
@@ -478,7 +478,8 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         if mode is CatchUp.NONE:
             _, next_in = self._is_due_or_later(plan.entry)
             return plan.restarted(now, _later(plan.entry, next_in))
-        if mode is CatchUp.ALL:
+        plan = self._startable(plan, now)
+        if mode is CatchUp.ALL and at(plan.due) < at(now):
             most = self._leadership.settings.beat_catch_up_max
             due = latest_missed(plan.entry.schedule, plan.due, now, most)
             if due != plan.due:
@@ -491,6 +492,18 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
                 )
                 return plan.postponed(due)
         return plan
+
+    def _startable(self, plan: Plan, now: datetime.datetime) -> Plan:
+        """``plan`` without what ``beat_cron_starting_deadline`` says is too late to start."""
+        deadline = self.app.conf.beat_cron_starting_deadline
+        timetable = plan.entry.schedule
+        if deadline is None or not isinstance(timetable, crontab):
+            return plan
+        earliest = later(now, datetime.timedelta(seconds=-deadline))
+        startable = occurrence_after(timetable, earliest)
+        if at(plan.due) >= at(earliest) or startable is None:
+            return plan
+        return plan.postponed(startable)
 
     def _advanced(self, plan: Plan, next_in: float) -> Plan:
         """The plan after this tick, which may itself have been missed."""

@@ -176,6 +176,15 @@ def test_a_crontab_that_is_too_late_for_its_starting_deadline_is_not_sent(
     assert bench.seconds()[expected:] == [4200]
 
 
+def test_of_all_that_a_crontab_missed_what_is_too_late_to_start_is_not_sent(bench: Bench) -> None:
+    quarterly = {"schedule": crontab(minute="*/15"), "options": {"leader_catch_up": "all"}}
+    conf = {"beat_cron_starting_deadline": 40 * 60}
+    bench.beat({"tick": quarterly}, **conf).stop()
+    bench.clock.advance(2 * 3600 + 60)
+    bench.beat({"tick": quarterly}, **conf)
+    assert bench.seconds() == [minutes * 60 for minutes in (90, 105, 120)]
+
+
 def test_a_relative_interval_stays_on_the_round_hour_across_beats(bench: Bench) -> None:
     entries = {"tick": {"schedule": timedelta(hours=1), "relative": True}}
     bench.clock.advance(7 * 60)
