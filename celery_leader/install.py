@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from typing import Any
 
 import click
@@ -10,9 +11,10 @@ from billiard.process import current_process
 from celery import Celery, signals
 from celery.utils.imports import symbol_by_name
 
-from .app import BEAT, leadership_of
+from .app import BEAT, Leadership, leadership_of
 from .beat import LeaderMixin
 from .errors import LeaderError
+from .runner import Campaign
 from .tasks import adopt_tasks, installed, mark_installed, routing_class
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,8 @@ def _guard_beat(sender: Any, **_: Any) -> None:
     app = sender.app
     if not installed(app) or isinstance(sender.scheduler, LeaderMixin):
         return
-    if getattr(current_process(), "_parent_pid", None) is not None:
+    embedded = getattr(current_process(), "_parent_pid", None) is not None
+    if embedded:
         logger.warning(
             "beat: %s sends ordinary periodic tasks from every worker that runs with -B;"
             " to have only the leading beat send, use: celery worker -B --scheduler leader",
@@ -71,8 +74,20 @@ def _guard_beat(sender: Any, **_: Any) -> None:
     if not leadership.task_elections:
         return
     try:
-        leadership.campaign(BEAT, leadership.free_node_name("beat"))
+        campaign = leadership.campaign(BEAT, leadership.free_node_name("beat"))
     except LeaderError as exc:
         # Signals swallow every other exception, and this beat would send on, unelected.
         logger.critical("%s", exc)
         raise SystemExit(1) from exc
+    if embedded and campaign is not None:
+        _resign_at_sigterm(leadership, campaign)
+
+
+def _resign_at_sigterm(leadership: Leadership, campaign: Campaign) -> None:
+    """A worker ends its beat with SIGTERM, by default at once and without what is done at exit."""
+
+    def resign(*_: Any) -> None:
+        leadership.resign(campaign).wait(leadership.farewell_timeout)
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, resign)

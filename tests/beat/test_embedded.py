@@ -95,3 +95,14 @@ def test_neither_a_following_nor_a_leading_embedded_beat_keeps_its_worker_from_a
     assert "Traceback" not in leader.log
     wait_until(lambda: ended(beat), what="the leading beat to end")
     assert fleet.record("beat")["state"] == "released"
+
+
+def test_an_embedded_beat_of_another_scheduler_class_gives_its_lease_up_with_its_worker(
+    new_fleet: NewFleet,
+) -> None:
+    fleet = new_fleet(schedule=OFTEN)
+    worker = fleet.worker("w1", "-B", "-Q", "w1", "-s", str(fleet.directory / "w1.db"))
+    worker.says(" ready.")
+    wait_until(lambda: fleet.record("beat").get("state") == "held", what="its beat to lead")
+    assert worker.terminate() == 0
+    assert fleet.record("beat")["state"] == "released"
