@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
@@ -413,6 +414,39 @@ def test_a_redis_that_is_full_when_a_queue_is_declared_loses_no_tick(
     bench.clock.advance(1)
     until(beat, lambda: len(bench.sent("tick", "new")) == 1)
     assert bench.sent("tick", "new") == [NOON + timedelta(seconds=10)]
+
+
+def test_a_broker_that_accepts_and_never_answers_is_given_up_and_tried_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        broker = f"redis://127.0.0.1:{mute.getsockname()[1]}/0"
+        beat = bench.started(bench.app(tick(), broker=broker, leader_url=bench.url)).lead()
+        beat.settle()
+        bench.clock.advance(10)
+        assert beat.scheduler.tick() > 0
+    assert "tick stays due and is tried again" in caplog.text
+
+
+def test_a_beat_that_is_stopped_in_the_middle_of_a_publish_ends_it_and_sends_nothing_twice(
+    bench: Bench,
+) -> None:
+    beats: list[LocalBeat] = []
+    kept: list[bool] = []
+
+    def stopped_here(name: str, *_: Any, **__: Any) -> None:
+        for beat in beats:
+            connection = beat.scheduler.producer.connection
+            beat.scheduler.close()  # as the signal handler does, on top of the publish
+            kept.append(connection.connected)
+
+    beats.append(bench.beat(tick(), task_routes=[stopped_here]))
+    bench.clock.advance(10)
+    beats[0].scheduler.tick()
+    beats.pop().stop()
+    bench.beat(tick())
+    assert bench.seconds() == [10]
+    assert kept == [True]
 
 
 def until(beat: LocalBeat, condition: Callable[[], bool]) -> None:
