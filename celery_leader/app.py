@@ -252,6 +252,11 @@ class Leadership:
             return done
         return self._runner.resign(campaign, successor)
 
+    def step_down(self, campaign: Campaign, successor: str | None = None) -> None:
+        """Give the lease up, to ``successor`` if one is named, and go on as a candidate."""
+        if self._runner is not None:
+            self._runner.step_down(campaign, successor)
+
     def retire(self, campaign: Campaign) -> None:
         """Forget a campaign that has resigned for good; its place is used again."""
         with self._lock:
@@ -376,6 +381,8 @@ class Leadership:
             nonce=uuid.uuid4().hex,
             timing=self.settings.timing,
             app=app_identity(self.app),
+            priority=self.settings.priority,
+            preempt=self.settings.preempt,
         )
         belief = self._allotted.pop(name) if name in self._allotted else self._new_belief(name)
         return Campaign(election, belief)

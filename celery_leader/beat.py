@@ -29,7 +29,7 @@ from celery.schedules import crontab, schedule
 
 from .app import ALWAYS_TERM, BEAT, Leadership, leadership_of, refusing_clearly
 from .dispatch import Dispatcher
-from .election import Change, Elected
+from .election import Change, Deposed, Elected, Outranked
 from .errors import StoreUnavailable
 from .plan import (
     CATCH_UP_OPTION,
@@ -86,6 +86,7 @@ class LeaderMixin:
         self._shared: dict[str, str] = {}
         self._farewell: threading.Event | None = None
         self._elected = threading.Event()
+        self._superior: str | None = None
         # Set in the process that ``celery worker -B`` makes, and in no other.
         self._worker_pid: int | None = getattr(current_process(), "_parent_pid", None)
         self._campaign: Campaign | None = None
@@ -127,6 +128,11 @@ class LeaderMixin:
             # The service sleeps between ticks where nothing can wake it; here something can.
             timing = self._leadership.settings.timing
             self._elected.wait(min(_STEP, timing.renew_interval, self.max_interval))
+            return 0
+        if self._superior is not None:
+            assert self._campaign is not None
+            superior, self._superior = self._superior, None
+            self._leadership.step_down(self._campaign, superior)
             return 0
         try:
             if term != self._led_term:
@@ -282,10 +288,14 @@ class LeaderMixin:
             logger.warning("%s: the lease could not be given up in time; it will expire", BEAT)
 
     def _on_change(self, change: Change) -> None:
-        if isinstance(change, Elected):
-            self._elected.set()
-        else:
-            self._elected.clear()
+        match change:
+            case Elected():
+                self._superior = None
+                self._elected.set()
+            case Deposed():
+                self._elected.clear()
+            case Outranked(_, superior):
+                self._superior = superior
 
 
 class LeaderPersistentScheduler(LeaderMixin, beat.PersistentScheduler):  # type: ignore[misc]

@@ -67,7 +67,18 @@ class Deposed:
     reason: str
 
 
-Change = Elected | Deposed
+@dataclass(frozen=True, slots=True)
+class Outranked:
+    """While this candidate leads with ``term``, the candidate ``superior`` has a higher priority.
+
+    Said once for each such candidate, and only where pre-emption is wanted.
+    """
+
+    term: int
+    superior: str
+
+
+Change = Elected | Deposed | Outranked
 
 
 class Election:
@@ -79,6 +90,8 @@ class Election:
         nonce: names this life of the candidate; never used twice.
         timing: the election's durations.
         app: tells projects that share a store apart.
+        priority: the higher comes first at a handover or an expiry.
+        preempt: whether to say when a candidate of higher priority is there.
         chance: where jitter comes from; a simulator passes a seeded one.
     """
 
@@ -90,6 +103,8 @@ class Election:
         nonce: str,
         timing: Timing,
         app: str = "",
+        priority: int = 0,
+        preempt: bool = False,
         chance: random.Random | None = None,
     ) -> None:
         self.name = name
@@ -99,6 +114,8 @@ class Election:
         self.record: Record | None = None
         self._nonce = nonce
         self._app = app
+        self._priority = priority
+        self._preempt = preempt
         self._chance = chance or random.Random()
         self._attempt = 0
         self._changes: list[Change] = []
@@ -108,6 +125,7 @@ class Election:
         self._renew_at = 0.0
         self._failures = 0
         self._rewriting = False
+        self._superior: str | None = None
         # As a candidate.
         self._campaigning = False
         self._campaigning_since = 0.0
@@ -173,17 +191,30 @@ class Election:
         if self._term is not None:
             self._depose("transferred" if successor else "resigned")
             self._releasing = True
-        elif self._in_doubt:
+            self._successor = successor
+        elif self._in_doubt and not self._releasing:
             # An attempt without a reply may have left us a lease nobody uses.
             self._releasing = True
-        self._successor = successor
+            self._successor = successor
         self._failures = 0
         self._ask_at = now
 
+    def step_down(self, now: float, successor: str | None = None) -> None:
+        """Give the lease up, for ``successor`` if one is named, and go on as a candidate.
+
+        Harmless when not leading. Leading ends at once, before the store is told.
+        """
+        if self._term is None:
+            return
+        self._depose("transferred" if successor else "resigned")
+        self._releasing = True
+        self._successor = successor
+        self._ask_at = now
+
     def heard(self, news: Announcement, now: float) -> None:
-        """Somebody was elected or resigned."""
+        """Somebody was elected or resigned, or a lease is kept for somebody."""
         self.cursor = news.cursor
-        if news.kind == "resigned":
+        if news.kind in ("resigned", "reserved") and news.node != self.holder:
             reserved = news.successor not in (None, self.holder)
             self._ask_at = now + (self.timing.renew_retry_delay if reserved else 0.0)
         elif self._term is not None and news.term > self._term:
@@ -242,6 +273,8 @@ class Election:
             silent=self._watched is not None and now >= self._silent_at,
             from_missing=self._may_make_record(now),
             app=self._app,
+            priority=self._priority,
+            reservation=self.timing.reservation,
         )
 
     def _renew(self) -> Renew:
@@ -252,6 +285,8 @@ class Election:
             attempt=self._next_attempt(),
             term=self._term,
             lease_duration=self.timing.lease_duration,
+            priority=self._priority,
+            preempted=self._preempt,
         )
 
     def _release(self) -> Release:
@@ -260,7 +295,7 @@ class Election:
             nonce=self._nonce,
             attempt=self._next_attempt(),
             successor=self._successor,
-            reservation=0.1 * self.timing.lease_duration,
+            reservation=self.timing.reservation,
         )
 
     def _may_make_record(self, now: float) -> bool:
@@ -297,7 +332,8 @@ class Election:
         match request, reply:
             case Release(), _:
                 self._releasing = False
-                self._ask_at = now
+                # Who stepped down lets the others ask first.
+                self._ask_at = now + (self.timing.reservation if self._campaigning else 0.0)
             case _, Granted():
                 self._granted(request, reply, sent_at=sent_at, now=now)
             case _, Refused():
@@ -333,7 +369,7 @@ class Election:
         self._watched = None
         self._failures = 0
         self._rewriting = False
-        if not self._campaigning:
+        if not self._campaigning or self._releasing:
             # Resigned while the request was under way.
             self._releasing = True
             self._ask_at = now
@@ -348,6 +384,9 @@ class Election:
         if self._term != reply.term:
             self._term = reply.term
             self._changes.append(Elected(reply.term))
+        if reply.superior not in (None, self._superior):
+            self._changes.append(Outranked(reply.term, str(reply.superior)))
+        self._superior = reply.superior
 
     def _refused(self, record: Record, *, now: float, gained: float) -> None:
         self.record = record
@@ -400,6 +439,7 @@ class Election:
         self._valid_until = 0.0
         self._failures = 0
         self._rewriting = False
+        self._superior = None
 
     def _saw(self, term: int, lease_duration: float) -> None:
         self._seen_term = max(self._seen_term, term)

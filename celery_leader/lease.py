@@ -90,6 +90,11 @@ class Timing:
         attempt = self.operation_timeout + self.renew_retry_delay
         return self.renew_interval + self.renew_attempts * attempt + self.margin
 
+    @property
+    def reservation(self) -> float:
+        """How long a lease is kept for a named successor before anybody may take it."""
+        return 0.1 * self.lease_duration
+
     def __post_init__(self) -> None:
         for field in ("lease_duration", "renew_interval", "operation_timeout"):
             if not getattr(self, field) > 0:
@@ -167,6 +172,8 @@ class Acquire:
             candidate's own clock: it is over even if the store's clock went back.
         from_missing: a record that is missing, or older than ``seen_term``, may
             be made anew.
+        priority: a live candidate of a higher one comes first when a lease is over.
+        reservation: how long, in seconds, the lease is then kept for that one.
     """
 
     election: str
@@ -180,22 +187,34 @@ class Acquire:
     silent: bool
     from_missing: bool
     app: str
+    priority: int
+    reservation: float
 
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Keep the lease held with ``nonce`` and ``term`` for another duration."""
+    """Keep the lease held with ``nonce`` and ``term`` for another duration.
+
+    Attributes:
+        preempted: ask also whether a live candidate's priority is above ``priority``.
+    """
 
     election: str
     nonce: str
     attempt: int
     term: int
     lease_duration: float
+    priority: int
+    preempted: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the lease up, to anybody or for ``reservation`` seconds to ``successor``."""
+    """Give the lease up, or for ``reservation`` seconds to ``successor``.
+
+    Where none is named it is kept for the live candidate of the highest priority, unless
+    all have the same.
+    """
 
     election: str
     nonce: str
@@ -209,11 +228,15 @@ Request = Acquire | Renew | Release
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The lease is the asker's from now, with this term."""
+    """The lease is the asker's from now, with this term.
+
+    ``superior``: a live candidate of higher priority, where a ``Renew`` asked for it.
+    """
 
     term: int
     cursor: str
     server_time: float
+    superior: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +266,11 @@ Reply = Granted | Refused | Missing | Released
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """One line of an election's history: ``elected`` or ``resigned``."""
+    """One line of an election's history: ``elected``, ``resigned`` or ``reserved``.
+
+    ``reserved``: a lease that had expired is kept for ``successor``, whose priority is higher
+    than that of who found it.
+    """
 
     election: str
     cursor: str
@@ -255,10 +282,11 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node that asked for the lease or renewed it, and how long ago, in seconds."""
+    """A node that asked for the lease or renewed it, how long ago in seconds, and its priority."""
 
     node: str
     seen_ago: float
+    priority: int = 0
 
 
 class LeaseStore(Protocol):

@@ -12,6 +12,7 @@ Keys, which are public (``{namespace}`` is ``leader_namespace``):
 ``celery-leader:{namespace}:election:{name}``          hash, the record
 ``celery-leader:{namespace}:history:{name}``           stream, who was elected and who resigned
 ``celery-leader:{namespace}:candidates:{name}``        sorted set, node by last contact in ms
+``celery-leader:{namespace}:priorities:{name}``        hash, node to its priority, unless that is 0
 =====================================================  =========================================
 """
 
@@ -58,21 +59,49 @@ local function answer(what)
 end
 """
 
-_SEEN = """
-local function seen(node, lease)
+# KEYS[3] candidates, KEYS[4] priorities
+_CANDIDATES = """
+local function seen(node, lease, priority)
   redis.call('ZADD', KEYS[3], now, node)
-  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - 3 * lease)
+  if tonumber(priority) == 0 then
+    redis.call('HDEL', KEYS[4], node)
+  else
+    redis.call('HSET', KEYS[4], node, priority)
+  end
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now - 3 * lease)) do
+    redis.call('ZREM', KEYS[3], gone)
+    redis.call('HDEL', KEYS[4], gone)
+  end
   redis.call('PEXPIRE', KEYS[3], 3 * lease)
+  redis.call('PEXPIRE', KEYS[4], 3 * lease)
+end
+-- Of the others heard of lately: who has the highest priority, that, and the lowest of any.
+local function foremost(node, lease)
+  if redis.call('EXISTS', KEYS[4]) == 0 then return nil end
+  local best, highest, lowest
+  local live = redis.call('ZREVRANGEBYSCORE', KEYS[3], '+inf', now - 1.5 * lease)
+  for _, each in ipairs(live) do
+    if each ~= node then
+      local priority = tonumber(redis.call('HGET', KEYS[4], each)) or 0
+      if not highest or priority > highest then best, highest = each, priority end
+      if not lowest or priority < lowest then lowest = priority end
+    end
+  end
+  return best, highest, lowest
+end
+local function announce(kind, node, term, successor, history_size)
+  return redis.call('XADD', KEYS[2], 'MAXLEN', history_size, '*', 'kind', kind,
+                    'node', node, 'term', term, 'successor', successor)
 end
 """
 
-# KEYS record history candidates
+# KEYS record history candidates priorities
 # ARGV holder nonce attempt lease_ms seen_term live_term watched_term watched_renewals
-#      silent from_missing app history_size
+#      silent from_missing app history_size priority reservation_ms
 # -> granted | refused | missing
 _ACQUIRE = (
     PREAMBLE
-    + _SEEN
+    + _CANDIDATES
     + """
 local holder, nonce, attempt, lease = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local seen_term, live_term = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -80,18 +109,29 @@ local from_missing = ARGV[10] == '1'
 local record = load()
 local term = tonumber(record.term) or 0
 local ours = record.nonce == nonce
-seen(holder, lease)
+seen(holder, lease, ARGV[13])
 
 local function grant()
   local fresh = string.format('%.0f', math.max(term + 1, seen_term + 1, micros))
-  local event = redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[12], '*', 'kind', 'elected',
-                           'node', holder, 'term', fresh, 'successor', '')
+  local event = announce('elected', holder, fresh, '', ARGV[12])
   redis.call('HSET', KEYS[1], 'holder', holder, 'nonce', nonce, 'attempt', attempt, 'term', fresh,
              'expires_at', string.format('%.0f', now + lease), 'lease', lease, 'state', 'held',
              'successor', '', 'renewals', 0, 'elected_at', string.format('%.0f', now),
              'app', ARGV[11], 'event', event)
   redis.call('HINCRBY', KEYS[1], 'transitions', 1)
   return answer('granted')
+end
+
+-- A lease that is over goes to who asks, unless a candidate of higher priority is there.
+local function succeed()
+  local best, highest = foremost(holder, lease)
+  if not best or highest <= tonumber(ARGV[13]) then return grant() end
+  local event = announce('reserved', record.holder, record.term, best, ARGV[12])
+  -- One renewal more: who watched this lease is to watch it anew.
+  redis.call('HINCRBY', KEYS[1], 'renewals', 1)
+  redis.call('HSET', KEYS[1], 'state', 'reserved', 'successor', best, 'event', event,
+             'expires_at', string.format('%.0f', now + ARGV[14]))
+  return answer('refused')
 end
 
 if not record.term or term < seen_term then
@@ -110,23 +150,24 @@ if record.state == 'reserved' then
   return answer('refused')
 end
 if ours then
-  if record.left <= 0 or term <= seen_term then return grant() end
+  if record.left <= 0 then return succeed() end
+  if term <= seen_term then return grant() end
   -- Granted before, and the reply was lost.
   redis.call('HSET', KEYS[1], 'attempt', attempt, 'expires_at', string.format('%.0f', now + lease))
   redis.call('HINCRBY', KEYS[1], 'renewals', 1)
   return answer('granted')
 end
-if silent or (watched and record.left <= 0) then return grant() end
+if silent or (watched and record.left <= 0) then return succeed() end
 return answer('refused')
 """
 )
 
-# KEYS record history candidates
-# ARGV nonce attempt term lease_ms
-# -> granted | refused | missing
+# KEYS record history candidates priorities
+# ARGV nonce attempt term lease_ms priority preempted
+# -> granted, with a candidate of higher priority if preempted | refused | missing
 _RENEW = (
     PREAMBLE
-    + _SEEN
+    + _CANDIDATES
     + """
 local record = load()
 if not record.term then return answer('missing') end
@@ -138,16 +179,22 @@ end
 redis.call('HSET', KEYS[1], 'attempt', ARGV[2], 'lease', ARGV[4],
            'expires_at', string.format('%.0f', now + ARGV[4]))
 redis.call('HINCRBY', KEYS[1], 'renewals', 1)
-seen(record.holder, tonumber(ARGV[4]))
-return answer('granted')
+seen(record.holder, tonumber(ARGV[4]), ARGV[5])
+local reply = answer('granted')
+if ARGV[6] == '1' then
+  local best, highest = foremost(record.holder, tonumber(ARGV[4]))
+  if best and highest > tonumber(ARGV[5]) then reply[4] = best end
+end
+return reply
 """
 )
 
-# KEYS record history candidates
+# KEYS record history candidates priorities
 # ARGV nonce attempt successor reservation_ms history_size
 # -> released
 _RELEASE = (
     PREAMBLE
+    + _CANDIDATES
     + """
 local record = load()
 if record.nonce ~= ARGV[1] or tonumber(ARGV[2]) <= tonumber(record.attempt) then
@@ -155,11 +202,15 @@ if record.nonce ~= ARGV[1] or tonumber(ARGV[2]) <= tonumber(record.attempt) then
 end
 redis.call('HSET', KEYS[1], 'attempt', ARGV[2])
 if record.state == 'held' then
-  local event = redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[5], '*', 'kind', 'resigned',
-                           'node', record.holder, 'term', record.term, 'successor', ARGV[3])
-  redis.call('HSET', KEYS[1], 'state', ARGV[3] == '' and 'released' or 'reserved',
-             'successor', ARGV[3], 'event', event,
-             'expires_at', string.format('%.0f', now + (ARGV[3] == '' and 0 or ARGV[4])))
+  local successor = ARGV[3]
+  if successor == '' then
+    local best, highest, lowest = foremost(record.holder, tonumber(record.lease))
+    if best and highest > lowest then successor = best end
+  end
+  local event = announce('resigned', record.holder, record.term, successor, ARGV[5])
+  redis.call('HSET', KEYS[1], 'state', successor == '' and 'released' or 'reserved',
+             'successor', successor, 'event', event,
+             'expires_at', string.format('%.0f', now + (successor == '' and 0 or ARGV[4])))
 end
 return answer('released')
 """
@@ -183,7 +234,8 @@ class Keys:
 
     def election(self, name: str) -> list[str]:
         """The keys every script on an election is given."""
-        return [self.of(kind, name) for kind in ("election", "history", "candidates")]
+        kinds = ("election", "history", "candidates", "priorities")
+        return [self.of(kind, name) for kind in kinds]
 
 
 ACQUIRE, RENEW, RELEASE, READ = Script(_ACQUIRE), Script(_RENEW), Script(_RELEASE), Script(_READ)
@@ -251,13 +303,20 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        key = self._keys.of("candidates", election)
-        (seconds, micros), members = _answered(
-            self._client.call_all([["TIME"], ["ZREVRANGE", key, 0, -1, "WITHSCORES"]])
+        _, _, candidates, priorities = self._keys.election(election)
+        (seconds, micros), members, flat = _answered(
+            self._client.call_all(
+                [
+                    ["TIME"],
+                    ["ZREVRANGE", candidates, 0, -1, "WITHSCORES"],
+                    ["HGETALL", priorities],
+                ]
+            )
         )
         now = int(seconds) + int(micros) / 1e6
+        priority = dict(zip(flat[::2], flat[1::2], strict=True))
         return [
-            Candidate(_text(node), max(0.0, now - float(at) / 1000))
+            Candidate(_text(node), max(0.0, now - float(at) / 1000), int(priority.get(node, 0)))
             for node, at in zip(members[::2], members[1::2], strict=True)
         ]
 
@@ -292,13 +351,22 @@ class RedisStore:
                         int(request.from_missing),
                         request.app,
                         self._history_size,
+                        request.priority,
+                        _ms(request.reservation),
                     ],
                 )
             case Renew():
                 return (
                     RENEW,
                     keys,
-                    [request.nonce, request.attempt, request.term, _ms(request.lease_duration)],
+                    [
+                        request.nonce,
+                        request.attempt,
+                        request.term,
+                        _ms(request.lease_duration),
+                        request.priority,
+                        int(request.preempted),
+                    ],
                 )
             case Release():
                 return (
@@ -330,12 +398,13 @@ def _text(value: bytes | str | None) -> str:
 
 
 def _reply(answer: list[Any]) -> Reply:
-    what, server_us, fields = answer
+    what, server_us, fields, *superior = answer
     server_time = int(server_us) / 1e6
     match what:
         case b"granted":
             record = _record(fields, server_time)
-            return Granted(record.term, record.cursor, server_time)
+            named = _text(superior[0]) if superior else None
+            return Granted(record.term, record.cursor, server_time, named)
         case b"refused":
             return Refused(_record(fields, server_time), server_time)
         case b"missing":

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from .belief import Belief
 from .clock import now
-from .election import Change, Deposed, Elected, Election, Wait, cursor_order
+from .election import Change, Deposed, Elected, Election, Outranked, Wait, cursor_order
 from .errors import StoreUnavailable
 from .lease import LeaseStore, Record, Refused, Request
 
@@ -70,6 +70,12 @@ class _Resign:
 
 
 @dataclass(frozen=True, slots=True)
+class _StepDown:
+    campaign: Campaign
+    successor: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Retire:
     campaign: Campaign
     then: Callable[[], None]
@@ -87,7 +93,7 @@ class _Contradicted:
     gone: bool
 
 
-_Order = _Start | _Resign | _Retire | _Reconnect | _Contradicted
+_Order = _Start | _Resign | _StepDown | _Retire | _Reconnect | _Contradicted
 
 
 class Runner:
@@ -144,6 +150,13 @@ class Runner:
         self._orders.append(_Resign(campaign, successor, done))
         self.wake()
         return done
+
+    def step_down(self, campaign: Campaign, successor: str | None = None) -> None:
+        """Stop leading at once, give the lease to ``successor`` if named, and campaign on."""
+        campaign.wanted = False
+        campaign.belief.withdraw()
+        self._orders.append(_StepDown(campaign, successor))
+        self.wake()
 
     def retire(self, campaign: Campaign, then: Callable[[], None]) -> None:
         """Forget a campaign once it has nothing more to do, and call ``then``."""
@@ -231,6 +244,10 @@ class Runner:
                     campaign.farewells.append(done)
                     campaign.election.resign(now(), successor)
                     self._publish(campaign)
+                case _StepDown(campaign, successor):
+                    campaign.election.step_down(now(), successor)
+                    self._publish(campaign)
+                    campaign.wanted = campaign.election.campaigning
                 case _Retire(campaign, then):
                     campaign.retired = then
                 case _Reconnect():
@@ -330,6 +347,14 @@ class Runner:
                     reason,
                 )
                 campaign.led.clear()
+            case Outranked(term, superior):
+                logger.info(
+                    "%s: outranked, term %d, node %s: %s has a higher priority",
+                    campaign.name,
+                    term,
+                    node,
+                    superior,
+                )
         for listener in list(campaign.listeners):
             try:
                 listener(change)

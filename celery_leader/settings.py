@@ -17,6 +17,8 @@ from .errors import LeaderError
 from .lease import DEFAULT_LEASE, Timing, check_name
 from .plan import CatchUp
 
+_MOST_PRIORITY = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -33,6 +35,8 @@ class Settings:
     transport_options: dict[str, Any]
     candidate: bool
     elections: tuple[str, ...]
+    priority: int
+    preempt: bool
     history_size: int
     beat_catch_up: CatchUp
     beat_catch_up_max: int
@@ -48,9 +52,6 @@ class Settings:
             raise LeaderError(
                 f"leader_elections is {elections!r}: it must be a list of election names"
             )
-        candidate = get("leader_candidate", True)
-        if not isinstance(candidate, bool):
-            raise LeaderError(f"leader_candidate is {candidate!r}: it must be True or False")
         options = get("leader_transport_options", None) or {}
         if not isinstance(options, dict):
             raise LeaderError(f"leader_transport_options is {options!r}: it must be a dict")
@@ -63,14 +64,37 @@ class Settings:
             queue=str(get("leader_queue", None) or f"{default_queue}.leader"),
             url=url or None,
             transport_options=options,
-            candidate=candidate,
+            candidate=_truth(app, "leader_candidate", True),
             elections=tuple(check_name(name, "leader_elections:") for name in elections),
+            priority=check_priority(get("leader_priority", None) or 0, "leader_priority"),
+            preempt=_truth(app, "leader_preempt", False),
             history_size=_count(app, "leader_history_size", 256),
             beat_catch_up=CatchUp.named(
                 get("leader_beat_catch_up", None) or "one", "leader_beat_catch_up"
             ),
             beat_catch_up_max=_count(app, "leader_beat_catch_up_max", 100),
         )
+
+
+def check_priority(value: Any, what: str) -> int:
+    """Return ``value`` if it can be a priority.
+
+    Raises:
+        LeaderError: it cannot; the message names ``what`` it was given to.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MOST_PRIORITY:
+        raise LeaderError(
+            f"{what} is {value!r}: it must be a whole number from -{_MOST_PRIORITY} to"
+            f" {_MOST_PRIORITY}"
+        )
+    return value
+
+
+def _truth(app: Celery, setting: str, default: bool) -> bool:
+    value = app.conf.get(setting, default)
+    if not isinstance(value, bool):
+        raise LeaderError(f"{setting} is {value!r}: it must be True or False")
+    return value
 
 
 def _number(app: Celery, setting: str, default: float) -> float:

@@ -21,6 +21,8 @@ def acquire(
     silent: bool = False,
     from_missing: bool = True,
     app: str = "proj|1",
+    priority: int = 0,
+    reservation: float = LONG,
 ) -> Acquire:
     return Acquire(
         election=election,
@@ -34,6 +36,8 @@ def acquire(
         silent=silent,
         from_missing=from_missing,
         app=app,
+        priority=priority,
+        reservation=reservation,
     )
 
 
@@ -45,6 +49,8 @@ def renew(
     election: str = NAME,
     nonce: str | None = None,
     lease_duration: float = LONG,
+    priority: int = 0,
+    preempted: bool = False,
 ) -> Renew:
     return Renew(
         election=election,
@@ -52,6 +58,8 @@ def renew(
         attempt=attempt,
         term=term,
         lease_duration=lease_duration,
+        priority=priority,
+        preempted=preempted,
     )
 
 

@@ -49,6 +49,15 @@ class Row:
     event: str
 
 
+@dataclass(frozen=True)
+class Foremost:
+    """Of the other live candidates: the first in line, its priority, and the lowest of any."""
+
+    node: str
+    highest: int
+    lowest: int
+
+
 class FakeStore:
     """An in-memory ``LeaseStore``.
 
@@ -63,6 +72,7 @@ class FakeStore:
         self.history: dict[str, list[Announcement]] = {}
         self._last_ids: dict[str, tuple[int, int]] = {}
         self._seen: dict[str, dict[str, int]] = {}
+        self._priorities: dict[str, dict[str, int]] = {}
         self._history_size = history_size
         self._requests_to_lose = 0
         self._replies_to_lose = 0
@@ -87,6 +97,7 @@ class FakeStore:
         self.history.clear()
         self._last_ids.clear()
         self._seen.clear()
+        self._priorities.clear()
 
     def copy_of(self, election: str) -> Row | None:
         """The record as a replica may have it."""
@@ -132,7 +143,11 @@ class FakeStore:
         now = self.server_clock()
         seen = self._seen.get(election, {})
         latest_first = sorted(seen.items(), key=lambda item: (item[1], item[0]), reverse=True)
-        return [Candidate(node, max(0.0, now - at / 1000)) for node, at in latest_first]
+        priorities = self._priorities.get(election, {})
+        return [
+            Candidate(node, max(0.0, now - at / 1000), priorities.get(node, 0))
+            for node, at in latest_first
+        ]
 
     def close(self) -> None:
         """There is no connection to drop."""
@@ -160,7 +175,7 @@ class FakeStore:
 
     def _acquire(self, request: Acquire) -> Reply:
         row = self.rows.get(request.election)
-        self._note_seen(request.election, request.holder, request.lease_duration)
+        self._note_seen(request, request.holder)
         term = row.term if row else 0
         if row is None or term < request.seen_term:
             if request.from_missing or request.live_term > term:
@@ -179,14 +194,27 @@ class FakeStore:
                 return self._grant(request, row)
             return self._refusal(row)
         if ours:
-            if left <= 0 or term <= request.seen_term:
+            if left <= 0:
+                return self._succeed(request, row)
+            if term <= request.seen_term:
                 return self._grant(request, row)
             row.attempt = request.attempt
             row.expires_at = self._now_ms() + _ms(request.lease_duration)
             row.renewals += 1
             return Granted(row.term, row.event, self._now())
         if silent or (watched and left <= 0):
+            return self._succeed(request, row)
+        return self._refusal(row)
+
+    def _succeed(self, request: Acquire, row: Row) -> Reply:
+        best = self._foremost(request.election, request.holder, _ms(request.lease_duration))
+        if best is None or best.highest <= request.priority:
             return self._grant(request, row)
+        row.event = self._announce(request.election, "reserved", row.holder, row.term, best.node)
+        row.renewals += 1
+        row.state = "reserved"
+        row.successor = best.node
+        row.expires_at = self._now_ms() + _ms(request.reservation)
         return self._refusal(row)
 
     def _grant(self, request: Acquire, row: Row | None) -> Granted:
@@ -226,8 +254,13 @@ class FakeStore:
         row.lease = _ms(request.lease_duration)
         row.expires_at = self._now_ms() + row.lease
         row.renewals += 1
-        self._note_seen(request.election, row.holder, request.lease_duration)
-        return Granted(row.term, row.event, self._now())
+        self._note_seen(request, row.holder)
+        superior = None
+        if request.preempted:
+            best = self._foremost(request.election, row.holder, row.lease)
+            if best is not None and best.highest > request.priority:
+                superior = best.node
+        return Granted(row.term, row.event, self._now(), superior)
 
     def _release(self, request: Release) -> Reply:
         row = self.rows.get(request.election)
@@ -236,6 +269,9 @@ class FakeStore:
         row.attempt = request.attempt
         if row.state == "held":
             successor = request.successor or ""
+            best = self._foremost(request.election, row.holder, row.lease)
+            if not successor and best is not None and best.highest > best.lowest:
+                successor = best.node
             row.event = self._announce(
                 request.election, "resigned", row.holder, row.term, successor
             )
@@ -247,12 +283,28 @@ class FakeStore:
 
     # -- small parts ----------------------------------------------------------------
 
-    def _note_seen(self, election: str, node: str, lease_duration: float) -> None:
-        seen = self._seen.setdefault(election, {})
+    def _note_seen(self, request: Acquire | Renew, node: str) -> None:
+        seen = self._seen.setdefault(request.election, {})
         seen[node] = now = self._now_ms()
-        oldest = now - 3 * _ms(lease_duration)
+        self._priorities.setdefault(request.election, {})[node] = request.priority
+        oldest = now - 3 * _ms(request.lease_duration)
         for other in [other for other, at in seen.items() if at <= oldest]:
             del seen[other]
+
+    def _foremost(self, election: str, node: str, lease: int) -> Foremost | None:
+        seen, priorities = self._seen.get(election, {}), self._priorities.get(election, {})
+        if not any(priorities.get(each) for each in seen):
+            return None
+        oldest = self._now_ms() - 1.5 * lease
+        others = [
+            (priorities.get(each, 0), at, each)
+            for each, at in seen.items()
+            if each != node and at >= oldest
+        ]
+        if not others:
+            return None
+        highest, _, best = max(others)
+        return Foremost(best, highest, min(others)[0])
 
     def _announce(self, election: str, kind: str, node: str, term: int, successor: str) -> str:
         millis, sequence = self._last_ids.get(election, (0, 0))

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from celery_leader.election import Deposed, Elected, Election, Wait, cursor_order
+from celery_leader.election import Elected, Election, Outranked, Wait, cursor_order
 from celery_leader.lease import Release, Reply, Request, Timing
 from tests.fake_store import FakeStore
 
@@ -56,8 +56,9 @@ class Violation(AssertionError):
 class Actor:
     """One candidate's process: its clock, its life, and what it waits for."""
 
-    def __init__(self, name: str, rate: float, origin: float) -> None:
+    def __init__(self, name: str, priority: int, rate: float, origin: float) -> None:
         self.name = name
+        self.priority = priority
         self.rate = rate
         self.origin = origin
         self.life = 0
@@ -99,6 +100,7 @@ class Simulation:
         self.actors = [
             Actor(
                 f"node{i}",
+                self.chance.choice([0, 0, 1]),
                 1.0 + self.chance.uniform(-weather.drift, weather.drift),
                 self.chance.uniform(0, 1e5),
             )
@@ -150,9 +152,10 @@ class Simulation:
     def _take_changes(self, actor: Actor) -> None:
         for change in actor.election.take_changes():
             self._note(f"{actor.name}: {change}")
-            if isinstance(change, Deposed):
+            if isinstance(change, Outranked):
+                self._step_down(actor, change.superior)
+            if not isinstance(change, Elected):
                 continue
-            assert isinstance(change, Elected)
             self.elections_won += 1
             if change.term <= self.highest_term:
                 self._fail(f"term {change.term} after {self.highest_term}")
@@ -169,6 +172,8 @@ class Simulation:
                 holder=actor.name,
                 nonce=f"{actor.name}/{actor.life}",
                 timing=TIMING,
+                priority=actor.priority,
+                preempt=True,
                 chance=random.Random(self.chance.random()),
             )
             actor.election.campaign(actor.local(self.now))
@@ -344,6 +349,17 @@ class Simulation:
         self._take_changes(actor)
         self._step(actor)
         self._at(self.now + self.chance.uniform(0, 8), self._living(actor, self._stand(actor)))
+
+    def _step_down(self, actor: Actor, successor: str) -> None:
+        """What a leader does that is pre-empted, once it has the time."""
+
+        def step_down() -> None:
+            if not actor.busy:
+                actor.election.step_down(actor.local(self.now), successor)
+                self._take_changes(actor)
+                self._step(actor)
+
+        self._at(self.now + self.chance.uniform(0, 3), self._living(actor, step_down))
 
     def _stand(self, actor: Actor) -> Callable[[], None]:
         def stand() -> None:

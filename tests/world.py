@@ -23,9 +23,9 @@ class World:
         self.store = FakeStore(lambda: self.now + self.server_ahead)
         self.nodes: list[Node] = []
 
-    def node(self, name: str, timing: Timing = LEASE, *, seed: int = 0) -> Node:
+    def node(self, name: str, timing: Timing = LEASE, *, seed: int = 0, priority: int = 0) -> Node:
         """A candidate that campaigns from now on."""
-        node = Node(self, name, timing, seed)
+        node = Node(self, name, timing, seed, priority)
         self.nodes.append(node)
         node.election.campaign(self.now)
         return node
@@ -37,9 +37,9 @@ class World:
         assert node.leads, f"{name} was to lead, and is {node.election.record}"
         return node
 
-    def follower(self, name: str, timing: Timing = LEASE) -> Node:
+    def follower(self, name: str, timing: Timing = LEASE, *, priority: int = 0) -> Node:
         """A candidate that has asked and been refused."""
-        node = self.node(name, timing)
+        node = self.node(name, timing, priority=priority)
         node.settle()
         assert not node.leads
         return node
@@ -83,12 +83,15 @@ class World:
 class Node:
     """One candidate, its requests and what came of them."""
 
-    def __init__(self, world: World, name: str, timing: Timing, seed: int) -> None:
+    def __init__(
+        self, world: World, name: str, timing: Timing, seed: int, priority: int = 0
+    ) -> None:
         self.world = world
         self.name = name
         self.life = 0
         self.timing = timing
         self.seed = seed
+        self.priority = priority
         self.changes: list[Change] = []
         self.requests: list[Request] = []
         self.election = self._new_life()
@@ -101,6 +104,8 @@ class Node:
             nonce=f"{self.name}-{self.life}",
             timing=self.timing,
             app="proj|1",
+            priority=self.priority,
+            preempt=True,
             chance=random.Random(self.seed),
         )
 
@@ -139,6 +144,10 @@ class Node:
 
     def resign(self, successor: str | None = None) -> None:
         self.election.resign(self.world.now, successor)
+        self._take_changes()
+
+    def step_down(self, successor: str | None = None) -> None:
+        self.election.step_down(self.world.now, successor)
         self._take_changes()
 
     def hear(self) -> None:

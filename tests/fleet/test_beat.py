@@ -510,3 +510,43 @@ def test_the_banner_says_who_elects_where(new_fleet: NewFleet) -> None:
     beat: Process = fleet.beats("b1")[0]
     beat.says("leader election -> beat @ redis://")
     assert len(fleet.history("beat")) == 1
+
+
+def test_the_beat_of_the_highest_priority_comes_first_and_none_is_pre_empted_unasked(
+    new_fleet: NewFleet,
+) -> None:
+    fleet = new_fleet(schedule=OFTEN, conf={**LASTING, "leader_renew_interval": 0.5})
+    first = fleet.beat("low", conf={"leader_priority": -1})
+    assert fleet.leader("beat") is first
+    fleet.beats("zero")
+    high = fleet.beat("high", conf={"leader_priority": 5})
+    fleet.takes_part(high, "beat")
+    fleet.renewed(3, "beat")
+    assert fleet.leader("beat") is first
+    assert first.terminate() == 0
+    assert fleet.leader("beat") is high
+
+
+def test_a_beat_gives_way_to_one_of_higher_priority_where_that_is_asked_for(
+    new_fleet: NewFleet,
+) -> None:
+    conf = {**LASTING, "leader_renew_interval": 0.5, "leader_preempt": True}
+    fleet = new_fleet(schedule=OFTEN, conf=conf)
+    low = fleet.beats("low")[0]
+    more(fleet, 2)
+    high = fleet.beat("high", conf={"leader_priority": 1})
+    assert fleet.leader("beat", other_than=low) is high
+    assert "has a higher priority" in low.log
+    more(fleet, 2)
+    assert_sent_once(fleet)
+    assert high.terminate() == 0
+    assert fleet.leader("beat") is low, "it is still a candidate"
+
+
+@pytest.mark.parametrize("value", ["high", 1.5, 10**6])
+def test_a_priority_that_is_none_is_refused_with_one_line(new_fleet: NewFleet, value: Any) -> None:
+    fleet = new_fleet(conf={"leader_priority": value})
+    beat = fleet.beat("b1")
+    assert beat.wait() != 0
+    assert "leader_priority is" in beat.log
+    assert "Traceback" not in beat.log

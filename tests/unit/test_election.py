@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_leader.election import Elected, Wait
+from celery_leader.election import Elected, Outranked, Wait
 from celery_leader.lease import Acquire, Granted, Missing, Refused, Release, Renew, State, Timing
 from tests.world import LEASE, NAME, World
 
@@ -157,6 +157,91 @@ def test_an_unanswered_release_gives_up_after_the_attempts(world: World) -> None
     attempt = LEASE.operation_timeout + LEASE.renew_retry_delay
     assert world.now - started <= LEASE.renew_attempts * attempt + 0.001
     assert all(isinstance(request, Release) for request in leader.requests[1:])
+
+
+def test_who_steps_down_for_another_makes_way_for_it_and_goes_on_as_a_candidate(
+    world: World,
+) -> None:
+    leader, other = world.leader("a"), world.follower("b")
+    leader.step_down("b")
+    assert not leader.leads
+    world.run(1)
+    assert other.leads
+    assert leader.depositions == ["transferred"]
+    other.resign()
+    world.run(1)
+    assert leader.leads
+
+
+def test_who_steps_down_for_nobody_lets_the_others_ask_first(world: World) -> None:
+    leader, other = world.leader("a"), world.follower("b")
+    leader.step_down()
+    world.run(1)
+    assert other.leads
+
+
+def test_who_steps_down_and_is_alone_leads_again_after_the_reservation(world: World) -> None:
+    leader = world.leader("a")
+    leader.step_down("gone")
+    world.run(LEASE.reservation - 0.1)
+    assert not leader.leads
+    world.run(1)
+    assert leader.leads
+    assert len(leader.terms) == 2
+
+
+def test_a_renewal_answered_after_stepping_down_does_not_make_a_leader(world: World) -> None:
+    leader = world.leader("a")
+    world.pass_time(LEASE.renew_interval)
+    request = leader.election.next_action(world.now)
+    assert isinstance(request, Renew)
+    (reply,) = world.store.perform([request])
+    sent_at = world.now
+    leader.step_down()
+    leader.election.replied(request, reply, sent_at=sent_at, now=world.now)
+    assert not leader.leads
+
+
+# -- priorities -----------------------------------------------------------------------
+
+
+def test_at_a_handover_the_highest_priority_comes_first_whoever_asks_first(world: World) -> None:
+    leader = world.leader("a")
+    low, high = world.follower("low"), world.follower("high", priority=1)
+    leader.resign()
+    leader.settle()
+    for node in (low, high, low):
+        node.hear()
+        node.settle()
+    world.run(1)
+    assert high.leads
+    assert low.terms == []
+
+
+def test_at_an_expiry_the_highest_priority_comes_first_and_a_dead_one_is_waited_for_briefly(
+    world: World,
+) -> None:
+    world.leader("a").restart()  # it crashed, and its successors have other names
+    low, high = world.follower("low"), world.follower("high", priority=1)
+    living = [low, high]
+    winner, _ = world.run_until_elected(living)
+    assert winner is high
+    assert low.terms == []
+    # Now the one with the higher priority is dead.
+    winner, seconds = world.run_until_elected([low])
+    assert winner is low
+    assert seconds <= LEASE.lease_duration + LEASE.reservation + 1
+
+
+def test_a_leader_is_told_once_of_each_candidate_that_outranks_it(world: World) -> None:
+    leader = world.leader("a")
+    world.run(3 * LEASE.renew_interval)
+    assert not any(isinstance(change, Outranked) for change in leader.changes)
+    world.follower("high", priority=1)
+    world.run(3 * LEASE.renew_interval)
+    told = [change for change in leader.changes if isinstance(change, Outranked)]
+    assert told == [Outranked(leader.terms[-1], "high")]
+    assert leader.leads, "to step down is for whoever knows what runs"
 
 
 def test_who_resigns_in_doubt_gives_up_what_it_may_have_been_granted(world: World) -> None:
