@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import datetime
 import hashlib
+import json
 import logging
 import os
 import socket
@@ -23,9 +24,10 @@ from types import TracebackType
 from typing import Any
 
 import click
+from billiard.process import current_process
 from celery import Celery
 
-from .belief import Belief, BeliefPage
+from .belief import Address, Belief, BeliefPage, beliefs_at
 from .broker import LeaseSource, lease_source
 from .clock import now
 from .election import Election
@@ -43,6 +45,9 @@ BEAT = "beat"
 
 #: The term of a process that leads because there is nobody else to lead.
 ALWAYS_TERM = 1
+
+#: Tells a pool process that was not forked where its worker's beliefs are.
+_BELIEFS = "CELERY_LEADER_BELIEFS"
 
 _GLANCE = 0.1  # seconds between looks at a belief that nothing here is woken for
 
@@ -74,6 +79,7 @@ class Leadership:
         self._always: bool | None = None
         self._page = BeliefPage()
         self._beliefs: dict[str, tuple[Belief, ...]] = {}
+        self._inherited = False
         self._allotted: dict[str, Belief] = {}
         self._campaigns: list[Campaign] = []
         self._source: LeaseSource | None = None
@@ -153,6 +159,8 @@ class Leadership:
                 if term is not None:
                     return term
             return None
+        if self._inherit():
+            return self.term(election)
         if election not in self.elections():
             raise LeaderError(
                 f"there is no election {election!r} here; known are"
@@ -172,7 +180,8 @@ class Leadership:
         return node
 
     def is_candidate(self, election: str) -> bool:
-        """Whether this process takes part in ``election``, or the one it was forked from."""
+        """Whether this process takes part in ``election``, or the worker it is a child of."""
+        self._inherit()
         return election in self._beliefs
 
     def record(self, election: str) -> Record | None:
@@ -215,6 +224,18 @@ class Leadership:
         if not self.always_leads():
             for name in elections:
                 self._allotted[name] = self._new_belief(check_name(name))
+
+    def share(self) -> None:
+        """Have pool processes that will not be forked find what this process believes."""
+        address = self._page.share()
+        os.environ[_BELIEFS] = json.dumps(
+            {
+                "worker": os.getpid(),
+                "app": self._called,
+                "path": address.path,
+                "mark": address.mark,
+            }
+        )
 
     def campaign(
         self, election: str, holder: str, listener: Listener | None = None
@@ -332,6 +353,25 @@ class Leadership:
 
     # -- small parts --------------------------------------------------------------
 
+    @property
+    def _called(self) -> str:
+        """What this app is called in every process that imports it."""
+        return f"{self.app.main or ''}|{self.settings.namespace}"
+
+    def _inherit(self) -> bool:
+        """In a pool process that was not forked, find what its worker believes; whether it did."""
+        # Before it knows whose child it is, a process may already be importing the app.
+        if self._inherited or getattr(current_process(), "_parent_pid", None) is None:
+            return False
+        said = json.loads(os.environ.get(_BELIEFS) or "{}")
+        found: dict[str, tuple[Belief, ...]] = {}
+        if said.get("worker") == current_process()._parent_pid and said["app"] == self._called:
+            for name, belief in beliefs_at(Address(said["path"], said["mark"])):
+                found[name] = (*found.get(name, ()), belief)
+        self._beliefs.update(found)
+        self._inherited = True
+        return bool(found)
+
     def _new_source(self) -> LeaseSource | None:
         settings = self.settings
         return lease_source(
@@ -388,6 +428,7 @@ class Leadership:
         return Campaign(election, belief)
 
     def _new_belief(self, name: str) -> Belief:
+        self._inherit()
         belief = self._page.allot(name)
         self._beliefs[name] = (*self._beliefs.get(name, ()), belief)
         return belief

@@ -1,42 +1,69 @@
 """What this process may believe about its own leadership, shared with its children.
 
-A page of anonymous shared memory made before the pool forks. The process that
-holds the lease writes ``(term, valid_until)``; it and every child forked from it
-read them, with no I/O and no lock. A belief ends by itself: once ``valid_until``
-has passed nobody has to run for the answer to become "no".
+Pages of shared memory. The process that holds the lease writes
+``(term, valid_until)``; it and every child read them, with no I/O and no lock. A
+forked child inherits the pages; one that starts afresh (spawn) is told their
+``address``, where each place says whose it is. A belief ends by itself: once
+``valid_until`` has passed nobody has to run for the answer to become "no".
 
-Not guaranteed: that a child started by ``exec`` (spawn) sees the page. Such a
-child reads an empty page and answers "not leader".
+Not guaranteed: that a child started afresh sees elections that were entered after
+it first asked. It answers "not leader" for them, as a forked one does.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import mmap
-from collections.abc import Callable
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from .clock import now
 
-_CELLS = mmap.PAGESIZE // 8
-_SLOT = 2  # cells per candidate: valid_until, term (exact below 2**53)
+# A place is two cells, valid_until and term (exact below 2**53), and the election's name.
+_CELL = 8
+_NAME = 2 * _CELL
+_NAME_SIZE = 64
+_PLACE = _NAME + _NAME_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where another process of the same user finds pages of beliefs.
+
+    Attributes:
+        path: names the memory as long as its owner lives.
+        mark: what its first page begins with, so that nothing else is taken for it.
+    """
+
+    path: str
+    mark: str
 
 
 class BeliefPage:
-    """Shared memory for any number of beliefs, each allotted before a fork."""
+    """Shared memory for any number of beliefs, each allotted before a child starts."""
 
     def __init__(self) -> None:
         self._spare: dict[str, list[Belief]] = {}
-        self._cells = memoryview(b"").cast("B").cast("d")
-        self._free = _CELLS
+        self._fd: int | None = None
+        self._pages = 0
+        self._page = memoryview(b"")
+        self._free = mmap.PAGESIZE
+        self._mark = secrets.token_hex(16)
 
     def allot(self, election: str = "") -> Belief:
         """A new belief: that this candidate does not lead ``election``."""
         if self._spare.get(election):
             return self._spare[election].pop()
-        if self._free + _SLOT > _CELLS:
-            self._cells = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("d")
-            self._free = 0
-        index, self._free = self._free, self._free + _SLOT
-        return Belief(self._cells, index)
+        if self._free + _PLACE > mmap.PAGESIZE:
+            self._add_page()
+        at, self._free = self._free, self._free + _PLACE
+        self._inscribe(at, election)
+        return Belief(self._page.cast("d"), at // _CELL)
 
     def release(self, belief: Belief, election: str = "") -> None:
         """Nobody writes ``belief`` any more: the election's next candidate may have its place.
@@ -45,6 +72,101 @@ class BeliefPage:
         """
         belief.withdraw()
         self._spare.setdefault(election, []).append(belief)
+
+    def share(self) -> Address:
+        """Have children that are not forked able to find what is allotted, and say where.
+
+        The memory is gone with this process; only where there is no ``memfd`` that a
+        child could open it is a file, and a kill leaves that behind.
+        """
+        if self._fd is None:
+            self._fd = _nameless_memory()
+        path = f"/proc/{os.getpid()}/fd/{self._fd}"
+        if self._fd is None or not _children_may_open(path):
+            self._fd, path = _named_memory()
+            self._pages, self._free = 0, mmap.PAGESIZE
+        if self._pages == 0:
+            self._add_page()
+        return Address(path, self._mark)
+
+    def _add_page(self) -> None:
+        if self._fd is None:
+            self._fd = _nameless_memory()
+        if self._fd is None:
+            memory = mmap.mmap(-1, mmap.PAGESIZE)  # to be inherited, at least
+        else:
+            offset = self._pages * mmap.PAGESIZE
+            os.ftruncate(self._fd, offset + mmap.PAGESIZE)
+            memory = mmap.mmap(self._fd, mmap.PAGESIZE, offset=offset)
+        self._pages += 1
+        self._page = memoryview(memory)
+        self._inscribe(0, self._mark)
+        self._free = _PLACE
+
+    def _inscribe(self, at: int, name: str) -> None:
+        self._page[at + _NAME : at + _PLACE] = name.encode().ljust(_NAME_SIZE, b"\0")
+
+
+def beliefs_at(address: Address) -> list[tuple[str, Belief]]:
+    """Each election and belief at ``address``, to read; none if their owner is gone."""
+    with contextlib.suppress(OSError), _opened(address.path) as fd:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode) or about.st_size < mmap.PAGESIZE:
+            return []
+        memory = memoryview(mmap.mmap(fd, about.st_size, access=mmap.ACCESS_READ))
+        if _inscription(memory, 0) != address.mark:
+            return []
+        cells = memory.cast("d")
+        places = [
+            at
+            for page in range(0, len(memory), mmap.PAGESIZE)
+            for at in range(page + _PLACE, page + mmap.PAGESIZE - _PLACE + 1, _PLACE)
+        ]
+        names = [(_inscription(memory, at), at) for at in places]
+        return [(name, Belief(cells, at // _CELL)) for name, at in names if name]
+    return []
+
+
+def _inscription(memory: memoryview, at: int) -> str:
+    return bytes(memory[at + _NAME : at + _PLACE]).rstrip(b"\0").decode()
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    # A path of a process that is gone may by now name anything, also a pipe.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _nameless_memory() -> int | None:
+    """A file in no directory, gone with the last process that has it; ``None`` if there is none."""
+    with contextlib.suppress(OSError, AttributeError):
+        return os.memfd_create("celery-leader")
+    return None
+
+
+def _children_may_open(path: str) -> bool:
+    # A process that has changed its user (celery worker --uid) keeps its own from others.
+    with contextlib.suppress(OSError):
+        return os.stat(os.path.dirname(path)).st_uid == os.geteuid()
+    return False
+
+
+def _named_memory() -> tuple[int, str]:
+    """A file that only this user can open, removed when this process exits."""
+    fd, path = tempfile.mkstemp(prefix="celery-leader-")
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    atexit.register(remove)
+    return fd, path
 
 
 class Belief:

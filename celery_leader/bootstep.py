@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from billiard import get_start_method
 from celery import bootsteps
 from celery.utils.imports import instantiate, symbol_by_name
 from celery.worker.request import Request
@@ -25,7 +26,6 @@ from kombu.common import ignore_errors
 
 from .app import WORKER, leadership_of, refusing_clearly
 from .election import Change, Deposed
-from .errors import LeaderError
 from .runner import Campaign
 from .tasks import (
     LeaderOnly,
@@ -74,16 +74,13 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             leadership.check()
             settings = leadership.settings
             candidate = settings.candidate and not no_candidate
-            if candidate and getattr(c.controller, "pool_start_method", "fork") == "spawn":
-                raise LeaderError(
-                    "--pool-start-method=spawn: processes started that way cannot see whether"
-                    " their worker leads; use fork, or keep this worker out with --no-candidate"
-                )
         self._eligible: list[str] = []
         if candidate:
             extra = {*settings.elections, *leadership.task_elections} - {WORKER}
             self._eligible = [WORKER, *sorted(extra)]
-        # Before the pool forks, so that its processes can read what is believed.
+        # Before the pool starts, so that its processes can read what is believed.
+        if not forks(c.controller):
+            leadership.share()
         leadership.allot(self._eligible)
         c.app.amqp.queues.deselect([leadership.queue(name) for name in leadership.elections()])
         self._campaigns: dict[str, Campaign] | None = None
@@ -184,7 +181,11 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             with contextlib.suppress(BlockingIOError):
                 os.write(self._wake_write, b"!")
         else:
+            # Pools of greenlets have no event loop; what they wait in is ended like any pop.
             c.call_soon(self._consume_what_is_led)
+            if self._nudge is not None:
+                with contextlib.suppress(*c.connection_errors):
+                    self._nudge.send()
 
     # -- in the event loop --------------------------------------------------------
 
@@ -213,6 +214,12 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 c.task_consumer.cancel_by_queue(queue.name)
                 self._consuming.discard(name)
                 logger.info("%s: no longer consuming from %s", name, queue.name)
+
+
+def forks(worker: Any) -> bool:
+    """Whether the pool's processes will be forked; spawned ones inherit no memory."""
+    chosen = getattr(worker, "pool_start_method", "fork")  # of Celery 5.7
+    return chosen == "fork" and get_start_method() == "fork"
 
 
 class Nudge:

@@ -9,13 +9,12 @@ from typing import Any
 import click
 from billiard.process import current_process
 from celery import Celery, signals
-from celery.utils.imports import symbol_by_name
 
 from .app import BEAT, Leadership, leadership_of
 from .beat import LeaderMixin
 from .errors import LeaderError
 from .runner import Campaign
-from .tasks import adopt_tasks, installed, mark_installed, routing_class
+from .tasks import RoutedAMQP, adopt_tasks, installed, routing_class
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +41,9 @@ def install(app: Celery) -> Celery:
     """
     if installed(app):
         return app
-    mark_installed(app)
+    app.amqp_cls = RoutedAMQP(app.amqp_cls)
     app.steps["consumer"].add(_STEP)
     app.user_options["worker"].add(_NO_CANDIDATE)
-    app.amqp_cls = routing_class(symbol_by_name(app.amqp_cls))
     if "amqp" in vars(app):
         # Made before: its queues must not be lost, its routing table is made anew.
         app.amqp.__class__ = routing_class(type(app.amqp))

@@ -311,12 +311,12 @@ class Runner:
     def _sleep(self, timeout: float) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake_read, selectors.EVENT_READ)
-            selector.select(timeout)
-        self._drain_wake()
+            # Read only what is there: with eventlet even this pipe blocks when it is empty.
+            if selector.select(timeout):
+                os.read(self._wake_read, 4096)
 
     def _drain_wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
+        self._sleep(0.0)
 
     def _publish(self, campaign: Campaign) -> None:
         election = campaign.election

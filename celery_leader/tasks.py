@@ -10,7 +10,6 @@ leadership is lost did not overlap with its successor's; the body has
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
@@ -19,6 +18,7 @@ from celery import Celery, Task, _state, uuid
 from celery.exceptions import Ignore
 from celery.local import PromiseProxy, Proxy
 from celery.result import EagerResult
+from celery.utils.imports import symbol_by_name
 from kombu import Queue
 
 from .app import BEAT, WORKER, leadership_of
@@ -163,7 +163,6 @@ def leader_only(
 #: Tasks of every app, marked above ``@shared_task``: known by name only in an app.
 _shared: list[tuple[Any, LeaderOnly]] = []
 _watching = False
-_installed: weakref.WeakSet[Celery] = weakref.WeakSet()
 
 
 def _watch_apps() -> None:
@@ -228,13 +227,8 @@ def _adopt(task: Any, options: LeaderOnly) -> None:
 
 
 def installed(app: Celery) -> bool:
-    """Whether ``install(app)`` was called."""
-    return app in _installed
-
-
-def mark_installed(app: Celery) -> None:
-    """Remember that ``install(app)`` was called."""
-    _installed.add(app)
+    """Whether ``install(app)`` was called, here or in the worker that spawned this process."""
+    return isinstance(app.amqp_cls, RoutedAMQP)
 
 
 class LeaderOnlyTask(Task):  # type: ignore[misc]
@@ -334,6 +328,21 @@ def leader_queue(app: Celery, election: str) -> Queue:
     if queue.max_priority is None:
         queue.max_priority = queues.max_priority
     return queue
+
+
+class RoutedAMQP:
+    """Makes an app's ``AMQP`` object; goes with the app to a pool process that is spawned.
+
+    Args:
+        base: the app's own ``AMQP`` class, or its name.
+    """
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+
+    def __call__(self, app: Celery) -> Any:
+        """An object of the app's own class that routes leader-only tasks to their queue."""
+        return routing_class(symbol_by_name(self.base))(app=app)
 
 
 def routing_class(base: Any) -> Any:

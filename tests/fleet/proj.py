@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -20,7 +21,7 @@ from celery import Celery, shared_task, signals
 from celery.beat import PersistentScheduler
 from celery.schedules import schedule
 
-from celery_leader import current_term, install, is_leader, leader_only
+from celery_leader import LeaderError, current_term, install, is_leader, leader_only
 from celery_leader.beat import LeaderMixin
 
 RECORDS = "fleet:records"
@@ -94,6 +95,13 @@ class Recorder:
                 if before is not None and current_term(election) == before:
                     belief = {"election": election, "node": node, "term": before, "at": at}
                     self.client.rpush(BELIEFS, json.dumps(belief))
+
+
+def _told(election: str) -> Any:
+    try:
+        return current_term(election)
+    except LeaderError as exc:
+        return f"{type(exc).__name__}: {exc}"
 
 
 def _plain(value: Any) -> bool:
@@ -207,6 +215,19 @@ def define_tasks(app: Celery, recorder: Recorder) -> None:
     def send(self: Any, name: str, label: str = "") -> Any:
         result = app.tasks[f"fleet.{name}"].delay(label)
         return {**saw(self, "sent", label=label), "state": result.state, "sent": result.id}
+
+    @task(name="fleet.ask")
+    def ask(self: Any, elections: list[str]) -> Any:
+        return {election: _told(election) for election in elections}
+
+    @task(name="fleet.hog")
+    @leader_only
+    def hog(self: Any) -> Any:
+        deadline = time.monotonic() + _GATE_PATIENCE
+        while is_leader() and time.monotonic() < deadline:
+            pass  # and let no greenlet run
+        leads, term = is_leader(), current_term()
+        return {**saw(self, "ran"), "leads": leads, "term": term}
 
     @task(name="fleet.ask_often")
     def ask_often(self: Any, times: int) -> Any:

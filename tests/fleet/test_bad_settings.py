@@ -39,14 +39,6 @@ def broken(new_fleet: NewFleet, redis_url: str) -> Fleet:
     return new_fleet(backend=redis_url, schedule={"tick": {"task": "lead", "every": 0.2}})
 
 
-def test_a_pool_that_cannot_see_who_leads_is_refused_in_one_line(fleet: Fleet) -> None:
-    spawning = fleet.worker("worker", "--pool-start-method=spawn")
-    assert spawning.wait() != 0
-    last = spawning.log.splitlines()[-1]
-    assert last.startswith("Error: --pool-start-method=spawn: ")
-    assert "Traceback" not in spawning.log
-
-
 @pytest.mark.parametrize("mistake", BAD)
 def test_a_setting_that_cannot_work_is_refused_in_one_line_at_the_start(
     broken: Fleet, mistake: str

@@ -1,62 +1,222 @@
-"""What a task body is told about leadership, in every pool Celery comes with."""
+"""Leader-only tasks, and what their bodies are told, in every pool Celery comes with."""
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from tests.fleet.conftest import NewFleet
-from tests.fleet.fleet import Fleet
+from tests.fleet.fleet import Fleet, Process
+from tests.redis_process import RedisServer
 from tests.waiting import wait_until
 
+# One task at a time, so that others can wait behind it.
 POOLS = {
-    "prefork": ("-P", "prefork", "-c", "2"),
-    "prefork, a process per task": ("-P", "prefork", "-c", "1", "--max-tasks-per-child=1"),
-    "prefork, autoscaled": ("-P", "prefork", "--autoscale=2,1"),
-    "threads": ("-P", "threads", "-c", "2"),
+    "prefork": ("-P", "prefork", "-c", "1"),
+    "spawn": ("-P", "prefork", "-c", "1", "--pool-start-method=spawn"),
+    "threads": ("-P", "threads", "-c", "1"),
     "solo": ("-P", "solo"),
+    "gevent": ("-P", "gevent", "-c", "1"),
+    "eventlet": ("-P", "eventlet", "-c", "1"),
 }
+GREEN = ("gevent", "eventlet")
+CHANGING = {
+    "a process per task": ("--max-tasks-per-child=1",),
+    "autoscaled": ("--autoscale=3,1",),
+}
+START = {"fork": (), "spawn": ("--pool-start-method=spawn",)}
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_body_knows_the_term_it_runs_in_and_asking_costs_no_command(
-    fleet: Fleet, pool: str
-) -> None:
-    leader = fleet.worker("w1", *POOLS[pool]).says(" ready.")
-    assert fleet.leader() is leader
-    leader.says("consuming from celery.leader")
-    term = fleet.history()[-1].term
-    pids = set()
-    for _ in range(2):
-        seen = fleet.send("lead").get(timeout=30)
-        assert (seen["leads"], seen["term"], seen["term_after"]) == (True, term, term)
-        pids.add(seen["pid"])
-    if pool == "prefork, a process per task":
-        assert len(pids) == 2
-        return  # Celery takes seconds for the next process
+class Pair:
+    """Two workers of one pool, which the tests of that pool share; who leads may change."""
+
+    def __init__(self, fleet: Fleet, pool: str) -> None:
+        self.fleet = fleet
+        self.pool = pool
+        self._running = {name: self._start(name) for name in ("w1", "w2")}
+
+    def _start(self, name: str) -> Process:
+        return self.fleet.worker(name, *POOLS[self.pool])
+
+    def roles(self) -> tuple[Process, Process]:
+        """Who leads and who follows, both ready; one that a test has ended is started again."""
+        for name, process in self._running.items():
+            if not process.alive:
+                self._running[name] = self._start(name)
+        for process in self._running.values():
+            process.says(" ready.")
+            self.fleet.takes_part(process)
+        leader = self.fleet.leader()
+        (follower,) = (each for each in self._running.values() if each is not leader)
+        return leader, follower
+
+    def term(self, election: str = "worker") -> int:
+        """The term that Redis has on record."""
+        return int(self.fleet.record(election)["term"])
+
+
+@pytest.fixture(scope="module", params=POOLS)
+def pair(
+    request: pytest.FixtureRequest,
+    redis_binary_or_skip: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Pair]:
+    """Each pool in turn, over a Redis of its own."""
+    if request.param in GREEN and find_spec(request.param) is None:
+        reason = f"{request.param} is not installed"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    directory = tmp_path_factory.mktemp(request.param)
+    with RedisServer() as server, Fleet(directory, server.url) as fleet:
+        yield Pair(fleet, request.param)
+
+
+def test_a_body_agrees_with_redis_on_who_leads_and_asking_costs_no_command(pair: Pair) -> None:
+    fleet = pair.fleet
+    leader, follower = pair.roles()
+    term = pair.term()
+    seen = fleet.send("lead").get(timeout=30)
+    assert (seen["node"], seen["leads"]) == (leader.node, True)
+    assert (seen["term"], seen["term_after"]) == (term, term)
     asked = fleet.send("lead_ask_often", 20_000).get(timeout=30)
     assert asked["answers"] == [[True, term]]
     assert asked["commands"] < 1_000
-    in_main = pool in ("threads", "solo")
-    assert (leader.pid in pids) == in_main
+    in_main = pair.pool not in ("prefork", "spawn")
+    assert (seen["pid"] == leader.pid) == in_main
+    if not in_main:
+        command = Path(f"/proc/{seen['pid']}/cmdline").read_bytes()
+        assert (b"billiard.spawn" in command) == (pair.pool == "spawn")
+    asked = fleet.send("ask_often", 20_000, queue=follower.name).get(timeout=30)
+    assert asked["answers"] == [[False, None]]
+    assert asked["commands"] < 1_000
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_a_body_notices_when_its_worker_stops_and_starts_leading(fleet: Fleet, pool: str) -> None:
-    first = fleet.worker("w1", *POOLS[pool]).says(" ready.")
-    assert fleet.leader() is first
-    second = fleet.worker("w2", *POOLS[pool]).says(" ready.")
-    fleet.takes_part(second)
-    seen = fleet.send("plain", queue="w2").get(timeout=30)
-    assert (seen["leads"], seen["term"]) == (False, None)
-    first.freeze()
-    assert fleet.leader(other_than=first) is second
-    seen = fleet.send("plain", queue="w2").get(timeout=30)
-    assert (seen["leads"], seen["term"]) == (True, fleet.history()[-1].term)
-    first.thaw()
-    seen = fleet.send("plain", queue="w1").get(timeout=30)
-    assert (seen["leads"], seen["term"]) == (False, None)
+def test_every_body_knows_the_same_elections(pair: Pair) -> None:
+    fleet = pair.fleet
+    pair.roles()
+    fleet.leader("reports")
+    reporter = fleet.record("reports")
+    for name in ("w1", "w2"):
+        told = fleet.send("ask", ["reports", "beat", "nobody"], queue=name).get(timeout=30)
+        leads = reporter["holder"] == f"{name}@fleet"
+        assert told["reports"] == (int(reporter["term"]) if leads else None)
+        assert told["beat"] is None
+        assert told["nobody"].startswith("LeaderError: there is no election 'nobody' here; known ")
+
+
+def test_what_a_body_sends_goes_straight_to_the_leader(pair: Pair) -> None:
+    leader, follower = pair.roles()
+    pair.fleet.send("send", "lead", "routed", queue=follower.name).get(timeout=30)
+    (ran,) = pair.fleet.saw("ran", "routed")
+    assert (ran["node"], ran["hops"]) == (leader.node, 0)
+    assert ran["delivery"]["routing_key"] == "celery.leader"
+
+
+def test_what_a_follower_receives_runs_on_the_leader_under_its_own_id(pair: Pair) -> None:
+    leader, follower = pair.roles()
+    result = pair.fleet.send("lead", "forwarded", queue=follower.name)
+    seen = result.get(timeout=30)
+    assert (seen["node"], seen["leads"], seen["term"]) == (leader.node, True, pair.term())
+    assert (seen["id"], seen["hops"]) == (result.id, 1)
+
+
+def test_nothing_starts_with_the_old_term_on_a_leader_that_was_frozen(pair: Pair) -> None:
+    fleet = pair.fleet
+    leader, other = pair.roles()
+    old = pair.term()
+    fleet.send("hold", "frozen", queue=leader.name)
+    fleet.saw("started", "frozen")
+    # Received by the leader as far as its pool receives while a body runs.
+    waiting = [fleet.send("lead", "behind", queue=leader.name) for _ in range(3)]
+    leader.freeze()
+    assert fleet.leader(other_than=leader) is other
+    new = pair.term()
+    assert new > old
+    fleet.open("frozen")
+    leader.thaw()
+    (finished,) = fleet.saw("finished", "frozen")
+    assert (finished["node"], finished["leads"], finished["term"]) == (leader.node, False, None)
+    for result in waiting:
+        seen = result.get(timeout=30)
+        assert (seen["node"], seen["term"]) == (other.node, new)
+    assert len(fleet.records("ran", "behind")) == len(waiting)
+
+
+def test_the_lease_outlasts_the_last_body_of_a_warm_shutdown_and_is_handed_over(
+    pair: Pair,
+) -> None:
+    fleet = pair.fleet
+    leader, other = pair.roles()
+    hold = fleet.send("hold", "last", queue=leader.name)
+    fleet.saw("started", "last")
+    leader.tell(signal.SIGTERM)
+    leader.says("Warm shutdown")
+    fleet.renewed(1)
+    fleet.open("last")
+    assert hold.get(timeout=30)["node"] == leader.node
+    leader.wait()
+    assert fleet.leader() is other
+    resigned, elected = fleet.history()[-2:]
+    (finished,) = fleet.records("finished", "last")
+    assert (resigned.kind, resigned.node) == ("resigned", leader.node)
+    assert finished["at"] <= resigned.at + 1000
+    seen = fleet.send("lead").get(timeout=30)
+    assert (seen["node"], seen["leads"], seen["term"]) == (other.node, True, elected.term)
+
+
+@pytest.mark.parametrize("pair", GREEN, indirect=True)
+def test_a_body_that_never_yields_stops_leading_in_time_and_the_lease_is_taken_again(
+    pair: Pair,
+) -> None:
+    pair.roles()
+    old = pair.term()
+    starved = pair.fleet.send("hog").get(timeout=30)
+    assert (starved["leads"], starved["term"]) == (False, None)
+    pair.roles()
+    seen = pair.fleet.send("lead").get(timeout=30)
+    assert (seen["leads"], seen["term"]) == (True, pair.term())
+    assert seen["term"] > old
+
+
+@pytest.mark.parametrize("start", START)
+@pytest.mark.parametrize("changing", CHANGING)
+def test_a_pool_process_that_comes_later_knows_the_same(
+    fleet: Fleet, changing: str, start: str
+) -> None:
+    leader = fleet.worker("w1", *START[start], *CHANGING[changing]).says(" ready.")
+    assert fleet.leader() is leader
+    term = fleet.history()[-1].term
+    held = [fleet.send("hold", f"held {number}") for number in range(3)]
+    if changing == "autoscaled":
+        # They start only together: a pool process for each.
+        for number in range(3):
+            fleet.saw("started", f"held {number}")
+    for number in range(3):
+        fleet.open(f"held {number}")
+    seen = [result.get(timeout=30) for result in held]
+    assert len({each["pid"] for each in seen}) == 3
+    assert {(each["leads"], each["term"]) for each in seen} == {(True, term)}
+
+
+@pytest.mark.parametrize("start", START)
+def test_a_restarted_pool_knows_the_same(new_fleet: NewFleet, start: str) -> None:
+    fleet = new_fleet(conf={"worker_pool_restarts": True})
+    leader = fleet.worker("w1", *START[start]).says(" ready.")
+    assert fleet.leader() is leader
+    term = fleet.history()[-1].term
+    before = fleet.send("lead").get(timeout=30)
+    restarted = fleet.run("control", "pool_restart")
+    assert "reload started" in restarted.stdout, restarted.stdout + restarted.stderr
+    after = fleet.send("lead").get(timeout=30)
+    assert after["pid"] != before["pid"]
+    assert (after["leads"], after["term"]) == (True, term)
+    assert fleet.history()[-1].term == term
 
 
 def test_solo_keeps_its_lease_while_a_body_blocks_the_worker(fleet: Fleet) -> None:
@@ -71,29 +231,6 @@ def test_solo_keeps_its_lease_while_a_body_blocks_the_worker(fleet: Fleet) -> No
     seen = hold.get(timeout=30)
     assert (seen["node"], seen["leads"]) == (leader.node, True)
     assert len(fleet.history()) == 1
-
-
-@pytest.mark.parametrize("pool", ["threads", "solo"])
-def test_a_warm_shutdown_hands_over_after_the_body_in_every_pool(fleet: Fleet, pool: str) -> None:
-    leader = fleet.worker("w1", *POOLS[pool]).says(" ready.")
-    assert fleet.leader() is leader
-    other = fleet.worker("w2", *POOLS[pool]).says(" ready.")
-    fleet.takes_part(other)
-    hold = fleet.send("hold", "last", queue="w1")
-    fleet.saw("started", "last")
-    leader.tell(signal.SIGTERM)
-    leader.says("Warm shutdown")
-    fleet.renewed(1)
-    fleet.open("last")
-    assert hold.get(timeout=30)["node"] == leader.node
-    leader.wait()
-    assert fleet.leader() is other
-    _, resigned, _ = fleet.history()
-    (finished,) = fleet.records("finished", "last")
-    assert resigned.kind == "resigned"
-    assert finished["at"] <= resigned.at + 1000
-    seen = fleet.send("lead").get(timeout=30)
-    assert (seen["node"], seen["leads"]) == (other.node, True)
 
 
 def test_a_killed_pool_process_is_replaced_by_one_that_knows(fleet: Fleet) -> None:
