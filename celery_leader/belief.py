@@ -79,7 +79,7 @@ class BeliefPage:
         The memory is gone with this process; only where there is no ``memfd`` that a
         child could open it is a file, and a kill leaves that behind.
         """
-        if self._fd is None:
+        if self._fd is None and self._pages == 0:
             self._fd = _nameless_memory()
         path = f"/proc/{os.getpid()}/fd/{self._fd}"
         if self._fd is None or not _children_may_open(path):

@@ -1,16 +1,20 @@
-"""A belief is shared with forked children and ends by itself."""
+"""A belief is shared with children, forked or not, and ends by itself."""
 
 from __future__ import annotations
 
 import os
+import stat
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from celery_leader import clock
-from celery_leader.belief import Belief, BeliefPage
+from celery_leader.belief import Address, Belief, BeliefPage, beliefs_at
 
 LONG = 3600.0
 
@@ -128,6 +132,122 @@ def test_a_forked_child_sees_what_its_parent_publishes_and_withdraws_after_the_f
         os.waitpid(pid, 0)
         for fd in (to_child, from_parent, to_parent, from_child):
             os.close(fd)
+
+
+LOOK = """
+import sys
+from celery_leader.belief import Address, beliefs_at
+beliefs = beliefs_at(Address(*sys.argv[1:]))
+print("ready", flush=True)
+for _ in sys.stdin:
+    print([(name, belief.term()) for name, belief in beliefs], flush=True)
+"""
+
+
+class Stranger:
+    """A process that inherits nothing, and what it finds at an address."""
+
+    def __init__(self, address: Address) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LOOK, address.path, address.mark],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.said()
+
+    def __enter__(self) -> Stranger:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.communicate()
+
+    def said(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def told(self) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write("?\n")
+        self.process.stdin.flush()
+        return self.said()
+
+
+def without_nameless_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["nameless", "named"])
+def test_a_process_told_the_address_sees_each_election_and_every_change(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if kind == "named":
+        without_nameless_memory(monkeypatch, tmp_path)
+    elif not hasattr(os, "memfd_create"):
+        pytest.skip("there is no memfd_create here")
+    page = BeliefPage()
+    address = page.share()
+    assert address.path.startswith("/proc/" if kind == "nameless" else str(tmp_path))
+    worker, longest = page.allot("worker"), page.allot("x" * 64)
+    many = [page.allot(f"e{number}") for number in range(200)]
+    worker.publish(7, clock.now() + LONG)
+    many[199].publish(9, clock.now() + LONG)
+    with Stranger(address) as stranger:
+        first = [("worker", 7), ("x" * 64, None)]
+        rest = [(f"e{number}", None) for number in range(199)]
+        assert stranger.told() == repr([*first, *rest, ("e199", 9)])
+        worker.withdraw()
+        longest.publish(8, clock.now() + LONG)
+        assert stranger.told() == repr([("worker", None), ("x" * 64, 8), *rest, ("e199", 9)])
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there is no memfd_create here")
+def test_what_was_allotted_before_it_was_shared_is_found_too() -> None:
+    page = BeliefPage()
+    page.allot("early").publish(7, clock.now() + LONG)
+    with Stranger(page.share()) as stranger:
+        assert stranger.told() == repr([("early", 7)])
+
+
+def test_nothing_is_found_where_the_owner_is_gone_or_something_else_has_its_place(
+    tmp_path: Path,
+) -> None:
+    page = BeliefPage()
+    address = page.share()
+    page.allot("worker")
+    assert [name for name, _ in beliefs_at(address)] == ["worker"]
+    assert beliefs_at(Address(address.path, "of another life")) == []
+    assert beliefs_at(Address(str(tmp_path / "gone"), address.mark)) == []
+    os.mkfifo(tmp_path / "pipe")
+    assert beliefs_at(Address(str(tmp_path / "pipe"), address.mark)) == []
+    (tmp_path / "short").write_text(address.mark)
+    assert beliefs_at(Address(str(tmp_path / "short"), address.mark)) == []
+
+
+def test_a_named_file_is_this_users_alone_and_removed_at_exit(tmp_path: Path) -> None:
+    code = (
+        "import os; os.__dict__.pop('memfd_create', None)\n"
+        "from celery_leader.belief import BeliefPage\n"
+        "page = BeliefPage()\n"
+        "path = page.share().path\n"
+        "print(path, oct(os.stat(path).st_mode & 0o777))\n"
+        "pid = os.fork()\n"
+        "if pid == 0: raise SystemExit  # a child's exit is not its owner's\n"
+        "os.waitpid(pid, 0)\n"
+        "print(os.path.exists(path))\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    path, mode, still_there = said
+    assert Path(path).parent == tmp_path
+    assert (mode, still_there) == (oct(stat.S_IRUSR | stat.S_IWUSR), "True")
+    assert not Path(path).exists()
 
 
 class Cells(list[float]):
