@@ -6,8 +6,9 @@ forked child inherits the pages; one that starts afresh (spawn) is told their
 ``address``, where each place says whose it is. A belief ends by itself: once
 ``valid_until`` has passed nobody has to run for the answer to become "no".
 
-Not guaranteed: that a child started afresh sees elections that were entered after
-it first asked. It answers "not leader" for them, as a forked one does.
+Not guaranteed: that a child sees elections that were entered after it started (or,
+started afresh, first asked), and where there is no ``memfd`` those entered before
+``share``. It answers "not leader" for them.
 """
 
 from __future__ import annotations
