@@ -12,15 +12,17 @@ from __future__ import annotations
 from .app import Leader, LeaderElection
 from .errors import LeaderError, NotLeader, StoreUnavailable
 from .install import install
-from .tasks import SKIPPED, check_leader, current_term, is_leader, leader_only
+from .skipped import TaskSkipped
+from .tasks import LeaderTask, check_leader, current_term, is_leader, leader_only
 
 __all__ = (
-    "SKIPPED",
     "Leader",
     "LeaderElection",
     "LeaderError",
+    "LeaderTask",
     "NotLeader",
     "StoreUnavailable",
+    "TaskSkipped",
     "check_leader",
     "current_term",
     "install",

@@ -184,6 +184,13 @@ class Leadership:
         self._inherit()
         return election in self._beliefs
 
+    def node(self, election: str) -> str | None:
+        """The node name under which this process takes part in ``election``."""
+        for campaign in self._campaigns:
+            if campaign.name == election:
+                return campaign.election.holder
+        return None
+
     def record(self, election: str) -> Record | None:
         """What Redis says of ``election``, over a connection of its own.
 

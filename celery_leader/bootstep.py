@@ -17,24 +17,26 @@ from collections.abc import Callable
 from typing import Any
 
 from billiard import get_start_method
-from celery import bootsteps
+from celery import bootsteps, signals
 from celery.utils.imports import instantiate, symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
+from celery.worker.strategy import hybrid_to_proto2
 from kombu import Consumer, Producer, Queue
 from kombu.common import ignore_errors
 
 from .app import WORKER, leadership_of, refusing_clearly
 from .election import Change, Deposed
 from .runner import Campaign
+from .skipped import TaskSkipped, store_skipped
 from .tasks import (
     LeaderOnly,
     NotLeading,
     adopt_tasks,
     installed,
     leader_queue,
+    options_for,
     options_of,
-    skip,
 )
 
 logger = logging.getLogger(__name__)
@@ -271,18 +273,50 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
     admit: Callable[..., Any] = instantiate(task.own_strategy, task, app, consumer)
     if not installed(app):
         return admit  # the body refuses to start, and says why
-    options = options_of(task)
-    assert options is not None
     leadership = leadership_of(app)
 
     def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
-        if leadership.term(options.election) is not None:
+        # A message is decoded only where its arguments tell: it may be for the leader to judge.
+        options = options_of(task) or options_for(task, *_arguments(message))
+        if options is None or leadership.term(options.election) is not None:
             return admit(message, body, ack, reject, callbacks)
+        request = None
+        if options.on_follower == "skip":
+            request = _request_of(task, consumer, message, ack, reject)
         return hand_over_or_retry(
-            task, options, message, lambda: ack(logger, consumer.connection_errors)
+            task, options, message, request, lambda: ack(logger, consumer.connection_errors)
         )
 
     return on_message
+
+
+def _arguments(message: Any) -> tuple[Any, Any]:
+    payload = message.payload
+    if "args" in payload:  # Celery's first message protocol
+        return payload["args"], payload.get("kwargs")
+    return payload[0], payload[1]
+
+
+def _request_of(task: Any, consumer: Any, message: Any, ack: Any, reject: Any) -> Request:
+    """The request that Celery's own strategy would have made of ``message``."""
+    app = consumer.app
+    body, headers, decoded, utc = message.body, message.headers, False, app.uses_utc_timezone()
+    if "args" in message.payload:
+        body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
+    return Request(
+        message,
+        on_ack=ack,
+        on_reject=reject,
+        app=app,
+        hostname=consumer.hostname,
+        eventer=consumer.event_dispatcher,
+        task=task,
+        connection_errors=consumer.connection_errors,
+        body=body,
+        headers=headers,
+        decoded=decoded,
+        utc=utc,
+    )
 
 
 class LeaderOnlyRequest(Request):  # type: ignore[misc]
@@ -294,48 +328,68 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
         if not isinstance(exc, NotLeading):
             return super().on_failure(exc_info, *args, **kwargs)
         task_ready(self)
-        options = options_of(self.task)
+        options = options_for(self.task, self._args, self._kwargs)
         assert options is not None
-        return hand_over_or_retry(self.task, options, self._message, self.acknowledge)
+        return hand_over_or_retry(self.task, options, self._message, self, self.acknowledge)
 
 
 def hand_over_or_retry(
-    task: Any, options: LeaderOnly, message: Any, acknowledge: Callable[[], Any]
+    task: Any,
+    options: LeaderOnly,
+    message: Any,
+    request: Request | None,
+    acknowledge: Callable[[], Any],
 ) -> None:
     """Hand a message over and acknowledge it; where Redis refuses, keep it and try again later.
 
     A full Redis, say, must not end the worker or lose the message.
     """
     try:
-        hand_over(task, options, message)
+        if request is not None and options.on_follower == "skip":
+            skip(options, request)
+        else:
+            hand_over(task, options, message)
     except Exception as exc:
         consumer = _consumers.get(task.app)
         if consumer is None or isinstance(exc, consumer.connection_errors):
             raise  # the consumer reconnects, and the message comes again
         logger.warning("%s: %s cannot be handed over yet: %s", options.election, task.name, exc)
         consumer.timer.call_after(
-            _PATIENCE, hand_over_or_retry, (task, options, message, acknowledge)
+            _PATIENCE, hand_over_or_retry, (task, options, message, request, acknowledge)
         )
         return
     acknowledge()
 
 
 def hand_over(task: Any, options: LeaderOnly, message: Any) -> None:
-    """Give a message that this worker must not run to the leader queue, or skip it.
+    """Give a message that this worker must not run to the leader queue.
 
     The caller acknowledges afterwards: should this worker die in between, the message
     comes twice, never not at all.
     """
     task_id = message.headers.get("id") or "?"
-    if options.on_follower == "skip":
-        skip(task, task_id, None)
-        logger.info("%s: %s[%s] skipped, not leading", options.election, task.name, task_id)
-        return
     queue = leader_queue(task.app, options.election)
     put(task.app, message, queue)
     logger.info(
         "%s: %s[%s] handed to %s, not leading", options.election, task.name, task_id, queue.name
     )
+
+
+def skip(options: LeaderOnly, request: Request) -> None:
+    """Have a message that this worker must not run end as a revoked one does.
+
+    The caller acknowledges afterwards.
+    """
+    task = request.task
+    reason = TaskSkipped(
+        f"{request.hostname} does not lead {options.election!r} and did not run {task.name}"
+    )
+    context = request._context
+    store_skipped(task, context, reason)
+    logger.info("%s: %s[%s] skipped, not leading", options.election, task.name, request.id)
+    how = {"terminated": False, "signum": None, "expired": False}
+    request.send_event("task-revoked", **how)
+    signals.task_revoked.send(sender=task, request=context, **how)
 
 
 def put(app: Any, message: Any, queue: Queue) -> None:
@@ -345,6 +399,9 @@ def put(app: Any, message: Any, queue: Queue) -> None:
     # The body has been decompressed on the way in.
     compression = headers.pop("compression", None)
     properties = {k: v for k, v in message.properties.items() if k not in _OF_DELIVERY}
+    if properties.get("expiration") is not None:
+        # Milliseconds, as text, in the message; seconds where it is published.
+        properties["expiration"] = int(properties["expiration"]) / 1000
     with _producer_for(app, message) as producer:
         producer.publish(
             message.body,

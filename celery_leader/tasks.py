@@ -14,23 +14,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
-from celery import Celery, Task, _state, uuid
+from celery import Celery, Task, _state, states, uuid
+from celery.app.task import Context
 from celery.exceptions import Ignore
 from celery.local import PromiseProxy, Proxy
 from celery.result import EagerResult
+from celery.utils.functional import maybe_list
 from celery.utils.imports import symbol_by_name
 from kombu import Queue
 
-from .app import BEAT, WORKER, leadership_of
+from .app import BEAT, WORKER, leadership_of, node_name
 from .errors import LeaderError, NotLeader
 from .lease import check_name
-
-#: The state of a task that was not run because its sender or receiver did not lead.
-SKIPPED = "SKIPPED"
+from .skipped import TaskSkipped, store_skipped
 
 _MARK = "__leader_only__"
 _SEND_FROM = ("anywhere", "leader")
 _ON_FOLLOWER = ("forward", "skip")
+#: Celery's own tasks that run the bodies of another one, which their arguments name.
+_MAPS = frozenset({"celery.map", "celery.starmap"})
 
 T = TypeVar("T")
 
@@ -132,10 +134,11 @@ def leader_only(
     Args:
         election: whose leader runs it.
         send_from: ``"anywhere"``, or ``"leader"``: a candidate of the election that
-            does not lead skips the send and gets a result whose state is ``SKIPPED``.
+            does not lead skips the send, and the task ends as one that was skipped.
         on_follower: what a follower does that receives it all the same:
-            ``"forward"`` it to the leader queue under its own id, or ``"skip"`` it,
-            which acknowledges it and stores the state ``SKIPPED``.
+            ``"forward"`` it to the leader queue under its own id, or ``"skip"`` it.
+
+    A skipped task ends in the state ``REVOKED``: ``get()`` raises ``TaskSkipped``.
 
     Raises:
         LeaderError: an option has a value it cannot have.
@@ -154,7 +157,10 @@ def leader_only(
         elif callable(target) and not isinstance(target, type):
             setattr(target, _MARK, options)
         else:
-            raise LeaderError(f"leader_only cannot mark {target!r}: give it a task or its function")
+            raise LeaderError(
+                f"leader_only cannot mark {target!r}: give it a task or its function, or derive"
+                " the class from LeaderTask"
+            )
         return target
 
     return mark if target is None else mark(target)
@@ -182,13 +188,34 @@ def _adopt_finalized(sender: Celery, **_: Any) -> None:
 def _mark_task(task: Any, options: LeaderOnly) -> None:
     if type(task) is PromiseProxy:
         task = task._get_current_object()
-    setattr(getattr(task.run, "__func__", task.run), _MARK, options)
+    # The function of a decorated task may be that of other apps' tasks too, to be marked with
+    # it; the method of a class may be inherited by a task that was not marked.
+    decorated = hasattr(task, "_decorated")
+    setattr(getattr(task.run, "__func__", task.run) if decorated else task, _MARK, options)
     _adopt(task, options)
 
 
 def options_of(task: Any) -> LeaderOnly | None:
     """How ``task`` is bound to its leader, or ``None`` for an ordinary task."""
-    return getattr(getattr(task, "run", None), _MARK, None)
+    for marked in (task, getattr(task, "run", None)):
+        options: LeaderOnly | None = getattr(marked, _MARK, None)
+        if options is not None:
+            return options
+    return task.leader_options() if isinstance(task, LeaderTask) else None
+
+
+def options_for(task: Any, args: Any, kwargs: Any) -> LeaderOnly | None:
+    """As ``options_of``, for one call: a map is bound to the leader of the task it maps."""
+    if task.name not in _MAPS:
+        return options_of(task)
+    return options_of(task.app._tasks.get(_mapped(args, kwargs)))
+
+
+def _mapped(args: Any, kwargs: Any) -> str | None:
+    """The name of the task that a map with these arguments runs."""
+    inner = (kwargs or {}).get("task") or next(iter(args or ()), None)
+    name = inner.get("task") if isinstance(inner, dict) else inner
+    return name if isinstance(name, str) else None
 
 
 def adopt_tasks(app: Celery) -> None:
@@ -200,6 +227,8 @@ def adopt_tasks(app: Celery) -> None:
         options_ = options_of(task)
         if options_ is not None:
             _adopt(task, options_)
+    for name in _MAPS:
+        _guard(app.tasks[name])
 
 
 @contextlib.contextmanager
@@ -213,12 +242,17 @@ def _current(app: Celery) -> Iterator[None]:
 
 
 def _adopt(task: Any, options: LeaderOnly) -> None:
-    cls = task.__class__
     leadership_of(task.app).task_elections.add(options.election)
+    _guard(task)
+
+
+def _guard(task: Any) -> None:
+    cls = task.__class__
     if not issubclass(cls, LeaderOnlyTask):
-        # The class was made for this one task; a subclass keeps the user's own overrides.
+        # Of this one task; a subclass keeps the user's own overrides.
         attributes = {
             "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
             "__doc__": cls.__doc__,
             "own_strategy": cls.Strategy,
             "own_request": cls.Request,
@@ -246,20 +280,42 @@ class LeaderOnlyTask(Task):  # type: ignore[misc]
         args: Any = None,
         kwargs: Any = None,
         task_id: str | None = None,
-        *rest: Any,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
         **options: Any,
     ) -> Any:
         """Send the task, unless it is not for this process to send."""
+        bound = options_for(self, args, kwargs)
         # A retry goes on with a task that was sent; to skip it would lose it.
-        if not options.get("retries") and _holds_back(self):
-            return EagerResult(task_id or uuid(), None, SKIPPED, name=self.name)
-        return super().apply_async(args, kwargs, task_id, *rest, **options)
+        if bound is not None and not options.get("retries") and _holds_back(self.app, bound):
+            return _not_sent(self, bound, args, kwargs, task_id, link, options)
+        return super().apply_async(
+            args, kwargs, task_id, producer, link, link_error, shadow, **options
+        )
+
+    def signature_from_request(
+        self,
+        request: Any = None,
+        args: Any = None,
+        kwargs: Any = None,
+        queue: Any = None,
+        **rest: Any,
+    ) -> Any:
+        """What a retry sends: to the leader queue, wherever this attempt came from."""
+        context = request or self.request
+        bound = options_for(self, context.args, context.kwargs)
+        if bound is not None and installed(self.app) and not (queue or rest.get("exchange")):
+            queue = leader_queue(self.app, bound.election)
+        return super().signature_from_request(request, args, kwargs, queue, **rest)
+
+    subtask_from_request = signature_from_request
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """Refuse to start the body where its election is not led."""
-        options = options_of(self)
-        assert options is not None
-        if not self.request.is_eager:
+        options = options_for(self, args, kwargs)
+        if options is not None and not self.request.is_eager:
             if not installed(self.app):
                 raise LeaderError(
                     f"task {self.name} is leader-only, but this app cannot elect a leader:"
@@ -270,10 +326,43 @@ class LeaderOnlyTask(Task):  # type: ignore[misc]
         super().before_start(task_id, args, kwargs)
 
 
-def _holds_back(task: Any) -> bool:
-    options = options_of(task)
-    assert options is not None
-    app = task.app
+class LeaderTask(Task):  # type: ignore[misc]
+    """The base class of leader-only tasks: ``@app.task(base=LeaderTask)`` is ``@leader_only``.
+
+    The options of ``leader_only`` are its class attributes; ``@leader_only`` on such a
+    task overrules them.
+    """
+
+    abstract = True
+    election = WORKER
+    send_from = "anywhere"
+    on_follower = "forward"
+
+    @classmethod
+    def leader_options(cls) -> LeaderOnly:
+        """How tasks of this class are bound to their leader.
+
+        Raises:
+            LeaderError: an option has a value it cannot have.
+        """
+        return LeaderOnly(cls.election, cls.send_from, cls.on_follower)
+
+    @classmethod
+    def bind(cls, app: Celery) -> Any:
+        """Make the task of this class that ``app`` has been given a leader-only task.
+
+        Raises:
+            LeaderError: an option has a value it cannot have.
+        """
+        bound = super().bind(app)
+        task = app._tasks.get(cls.name)
+        if isinstance(task, cls):
+            _watch_apps()
+            _adopt(task, options_of(task) or cls.leader_options())
+        return bound
+
+
+def _holds_back(app: Celery, options: LeaderOnly) -> bool:
     if app.conf.task_always_eager or not installed(app):
         return False
     leadership = leadership_of(app)
@@ -285,10 +374,44 @@ def _holds_back(task: Any) -> bool:
     return leadership.term(options.election) is None
 
 
-def skip(task: Any, task_id: str, request: Any) -> None:
-    """Store that the task was skipped."""
-    if not task.ignore_result:
-        task.backend.store_result(task_id, None, SKIPPED, request=request)
+def _not_sent(
+    task: Any,
+    bound: LeaderOnly,
+    args: Any,
+    kwargs: Any,
+    task_id: str | None,
+    link: Any,
+    options: dict[str, Any],
+) -> EagerResult:
+    """The result of a send that was skipped, stored for whoever else waits for it."""
+    if task.typing and hasattr(task, "__header__"):
+        task.__header__(*(args or ()), **(kwargs or {}))  # what is wrong is wrong everywhere
+    task_id = task_id or uuid()
+    app = task.app
+    beat = leadership_of(app).is_candidate(BEAT)
+    election = BEAT if beat else bound.election
+    parent = app.current_worker_task
+    node = parent.request.hostname if parent else leadership_of(app).node(election)
+    reason = TaskSkipped(
+        f"{node or node_name(election)} does not lead {election!r} and did not send {task.name}"
+    )
+    if not beat:  # nobody waits for what a following beat would have sent
+        context = Context(
+            id=task_id,
+            task=task.name,
+            args=args,
+            kwargs=kwargs,
+            group=options.get("group_id"),
+            group_index=options.get("group_index"),
+            chord=options.get("chord"),
+            chain=options.get("chain"),
+            callbacks=maybe_list(link),
+            ignore_result=options.get("ignore_result"),
+            root_id=options.get("root_id"),
+            parent_id=options.get("parent_id"),
+        )
+        store_skipped(task, context, reason)
+    return EagerResult(task_id, reason, states.REVOKED, name=task.name)
 
 
 # -- routing ----------------------------------------------------------------------
@@ -314,6 +437,8 @@ class LeaderRouting:
     ) -> dict[str, Any] | None:
         if options.get("queue") or options.get("exchange"):
             return None
+        if getattr(task, "name", name) in _MAPS:  # whose name here is that of the task it maps
+            name, task = _mapped(args, kwargs) or "", None
         bound = options_of(task or self.app._tasks.get(name))
         return None if bound is None else {"queue": leader_queue(self.app, bound.election)}
 

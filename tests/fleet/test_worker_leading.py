@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from celery import chord
 
+from celery_leader import TaskSkipped
 from tests.fleet.fleet import LASTING, Fleet, Process
 from tests.redis_process import RedisServer
 from tests.waiting import wait_until
@@ -187,9 +188,9 @@ def test_what_only_the_leader_may_send_is_skipped_when_a_follower_sends_it(
     crew: Fleet, leader: Process, follower: Process
 ) -> None:
     skipped = crew.send("send", "sent_by_leader", "by follower", queue=follower.name)
-    assert skipped.get(timeout=30)["state"] == "SKIPPED"
+    assert skipped.get(timeout=30)["state"] == "REVOKED"
     sent = crew.send("send", "sent_by_leader", "by leader", queue=leader.name)
-    assert sent.get(timeout=30)["state"] != "SKIPPED"
+    assert sent.get(timeout=30)["state"] != "REVOKED"
     crew.saw("ran", "by leader")
     assert crew.records("ran", "by follower") == []
 
@@ -201,11 +202,13 @@ def test_what_only_the_leader_may_send_is_sent_by_a_process_that_is_no_candidate
     assert result.get(timeout=30)["node"] == leader.node
 
 
-def test_a_skippable_task_that_a_follower_receives_is_stored_as_skipped(
+def test_a_skippable_task_that_a_follower_receives_ends_as_revoked(
     crew: Fleet, leader: Process, follower: Process
 ) -> None:
     skipped = crew.send("skippable", "skipped", queue=follower.name)
-    wait_until(lambda: skipped.state == "SKIPPED", what="the state SKIPPED")
+    with pytest.raises(TaskSkipped, match=f"{follower.node} does not lead 'worker'"):
+        skipped.get(timeout=30)
+    assert skipped.state == "REVOKED"
     assert crew.send("skippable", "run", queue=leader.name).get(timeout=30)["node"] == leader.node
     assert crew.records("ran", "skipped") == []
 

@@ -1,0 +1,83 @@
+"""What a skipped task ends in.
+
+Guaranteed: its result, and that of every task that was to come after it (the rest of
+its chain, what is linked to it, what those contain), is in Celery's own state
+``REVOKED``, so that ``get()`` raises ``TaskSkipped`` instead of waiting for ever, and
+a chord that one of them is part of fails. Not guaranteed: that errbacks of the skipped
+task itself are called; Celery does not call them for a revoked task either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from celery import states
+from celery.app.task import Context
+from celery.exceptions import TaskRevokedError
+
+from .errors import LeaderError
+
+
+class TaskSkipped(TaskRevokedError, LeaderError):  # type: ignore[misc]
+    """The task was not run: its sender or receiver did not lead, and was told to skip it then."""
+
+
+def store_skipped(task: Any, request: Context, reason: TaskSkipped) -> None:
+    """Store that ``request`` was skipped, and with it all that will now never be sent."""
+    to_come = [
+        context
+        for signature in (*(request.callbacks or ()), *(request.chain or ()))
+        for context in _tasks_in(signature)
+    ]
+    ignored = task.ignore_result if request.ignore_result is None else request.ignore_result
+    # In a chain of tasks whose first ignores its result, somebody waits for the last one.
+    if to_come or not ignored or task.store_errors_even_if_ignored:
+        _store(task.backend, request, reason)
+    elif request.chord:
+        task.backend.on_chord_part_return(request, states.REVOKED, reason)
+    for context in to_come:
+        _store(task.backend, context, reason)
+
+
+def _store(backend: Any, request: Context, reason: TaskSkipped) -> None:
+    backend.store_result(request.id, reason, states.REVOKED, request=request)
+    if request.chord:
+        backend.on_chord_part_return(request, states.REVOKED, reason)
+
+
+def _tasks_in(signature: Any) -> Iterator[Context]:
+    """The tasks of a signature that will not be sent, as far as somebody can wait for them."""
+    kind = signature.get("subtask_type")
+    kwargs = signature.get("kwargs") or {}
+    options = signature.get("options") or {}
+    if kind in ("chain", "group"):
+        yield from _tasks_in_all(kwargs.get("tasks"))
+    elif kind == "chord":
+        for context in _tasks_in_all(kwargs.get("header")):
+            # The chord itself was never begun: nothing counts the parts of its header.
+            context.chord = None
+            yield context
+        yield from _tasks_in_all([kwargs.get("body")])
+    elif options.get("task_id"):
+        yield Context(
+            id=options["task_id"],
+            task=signature.get("task"),
+            args=signature.get("args"),
+            kwargs=kwargs,
+            group=options.get("group_id"),
+            group_index=options.get("group_index"),
+            chord=options.get("chord"),
+            root_id=options.get("root_id"),
+            parent_id=options.get("parent_id"),
+        )
+    yield from _tasks_in_all(options.get("link"))
+
+
+def _tasks_in_all(signatures: Any) -> Iterator[Context]:
+    if isinstance(signatures, dict):
+        signatures = [signatures]
+    members: Iterable[Any] = signatures or ()
+    for signature in members:
+        if signature is not None:
+            yield from _tasks_in(signature)
