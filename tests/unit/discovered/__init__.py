@@ -1,0 +1,1 @@
+"""An application package whose tasks are found by autodiscovery."""
