@@ -189,7 +189,7 @@ def test_the_options_of_a_leader_task_are_class_attributes(app: Celery) -> None:
     assert queue_of(app, "overrides") == "celery.leader.other"
     adds = options_of(app.tasks["adds"])
     assert adds == leader_options(election="reports", on_follower="skip", send_from="leader")
-    assert leadership_of(app).task_elections == {"reports", "other"}
+    assert leadership_of(app).task_elections >= {"reports", "other"}
 
 
 def leader_options(**options: Any) -> Any:
