@@ -36,12 +36,9 @@ from .lease import Candidate, Record, check_name
 from .redis_client import RedisClient
 from .redis_store import Keys, RedisStore
 from .runner import Campaign, Listener, Runner
-from .settings import Settings
+from .settings import BEAT, WORKER, Settings
 
 logger = logging.getLogger(__name__)
-
-WORKER = "worker"
-BEAT = "beat"
 
 #: The term of a process that leads because there is nobody else to lead.
 ALWAYS_TERM = 1
@@ -114,7 +111,7 @@ class Leadership:
         return {
             WORKER,
             BEAT,
-            *self.settings.elections,
+            *(self.settings.elections or ()),
             *self.task_elections,
             *self._entered,
         }
@@ -245,9 +242,15 @@ class Leadership:
         )
 
     def campaign(
-        self, election: str, holder: str, listener: Listener | None = None
+        self,
+        election: str,
+        holder: str,
+        listener: Listener | None = None,
+        priority: int | None = None,
     ) -> Campaign | None:
         """Take part in ``election`` as ``holder``; ``None`` where one always leads.
+
+        ``priority`` is ``leader_priority`` unless it is given.
 
         Raises:
             LeaderError: the settings cannot be used.
@@ -258,7 +261,7 @@ class Leadership:
             runner = self._running()
             self._nodes.add(holder)
             self._entered.add(election)
-            campaign = self._new_campaign(check_name(election), holder)
+            campaign = self._new_campaign(check_name(election), holder, priority)
             if listener is not None:
                 campaign.listeners.append(listener)
             self._campaigns.append(campaign)
@@ -421,14 +424,14 @@ class Leadership:
             atexit.register(_resign_at_exit, weakref.ref(self))
         return self._runner
 
-    def _new_campaign(self, name: str, holder: str) -> Campaign:
+    def _new_campaign(self, name: str, holder: str, priority: int | None) -> Campaign:
         election = Election(
             name,
             holder=holder,
             nonce=uuid.uuid4().hex,
             timing=self.settings.timing,
             app=app_identity(self.app),
-            priority=self.settings.priority,
+            priority=self.settings.priority if priority is None else priority,
             preempt=self.settings.preempt,
         )
         belief = self._allotted.pop(name) if name in self._allotted else self._new_belief(name)

@@ -27,7 +27,7 @@ from billiard.process import current_process
 from celery import beat
 from celery.schedules import crontab, schedule
 
-from .app import ALWAYS_TERM, BEAT, Leadership, leadership_of, refusing_clearly
+from .app import ALWAYS_TERM, Leadership, leadership_of, refusing_clearly
 from .dispatch import Dispatcher
 from .election import Change, Deposed, Elected, Outranked
 from .errors import StoreUnavailable
@@ -47,6 +47,7 @@ from .plan import (
     utc,
 )
 from .runner import Campaign
+from .settings import BEAT
 from .tasks import adopt_tasks, installed
 
 logger = logging.getLogger(__name__)

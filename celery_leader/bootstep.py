@@ -25,9 +25,10 @@ from celery.worker.strategy import hybrid_to_proto2
 from kombu import Consumer, Producer, Queue
 from kombu.common import ignore_errors
 
-from .app import WORKER, leadership_of, refusing_clearly
+from .app import leadership_of, refusing_clearly
 from .election import Change, Deposed
 from .runner import Campaign
+from .settings import WORKER, check_elections, check_priority
 from .skipped import TaskSkipped, store_skipped
 from .tasks import (
     LeaderOnly,
@@ -68,18 +69,30 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
     label = "Leader"
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
-    def __init__(self, c: Any, no_candidate: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        c: Any,
+        no_candidate: bool = False,
+        elections: str | None = None,
+        leader_priority: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(c, **kwargs)
         adopt_tasks(c.app)
         self._leadership = leadership = leadership_of(c.app)
         with refusing_clearly():
             leadership.check()
             settings = leadership.settings
-            candidate = settings.candidate and not no_candidate
+            named = settings.elections
+            if elections is not None:
+                named = check_elections(filter(None, elections.split(",")), "--elections")
+            if leader_priority is not None:
+                check_priority(leader_priority, "--leader-priority")
+        self._priority = leader_priority
         self._eligible: list[str] = []
-        if candidate:
-            extra = {*settings.elections, *leadership.task_elections} - {WORKER}
-            self._eligible = [WORKER, *sorted(extra)]
+        if settings.candidate and not no_candidate:
+            every = {WORKER, *leadership.task_elections}
+            self._eligible = sorted(every if named is None else {*named})
         # Before the pool starts, so that its processes can read what is believed.
         if not forks(c.controller):
             leadership.share()
@@ -105,7 +118,9 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._campaigns is None:
             self._campaigns = {}
             for name in self._eligible:
-                campaign = self._leadership.campaign(name, c.hostname, self._on_change)
+                campaign = self._leadership.campaign(
+                    name, c.hostname, self._on_change, self._priority
+                )
                 if campaign is not None:
                     self._campaigns[name] = campaign
         self._consume_what_is_led()

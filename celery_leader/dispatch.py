@@ -19,11 +19,12 @@ from celery.beat import SchedulingError
 from kombu.exceptions import OperationalError
 from redis.exceptions import ResponseError
 
-from .app import BEAT, Leadership
+from .app import Leadership
 from .errors import StoreUnavailable
 from .redis_client import RedisClient
 from .runner import Campaign
 from .schedule_store import Calls, Mandate, Outcome, Push, ScheduleStore
+from .settings import BEAT
 from .transport import Hold, holding_transport, holds
 
 logger = logging.getLogger(__name__)

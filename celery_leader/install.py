@@ -10,28 +10,42 @@ import click
 from billiard.process import current_process
 from celery import Celery, signals
 
-from .app import BEAT, Leadership, leadership_of
+from .app import Leadership, leadership_of
 from .beat import LeaderMixin
 from .errors import LeaderError
 from .runner import Campaign
+from .settings import BEAT
 from .tasks import RoutedAMQP, adopt_tasks, installed, routing_class
 
 logger = logging.getLogger(__name__)
 
 _STEP = "celery_leader.bootstep:LeaderStep"
 
-_NO_CANDIDATE = click.Option(
-    ["--no-candidate"],
-    is_flag=True,
-    default=False,
-    help="Keep this worker out of every leader election (celery_leader).",
+_WORKER_OPTIONS = (
+    click.Option(
+        ["--no-candidate"],
+        is_flag=True,
+        default=False,
+        help="Keep this worker out of every leader election (celery_leader).",
+    ),
+    click.Option(
+        ["--elections"],
+        metavar="NAME,NAME...",
+        help="Take part in these leader elections only (celery_leader; or leader_elections).",
+    ),
+    click.Option(
+        ["--leader-priority"],
+        type=int,
+        help="The candidate with the highest comes first (celery_leader; or leader_priority).",
+    ),
 )
 
 
 def install(app: Celery) -> Celery:
     """Elect leaders among this app's workers and beats; calling it twice is harmless.
 
-    Adds the worker's bootstep and its ``--no-candidate`` option, the route of
+    Adds the worker's bootstep and its options (``--no-candidate``, ``--elections``,
+    ``--leader-priority``), the route of
     leader-only tasks, and the guard that keeps a following beat of any scheduler
     class from sending them. Nothing is connected, read from ``app.conf`` or started
     until a worker or beat starts. Returns ``app``.
@@ -43,7 +57,7 @@ def install(app: Celery) -> Celery:
         return app
     app.amqp_cls = RoutedAMQP(app.amqp_cls)
     app.steps["consumer"].add(_STEP)
-    app.user_options["worker"].add(_NO_CANDIDATE)
+    app.user_options["worker"].update(_WORKER_OPTIONS)
     if "amqp" in vars(app):
         # Made before: its queues must not be lost, its routing table is made anew.
         app.amqp.__class__ = routing_class(type(app.amqp))

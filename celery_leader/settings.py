@@ -17,6 +17,9 @@ from .errors import LeaderError
 from .lease import DEFAULT_LEASE, Timing, check_name
 from .plan import CatchUp
 
+WORKER = "worker"
+BEAT = "beat"
+
 _MOST_PRIORITY = 1000
 
 
@@ -34,7 +37,7 @@ class Settings:
     url: str | None
     transport_options: dict[str, Any]
     candidate: bool
-    elections: tuple[str, ...]
+    elections: tuple[str, ...] | None
     priority: int
     preempt: bool
     history_size: int
@@ -47,11 +50,7 @@ class Settings:
         get = app.conf.get
         default_queue = str(app.conf.task_default_queue)
         namespace = get("leader_namespace", None)
-        elections = get("leader_elections", ())
-        if isinstance(elections, str) or not isinstance(elections, Iterable):
-            raise LeaderError(
-                f"leader_elections is {elections!r}: it must be a list of election names"
-            )
+        elections = get("leader_elections", None)
         options = get("leader_transport_options", None) or {}
         if not isinstance(options, dict):
             raise LeaderError(f"leader_transport_options is {options!r}: it must be a dict")
@@ -65,7 +64,7 @@ class Settings:
             url=url or None,
             transport_options=options,
             candidate=_truth(app, "leader_candidate", True),
-            elections=tuple(check_name(name, "leader_elections:") for name in elections),
+            elections=None if elections is None else check_elections(elections, "leader_elections"),
             priority=check_priority(get("leader_priority", None) or 0, "leader_priority"),
             preempt=_truth(app, "leader_preempt", False),
             history_size=_count(app, "leader_history_size", 256),
@@ -74,6 +73,23 @@ class Settings:
             ),
             beat_catch_up_max=_count(app, "leader_beat_catch_up_max", 100),
         )
+
+
+def check_elections(names: Any, what: str) -> tuple[str, ...]:
+    """Return ``names`` if workers can take part in elections called so.
+
+    Raises:
+        LeaderError: they cannot; the message names ``what`` they were given to.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise LeaderError(f"{what} is {names!r}: it must be a list of election names")
+    checked = tuple(check_name(name, f"{what}:") for name in names)
+    if BEAT in checked:
+        raise LeaderError(
+            f"{what} names {BEAT!r}: beats elect their leader among themselves, workers take no"
+            " part in that"
+        )
+    return checked
 
 
 def check_priority(value: Any, what: str) -> int:

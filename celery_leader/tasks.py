@@ -23,9 +23,10 @@ from celery.utils.functional import maybe_list
 from celery.utils.imports import symbol_by_name
 from kombu import Queue
 
-from .app import BEAT, WORKER, leadership_of, node_name
+from .app import leadership_of, node_name
 from .errors import LeaderError, NotLeader
 from .lease import check_name
+from .settings import BEAT, WORKER
 from .skipped import TaskSkipped, store_skipped
 
 _MARK = "__leader_only__"

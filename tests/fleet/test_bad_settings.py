@@ -31,6 +31,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"conf": {"leader_elections": ["a b"]}},
         "leader_elections: 'a b' is not allowed",
     ),
+    "workers in the election of the beats": (
+        {"conf": {"leader_elections": ["worker", "beat"]}},
+        "leader_elections names 'beat': beats elect their leader among themselves",
+    ),
+    "a priority that is no whole number": (
+        {"conf": {"leader_priority": 1.5}},
+        "leader_priority is 1.5: it must be a whole number from -1000 to 1000",
+    ),
 }
 
 
@@ -58,3 +66,21 @@ def test_a_setting_that_cannot_work_is_refused_in_one_line_at_the_start(
         assert "Traceback" not in process.log
         assert "secret" not in process.log
     assert broken.redis.keys("*") == []
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        (("--elections", "a b"), "--elections: 'a b' is not allowed"),
+        (("--elections", "beat"), "--elections names 'beat'"),
+        (("--leader-priority", "5000"), "--leader-priority is 5000: it must be a whole number"),
+        (("--leader-priority", "high"), "'high' is not a valid integer"),
+    ],
+)
+def test_an_option_that_cannot_work_is_refused_in_one_line(
+    broken: Fleet, option: tuple[str, str], complaint: str
+) -> None:
+    worker = broken.worker("worker", *option)
+    assert worker.wait() != 0
+    assert complaint in worker.log
+    assert "Traceback" not in worker.log

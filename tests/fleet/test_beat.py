@@ -541,12 +541,3 @@ def test_a_beat_gives_way_to_one_of_higher_priority_where_that_is_asked_for(
     assert_sent_once(fleet)
     assert high.terminate() == 0
     assert fleet.leader("beat") is low, "it is still a candidate"
-
-
-@pytest.mark.parametrize("value", ["high", 1.5, 10**6])
-def test_a_priority_that_is_none_is_refused_with_one_line(new_fleet: NewFleet, value: Any) -> None:
-    fleet = new_fleet(conf={"leader_priority": value})
-    beat = fleet.beat("b1")
-    assert beat.wait() != 0
-    assert "leader_priority is" in beat.log
-    assert "Traceback" not in beat.log

@@ -161,8 +161,33 @@ def test_an_election_of_another_name_has_its_own_leader_and_queue(new_fleet: New
         assert (forwarded["node"], forwarded["hops"]) == (second.node, 1)
 
 
+def test_workers_take_part_in_the_elections_they_are_given_and_load_spreads(
+    new_fleet: NewFleet,
+) -> None:
+    fleet = new_fleet()
+    first = fleet.worker("w1", "--elections", "worker").says(" ready.")
+    second = fleet.worker("w2", "--elections", "reports").says(" ready.")
+    assert fleet.leader("worker") is first
+    assert fleet.leader("reports") is second
+    # Each is given the other's, and hands it on.
+    assert fleet.send("report", "a", queue="w1").get(timeout=30)["node"] == second.node
+    assert fleet.send("lead", "b", queue="w2").get(timeout=30)["node"] == first.node
+    assert fleet.leases.zrange(fleet.key("candidates", "reports"), 0, -1) == [second.node]
+
+
+def test_the_worker_of_the_highest_priority_comes_first(new_fleet: NewFleet) -> None:
+    fleet = new_fleet(conf={"leader_renew_interval": 0.5})
+    leader = fleet.workers("w1", pool="solo")[0]
+    fleet.workers("w2", pool="solo")
+    high = fleet.worker("w3", "--pool", "solo", "--leader-priority", "3").says(" ready.")
+    fleet.takes_part(high)
+    assert fleet.leader() is leader
+    assert leader.terminate() == 0
+    assert fleet.leader() is high
+
+
 def test_elections_that_no_task_names_come_from_the_settings(new_fleet: NewFleet) -> None:
-    fleet = new_fleet(conf={"leader_elections": ["migrations"]})
+    fleet = new_fleet(conf={"leader_elections": ["worker", "migrations"]})
     worker = fleet.worker("w1").says(" ready.")
     assert fleet.leader("migrations") is worker
     worker.says("consuming from celery.leader.migrations")
