@@ -13,7 +13,7 @@ from .app import Leader, LeaderElection
 from .errors import LeaderError, NotLeader, StoreUnavailable
 from .install import install
 from .skipped import TaskSkipped
-from .tasks import LeaderTask, check_leader, current_term, is_leader, leader_only
+from .tasks import LeaderTask, check_leader, current_term, is_leader, leader_only, leading
 
 __all__ = (
     "Leader",
@@ -28,4 +28,5 @@ __all__ = (
     "install",
     "is_leader",
     "leader_only",
+    "leading",
 )

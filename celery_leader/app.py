@@ -46,6 +46,9 @@ ALWAYS_TERM = 1
 #: Tells a pool process that was not forked where its worker's beliefs are.
 _BELIEFS = "CELERY_LEADER_BELIEFS"
 
+#: In shared memory, beside the elections: that the worker is going. No election can be called so.
+_SHUT = "(shut)"
+
 _GLANCE = 0.1  # seconds between looks at a belief that nothing here is woken for
 
 
@@ -78,6 +81,7 @@ class Leadership:
         self._beliefs: dict[str, tuple[Belief, ...]] = {}
         self._inherited = False
         self._allotted: dict[str, Belief] = {}
+        self._shut: Belief | None = None
         self._campaigns: list[Campaign] = []
         self._source: LeaseSource | None = None
         self._runner: Runner | None = None
@@ -221,6 +225,11 @@ class Leadership:
         since = datetime.datetime.fromtimestamp(record.elected_at, datetime.timezone.utc)
         return Leader(record.holder, record.term, record.remaining, since)
 
+    def valid_until(self, election: str, term: int) -> float | None:
+        """Until when this process leads ``election`` at least, if still with ``term``; no I/O."""
+        until = max((belief.valid_until for belief in self._beliefs[election]), default=0.0)
+        return until if self.term(election) == term else None
+
     # -- taking part ------------------------------------------------------------
 
     def allot(self, elections: Iterable[str]) -> None:
@@ -228,6 +237,18 @@ class Leadership:
         if not self.always_leads():
             for name in elections:
                 self._allotted[name] = self._new_belief(check_name(name))
+            self._shut = self._page.allot(_SHUT)
+
+    def shut(self) -> None:
+        """The worker goes: no leader-only body starts any more, also not in its pool processes."""
+        if self._shut is not None:
+            self._shut.publish(ALWAYS_TERM, float("inf"))
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether the worker that this process is, or belongs to, is going; no I/O."""
+        self._inherit()
+        return self._shut is not None and self._shut.term() is not None
 
     def share(self) -> None:
         """Have pool processes that will not be forked find what this process believes."""
@@ -378,6 +399,7 @@ class Leadership:
         if said.get("worker") == current_process()._parent_pid and said["app"] == self._called:
             for name, belief in beliefs_at(Address(said["path"], said["mark"])):
                 found[name] = (*found.get(name, ()), belief)
+        (self._shut,) = found.pop(_SHUT, (None,))
         self._beliefs.update(found)
         self._inherited = True
         return bool(found)

@@ -193,6 +193,11 @@ class Belief:
         """Stop leading, in every process that shares the page, at once."""
         self._cells[self._valid_until] = 0.0
 
+    @property
+    def valid_until(self) -> float:
+        """Until when this candidate leads if nothing more is heard; past when it does not."""
+        return self._cells[self._valid_until]
+
     def term(self, now: Callable[[], float] = now) -> int | None:
         """The term led with at this moment, or ``None``."""
         cells = self._cells

@@ -2,9 +2,10 @@
 
 A *consumer* step, started after ``Tasks`` at every (re)connect and shut down once,
 after the pool has drained and before the broker connection is closed. Guaranteed:
-a lost connection does not resign; a shutdown keeps the lease until the last task is
-done, then passes it on. Not guaranteed: that no leader-only message reaches a
-follower; one that does is handed to the leader queue as it came.
+a lost connection does not resign; from the beginning of a shutdown no leader-only body
+starts, and each lease is kept until its last one is done, then passed on. Not
+guaranteed: that no leader-only message reaches a follower; one that does is handed to
+the leader queue as it came.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Callable
+from queue import Empty
 from typing import Any
 
 from billiard import get_start_method
 from celery import bootsteps, signals
 from celery.utils.imports import instantiate, symbol_by_name
 from celery.worker.request import Request
-from celery.worker.state import task_ready
+from celery.worker.state import active_requests, task_ready
 from celery.worker.strategy import hybrid_to_proto2
 from kombu import Consumer, Producer, Queue
 from kombu.common import ignore_errors
@@ -48,6 +51,8 @@ _PATIENCE = 1.0  # seconds; until a message that could not be given away is trie
 
 #: The consumer of each app that runs a worker here, for what happens in a task's request.
 _consumers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+_GLANCE = 0.01  # seconds between looks for a leader-only body that still runs in a shutdown
 
 # Properties of a received message that belong to that delivery and not to the message.
 _OF_DELIVERY = frozenset(
@@ -102,16 +107,21 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._consuming: set[str] = set()
         self._consumer: Any = None
         self._closing = False
+        self._gone = threading.Event()
         self._nudge: Nudge | None = None
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
+
+        if self._eligible and getattr(c.pool, "is_green", False):
+            _tell_what_cannot_be_aborted(c.app)
 
     def start(self, c: Any) -> None:
         """Connected, for the first time or again."""
         self._consumer = _consumers[c.app] = c
         self._keep_unknown(c)
         self._consuming.clear()
+        _fetched.clear()  # of the connection before: the broker delivers them again
         self._leadership.follow(c.connection)
         if self._eligible:
             self._nudge = nudge_of(c, self._leadership.settings.namespace)
@@ -160,18 +170,31 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         hub.add_reader(self._wake_read, self._on_wake)
 
     def close(self, c: Any) -> None:
-        """A shutdown begins: take nothing new, keep what is led."""
+        """A shutdown begins: start nothing new, keep what is led while a body needs it."""
+        self._leadership.shut()
+        if self._nudge is not None:
+            ignore_errors(c, self._nudge.finish_pop)
         self._closing = True
         ignore_errors(c, self._consume_what_is_led)
-        for campaign in (self._campaigns or {}).values():
-            if campaign.term() is None:
-                self._leadership.resign(campaign)
+        give_all_back()
+        threading.Thread(target=self._resign_in_time, name="leader-farewell", daemon=True).start()
+
+    def _resign_in_time(self) -> None:
+        # Nothing in Celery calls back for every end of a body while a pool drains.
+        kept = dict(self._campaigns or {})
+        while kept:
+            busy = running_elections()
+            for name in [name for name in kept if name not in busy]:
+                self._leadership.resign(kept.pop(name))
+            if self._gone.wait(_GLANCE):
+                return
 
     def stop(self, c: Any) -> None:
         """The connection was lost, or a shutdown goes on: no reason to resign."""
 
     def shutdown(self, c: Any) -> None:
         """The pool has drained: give everything up."""
+        self._gone.set()
         if not self._leadership.resign_all():
             logger.warning("the lease could not be given up in time; it will expire")
         if self._nudge is not None:
@@ -263,6 +286,16 @@ class Nudge:
             b"", routing_key=self._name, content_type="application/data", content_encoding="binary"
         )
 
+    def finish_pop(self) -> None:
+        """End the pop that is under way for good, and take in what it has popped already.
+
+        In a shutdown nobody reads from it until the pool has drained.
+        """
+        self.send()
+        if getattr(self._channel, "_in_poll", None):
+            with contextlib.suppress(Empty):
+                self._channel._brpop_read()  # as kombu does when it closes the channel
+
     def remove(self) -> None:
         """Leave nothing behind."""
         with contextlib.suppress(Exception):
@@ -334,8 +367,34 @@ def _request_of(task: Any, consumer: Any, message: Any, ack: Any, reject: Any) -
     )
 
 
+#: Leader-only requests whose body has not begun, in the order they came. Celery forgets
+#: its own before a consumer step hears of a shutdown.
+_fetched: dict[int, LeaderOnlyRequest] = {}
+
+
 class LeaderOnlyRequest(Request):  # type: ignore[misc]
     """A request whose body may find, when it is about to start, that it must not."""
+
+    given_back = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _fetched[id(self)] = self
+
+    def on_accepted(self, *args: Any, **kwargs: Any) -> None:
+        """The body begins."""
+        super().on_accepted(*args, **kwargs)
+        _fetched.pop(id(self), None)
+
+    def acknowledge(self) -> None:
+        """Done with, one way or another."""
+        super().acknowledge()
+        _fetched.pop(id(self), None)
+
+    def reject(self, requeue: bool = False) -> None:
+        """Done with here."""
+        super().reject(requeue=requeue)
+        _fetched.pop(id(self), None)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """Hand the message over if the body did not start for want of leading."""
@@ -343,7 +402,9 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
         if not isinstance(exc, NotLeading):
             return super().on_failure(exc_info, *args, **kwargs)
         task_ready(self)
-        options = options_for(self.task, self._args, self._kwargs)
+        if self.given_back:
+            return None
+        options = options_for(self.task, self.args, self.kwargs)
         assert options is not None
         return hand_over_or_retry(self.task, options, self._message, self, self.acknowledge)
 
@@ -360,7 +421,8 @@ def hand_over_or_retry(
     A full Redis, say, must not end the worker or lose the message.
     """
     try:
-        if request is not None and options.on_follower == "skip":
+        skips = options.on_follower == "skip" and not leadership_of(task.app).is_shut
+        if request is not None and skips:
             skip(options, request)
         else:
             hand_over(task, options, message)
@@ -440,3 +502,82 @@ def _producer_for(app: Any, message: Any) -> Any:
     else:
         with app.producer_pool.acquire(block=True) as producer:
             yield producer
+
+
+# -- when the worker goes -----------------------------------------------------------------
+
+
+def running_elections() -> set[str]:
+    """The elections whose leader-only bodies run here, or may begin to."""
+    # Copies made in one step: the main thread goes on meanwhile. First what may become
+    # active: the other way round, one that does in between would be seen in neither.
+    pooled = [request for request in list(_fetched.values()) if _in_pool(request)]
+    active = [reference() for reference in list(active_requests.data)]
+    bound = [
+        options_for(request.task, request.args, request.kwargs)
+        for request in (*pooled, *active)
+        if request is not None
+    ]
+    return {options.election for options in bound if options is not None}
+
+
+def _in_pool(request: Any) -> bool:
+    return request._apply_result is not None
+
+
+def give_all_back() -> None:
+    """Put the leader-only messages that wait here back where they came from, in their order."""
+    waiting = [request for request in _fetched.values() if not _in_pool(request)]
+    # The last one first, because each is put in front of the others.
+    for request in reversed(waiting):
+        try:
+            give_back(request)
+        except Exception as exc:
+            # Not acknowledged: the broker gives it to another when this worker is gone.
+            logger.warning("%s cannot be given back yet: %s", request.name, exc)
+            return
+    if waiting:
+        logger.info("%d waiting leader-only task(s) given back", len(waiting))
+
+
+def give_back(request: LeaderOnlyRequest) -> None:
+    """Give the message of a request that was not started to the next leader."""
+    options = options_for(request.task, request.args, request.kwargs)
+    assert options is not None
+    message = request.message
+    queue = leader_queue(request.app, options.election)
+    if (message.delivery_info or {}).get("routing_key") == queue.name:
+        put_in_front(message)
+    else:
+        put(request.app, message, queue)
+        message.ack()
+    # Should its timer or the pool come back to it after all.
+    request.given_back = request.acknowledged = True
+    task_ready(request)
+    _fetched.pop(id(request), None)
+
+
+def put_in_front(message: Any) -> None:
+    """Have a received message be the next one that is delivered from its queue."""
+    qos: Any = getattr(message.channel, "qos", None)
+    if not hasattr(qos, "restore_by_tag"):
+        message.requeue()
+        return
+    # On Redis a requeued message goes to the end; a restored one does not.
+    qos.restore_by_tag(message.delivery_tag)
+    qos.ack(message.delivery_tag)
+
+
+def _tell_what_cannot_be_aborted(app: Any) -> None:
+    names = [name for name, task in sorted(app.tasks.items()) if _may_abort(task)]
+    if names:
+        logger.warning(
+            "on_deposed='abort' has no effect in a gevent or eventlet pool: %s will finish;"
+            " have them call check_leader(), or use another pool",
+            ", ".join(names),
+        )
+
+
+def _may_abort(task: Any) -> bool:
+    options = options_of(task)
+    return options is not None and options.on_deposed == "abort"

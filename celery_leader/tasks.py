@@ -10,10 +10,12 @@ leadership is lost did not overlap with its successor's; the body has
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
+from billiard.process import current_process
 from celery import Celery, Task, _state, states, uuid
 from celery.app.task import Context
 from celery.exceptions import Ignore
@@ -22,7 +24,9 @@ from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from celery.utils.imports import symbol_by_name
 from kombu import Queue
+from kombu.utils.compat import detect_environment
 
+from .abort import stopped_when_lost
 from .app import leadership_of, node_name
 from .errors import LeaderError, NotLeader
 from .lease import check_name
@@ -30,8 +34,10 @@ from .settings import BEAT, WORKER
 from .skipped import TaskSkipped, store_skipped
 
 _MARK = "__leader_only__"
+_WATCHED = "__leader_abort__"
 _SEND_FROM = ("anywhere", "leader")
 _ON_FOLLOWER = ("forward", "skip")
+_ON_DEPOSED = ("finish", "abort")
 #: Celery's own tasks that run the bodies of another one, which their arguments name.
 _MAPS = frozenset({"celery.map", "celery.starmap"})
 
@@ -49,6 +55,7 @@ class LeaderOnly:
     election: str = WORKER
     send_from: str = "anywhere"
     on_follower: str = "forward"
+    on_deposed: str = "finish"
 
     def __post_init__(self) -> None:
         check_name(self.election)
@@ -57,7 +64,11 @@ class LeaderOnly:
                 "leader_only(election='beat'): beats elect their leader among themselves and run"
                 " no tasks; name 'worker' or an election of your own"
             )
-        for option, allowed in (("send_from", _SEND_FROM), ("on_follower", _ON_FOLLOWER)):
+        for option, allowed in (
+            ("send_from", _SEND_FROM),
+            ("on_follower", _ON_FOLLOWER),
+            ("on_deposed", _ON_DEPOSED),
+        ):
             value = getattr(self, option)
             if value not in allowed:
                 raise LeaderError(
@@ -108,6 +119,25 @@ def check_leader(election: str = WORKER) -> int:
     return term
 
 
+@contextlib.contextmanager
+def leading(election: str = WORKER) -> Iterator[int]:
+    """Run a block, or with ``@leading()`` a plain function, only where ``election`` is led.
+
+    ::
+
+        with leading() as term:
+            write(rows, term=term)
+
+    Asked at its start. A body that goes on after leadership was lost is not stopped:
+    let it call ``check_leader()``, and fence what it writes by the term.
+
+    Raises:
+        NotLeader: this process does not lead, and nothing has been run.
+        LeaderError: the current app knows no such election.
+    """
+    yield check_leader(election)
+
+
 # -- marking ---------------------------------------------------------------------
 
 
@@ -117,7 +147,7 @@ def leader_only(target: T) -> T: ...
 
 @overload
 def leader_only(
-    *, election: str = ..., send_from: str = ..., on_follower: str = ...
+    *, election: str = ..., send_from: str = ..., on_follower: str = ..., on_deposed: str = ...
 ) -> Callable[[T], T]: ...
 
 
@@ -127,6 +157,7 @@ def leader_only(
     election: str = WORKER,
     send_from: str = "anywhere",
     on_follower: str = "forward",
+    on_deposed: str = "finish",
 ) -> Any:
     """Have a task run on the leader only. Goes above or below ``@app.task``.
 
@@ -138,13 +169,16 @@ def leader_only(
             does not lead skips the send, and the task ends as one that was skipped.
         on_follower: what a follower does that receives it all the same:
             ``"forward"`` it to the leader queue under its own id, or ``"skip"`` it.
+        on_deposed: what becomes of a running body when its worker stops leading:
+            ``"finish"``, or ``"abort"``, which raises ``NotLeader`` in it at once and
+            kills its pool process should it go on until the lease can pass to another.
 
     A skipped task ends in the state ``REVOKED``: ``get()`` raises ``TaskSkipped``.
 
     Raises:
         LeaderError: an option has a value it cannot have.
     """
-    options = LeaderOnly(election, send_from, on_follower)
+    options = LeaderOnly(election, send_from, on_follower, on_deposed)
 
     def mark(target: Any) -> Any:
         _watch_apps()
@@ -245,6 +279,10 @@ def _current(app: Celery) -> Iterator[None]:
 def _adopt(task: Any, options: LeaderOnly) -> None:
     leadership_of(task.app).task_elections.add(options.election)
     _guard(task)
+    if options.on_deposed == "abort" and not hasattr(task.run, _WATCHED):
+        # As Celery's own autoretry_for does it; around that, so that it sees the error.
+        task.run = _aborted_when_deposed(task, task.run, options.election)
+        setattr(task.run, _WATCHED, True)
 
 
 def _guard(task: Any) -> None:
@@ -259,6 +297,28 @@ def _guard(task: Any) -> None:
             "own_request": cls.Request,
         }
         task.__class__ = type(cls.__name__, (LeaderOnlyTask, cls), attributes)
+
+
+def _aborted_when_deposed(task: Any, run: Callable[..., T], election: str) -> Callable[..., T]:
+    @functools.wraps(run)
+    def watched(*args: Any, **kwargs: Any) -> T:
+        leadership = leadership_of(task.app)
+        if task.request.called_directly or task.request.is_eager or leadership.always_leads():
+            return run(*args, **kwargs)
+        if detect_environment() != "default":
+            return run(*args, **kwargs)  # the worker has said so
+        term = leadership.term(election)
+        if term is None:
+            raise NotLeading(f"{election} is not led here")
+        with stopped_when_lost(
+            lambda: leadership.valid_until(election, term),
+            f"{election}: deposed, term {term}, while {task.name} ran",
+            spare=leadership.settings.timing.margin / 2,
+            process_is_ours=getattr(current_process(), "_parent_pid", None) is not None,
+        ):
+            return run(*args, **kwargs)
+
+    return watched
 
 
 def installed(app: Celery) -> bool:
@@ -322,7 +382,8 @@ class LeaderOnlyTask(Task):  # type: ignore[misc]
                     f"task {self.name} is leader-only, but this app cannot elect a leader:"
                     " call celery_leader.install(app) where the app is made"
                 )
-            if leadership_of(self.app).term(options.election) is None:
+            leadership = leadership_of(self.app)
+            if leadership.is_shut or leadership.term(options.election) is None:
                 raise NotLeading(f"{options.election} is not led here")
         super().before_start(task_id, args, kwargs)
 
@@ -338,6 +399,7 @@ class LeaderTask(Task):  # type: ignore[misc]
     election = WORKER
     send_from = "anywhere"
     on_follower = "forward"
+    on_deposed = "finish"
 
     @classmethod
     def leader_options(cls) -> LeaderOnly:
@@ -346,7 +408,7 @@ class LeaderTask(Task):  # type: ignore[misc]
         Raises:
             LeaderError: an option has a value it cannot have.
         """
-        return LeaderOnly(cls.election, cls.send_from, cls.on_follower)
+        return LeaderOnly(cls.election, cls.send_from, cls.on_follower, cls.on_deposed)
 
     @classmethod
     def bind(cls, app: Celery) -> Any:

@@ -24,10 +24,12 @@ from celery.schedules import schedule
 from celery_leader import (
     LeaderError,
     LeaderTask,
+    NotLeader,
     current_term,
     install,
     is_leader,
     leader_only,
+    leading,
 )
 from celery_leader.beat import LeaderMixin
 
@@ -181,6 +183,59 @@ def define_tasks(app: Celery, recorder: Recorder) -> None:
         recorder.wait_at_gate(label)
         return saw(self, "finished", label=label)
 
+    def endure(self: Any, label: str) -> Any:
+        saw(self, "started", label=label)
+        try:
+            recorder.wait_at_gate(label)
+        except NotLeader as exc:
+            saw(self, "aborted", label=label, said=str(exc))
+            raise
+        return saw(self, "finished", label=label)
+
+    @task(name="fleet.abortable")
+    @leader_only(on_deposed="abort")
+    def abortable(self: Any, label: str) -> Any:
+        return endure(self, label)
+
+    @task(name="fleet.abortable_busy")
+    @leader_only(on_deposed="abort")
+    def abortable_busy(self: Any, label: str) -> Any:
+        saw(self, "started", label=label)
+        pause = threading.Event()
+        try:
+            for _ in range(6000):
+                pause.wait(0.01)
+        except NotLeader:
+            saw(self, "aborted", label=label)
+            raise
+
+    @task(name="fleet.abortable_deaf", acks_late=True, reject_on_worker_lost=True)
+    @leader_only(on_deposed="abort")
+    def abortable_deaf(self: Any, label: str) -> Any:
+        if self.request.delivery_info.get("redelivered"):
+            return saw(self, "ran", label=label)
+        pause = threading.Event()
+        for _ in range(6000):
+            with contextlib.suppress(NotLeader):
+                saw(self, "pulse", label=label)
+                pause.wait(0.01)
+        return None
+
+    @task(name="fleet.abortable_again", autoretry_for=(NotLeader,), default_retry_delay=0)
+    @leader_only(on_deposed="abort")
+    def abortable_again(self: Any, label: str) -> Any:
+        return saw(self, "ran", label=label) if self.request.retries else endure(self, label)
+
+    @task(name="fleet.lead_where_asked")
+    def lead_where_asked(self: Any, label: str = "") -> Any:
+        @leading()
+        def only_here() -> None:
+            saw(self, "led", label=label)
+
+        only_here()
+        with leading() as term:
+            return {"led_with": term}
+
     @task(name="fleet.hold_plain")
     def hold_plain(self: Any, label: str) -> Any:
         saw(self, "started", label=label)
@@ -195,6 +250,20 @@ def define_tasks(app: Celery, recorder: Recorder) -> None:
         saw(self, "started", label=label)
         recorder.wait_at_gate(label)
         raise self.retry(countdown=0)
+
+    @task(name="fleet.hold_report")
+    @leader_only(election="reports")
+    def hold_report(self: Any, label: str) -> Any:
+        saw(self, "started", election="reports", label=label)
+        recorder.wait_at_gate(label)
+        return saw(self, "finished", election="reports", label=label)
+
+    @task(name="fleet.work_late", acks_late=True)
+    @leader_only
+    def work_late(self: Any, label: str) -> Any:
+        saw(self, "started", label=label)
+        threading.Event().wait(0.05)
+        return saw(self, "finished", label=label)
 
     @task(name="fleet.pulse")
     @leader_only
