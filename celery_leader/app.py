@@ -89,6 +89,8 @@ class Leadership:
         self._entered: set[str] = set()
         self._owner = os.getpid()
         self._reported_foreign = False
+        #: Elections whose lease goes to a candidate of higher priority, once no body needs it.
+        self.giving_way: dict[str, str] = {}
         #: Elections that leader-only tasks name, filled in as tasks are found.
         self.task_elections: set[str] = set()
 

@@ -11,61 +11,28 @@ the leader queue as it came.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import threading
-import weakref
-from collections.abc import Callable
 from queue import Empty
 from typing import Any
 
 from billiard import get_start_method
-from celery import bootsteps, signals
-from celery.utils.imports import instantiate, symbol_by_name
-from celery.worker.request import Request
-from celery.worker.state import active_requests, task_ready
-from celery.worker.strategy import hybrid_to_proto2
+from celery import bootsteps
 from kombu import Consumer, Producer, Queue
 from kombu.common import ignore_errors
 
 from .app import leadership_of, refusing_clearly
-from .election import Change, Deposed
+from .election import Change, Deposed, Outranked
+from .receive import PATIENCE, consumers, forget_fetched, give_all_back, put, running_elections
 from .runner import Campaign
 from .settings import WORKER, check_elections, check_priority
-from .skipped import TaskSkipped, store_skipped
-from .tasks import (
-    LeaderOnly,
-    NotLeading,
-    adopt_tasks,
-    installed,
-    leader_queue,
-    options_for,
-    options_of,
-)
+from .tasks import adopt_tasks, leader_queue, options_of
 
 logger = logging.getLogger(__name__)
 
-HOPS = "leader_hops"
-
-_PATIENCE = 1.0  # seconds; until a message that could not be given away is tried again
-
-#: The consumer of each app that runs a worker here, for what happens in a task's request.
-_consumers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-
-_GLANCE = 0.01  # seconds between looks for a leader-only body that still runs in a shutdown
-
-# Properties of a received message that belong to that delivery and not to the message.
-_OF_DELIVERY = frozenset(
-    {
-        "delivery_info",
-        "delivery_tag",
-        "body_encoding",
-        "application_headers",
-        "content_type",
-        "content_encoding",
-        "headers",
-    }
-)
+_GLANCE = 0.01  # seconds between looks for a leader-only body that still runs
 
 
 class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -118,19 +85,18 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, c: Any) -> None:
         """Connected, for the first time or again."""
-        self._consumer = _consumers[c.app] = c
+        self._consumer = consumers[c.app] = c
         self._keep_unknown(c)
         self._consuming.clear()
-        _fetched.clear()  # of the connection before: the broker delivers them again
+        forget_fetched()  # of the connection before: the broker delivers them again
         self._leadership.follow(c.connection)
         if self._eligible:
             self._nudge = nudge_of(c, self._leadership.settings.namespace)
         if self._campaigns is None:
             self._campaigns = {}
             for name in self._eligible:
-                campaign = self._leadership.campaign(
-                    name, c.hostname, self._on_change, self._priority
-                )
+                listener = functools.partial(self._on_change, name)
+                campaign = self._leadership.campaign(name, c.hostname, listener, self._priority)
                 if campaign is not None:
                     self._campaigns[name] = campaign
         self._consume_what_is_led()
@@ -157,7 +123,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
                     name,
                     queue,
                 )
-            return c.timer.call_after(_PATIENCE, self._put_back, (c, message, elections[queue]))
+            return c.timer.call_after(PATIENCE, self._put_back, (c, message, elections[queue]))
 
         c.on_unknown_task = on_unknown_task
 
@@ -176,7 +142,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             ignore_errors(c, self._nudge.finish_pop)
         self._closing = True
         ignore_errors(c, self._consume_what_is_led)
-        give_all_back()
+        give_all_back(self._eligible)
         threading.Thread(target=self._resign_in_time, name="leader-farewell", daemon=True).start()
 
     def _resign_in_time(self) -> None:
@@ -187,6 +153,17 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             for name in [name for name in kept if name not in busy]:
                 self._leadership.resign(kept.pop(name))
             if self._gone.wait(_GLANCE):
+                return
+
+    def _give_way_in_time(self, name: str) -> None:
+        """Give the lease to whom it goes to, once no leader-only body of it runs here."""
+        # Between tasks, and not in the middle of one.
+        while not self._gone.wait(_GLANCE):
+            superior = self._leadership.giving_way.get(name)
+            if superior is None:
+                return
+            if name not in self._consuming and name not in running_elections():
+                self._leadership.step_down((self._campaigns or {})[name], superior)
                 return
 
     def stop(self, c: Any) -> None:
@@ -209,11 +186,22 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     # -- from the election thread -----------------------------------------------
 
-    def _on_change(self, change: Change) -> None:
-        if self._closing and isinstance(change, Deposed):
-            for campaign in (self._campaigns or {}).values():
-                if campaign.term() is None:
-                    self._leadership.resign(campaign)
+    def _on_change(self, name: str, change: Change) -> None:
+        match change:
+            case Outranked(_, superior) if not self._closing:
+                self._leadership.giving_way[name] = superior
+                threading.Thread(
+                    target=self._give_way_in_time,
+                    args=(name,),
+                    name=f"leader-gives-way-{name}",
+                    daemon=True,
+                ).start()
+            case Deposed():
+                self._leadership.giving_way.pop(name, None)
+                if self._closing:
+                    for campaign in (self._campaigns or {}).values():
+                        if campaign.term() is None:
+                            self._leadership.resign(campaign)
         c = self._consumer
         if c is None:
             return
@@ -239,7 +227,8 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if c is None or c.task_consumer is None:
             return
         for name in self._eligible:
-            wanted = not self._closing and self._leadership.term(name) is not None
+            kept = not self._closing and name not in self._leadership.giving_way
+            wanted = kept and self._leadership.term(name) is not None
             if wanted == (name in self._consuming):
                 continue
             queue = leader_queue(c.app, name)
@@ -253,6 +242,8 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             else:
                 c.task_consumer.cancel_by_queue(queue.name)
                 self._consuming.discard(name)
+                if name in self._leadership.giving_way:
+                    give_all_back([name])
                 logger.info("%s: no longer consuming from %s", name, queue.name)
 
 
@@ -308,264 +299,6 @@ def nudge_of(c: Any, namespace: str) -> Nudge | None:
     if c.connection.transport.driver_type != "redis":
         return None
     return Nudge(c.task_consumer.channel, f"celery-leader:{namespace}:nudge:{c.hostname}")
-
-
-# -- receiving ------------------------------------------------------------------------
-
-
-def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
-    """A task strategy that lets a message in only where its election is led."""
-    own_request = symbol_by_name(task.own_request)
-    if own_request is not Request:
-        task.__class__.Request = type("Request", (LeaderOnlyRequest, own_request), {})
-    admit: Callable[..., Any] = instantiate(task.own_strategy, task, app, consumer)
-    if not installed(app):
-        return admit  # the body refuses to start, and says why
-    leadership = leadership_of(app)
-
-    def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
-        # A message is decoded only where its arguments tell: it may be for the leader to judge.
-        options = options_of(task) or options_for(task, *_arguments(message))
-        if options is None or leadership.term(options.election) is not None:
-            return admit(message, body, ack, reject, callbacks)
-        request = None
-        if options.on_follower == "skip":
-            request = _request_of(task, consumer, message, ack, reject)
-        return hand_over_or_retry(
-            task, options, message, request, lambda: ack(logger, consumer.connection_errors)
-        )
-
-    return on_message
-
-
-def _arguments(message: Any) -> tuple[Any, Any]:
-    payload = message.payload
-    if "args" in payload:  # Celery's first message protocol
-        return payload["args"], payload.get("kwargs")
-    return payload[0], payload[1]
-
-
-def _request_of(task: Any, consumer: Any, message: Any, ack: Any, reject: Any) -> Request:
-    """The request that Celery's own strategy would have made of ``message``."""
-    app = consumer.app
-    body, headers, decoded, utc = message.body, message.headers, False, app.uses_utc_timezone()
-    if "args" in message.payload:
-        body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
-    return Request(
-        message,
-        on_ack=ack,
-        on_reject=reject,
-        app=app,
-        hostname=consumer.hostname,
-        eventer=consumer.event_dispatcher,
-        task=task,
-        connection_errors=consumer.connection_errors,
-        body=body,
-        headers=headers,
-        decoded=decoded,
-        utc=utc,
-    )
-
-
-#: Leader-only requests whose body has not begun, in the order they came. Celery forgets
-#: its own before a consumer step hears of a shutdown.
-_fetched: dict[int, LeaderOnlyRequest] = {}
-
-
-class LeaderOnlyRequest(Request):  # type: ignore[misc]
-    """A request whose body may find, when it is about to start, that it must not."""
-
-    given_back = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _fetched[id(self)] = self
-
-    def on_accepted(self, *args: Any, **kwargs: Any) -> None:
-        """The body begins."""
-        super().on_accepted(*args, **kwargs)
-        _fetched.pop(id(self), None)
-
-    def acknowledge(self) -> None:
-        """Done with, one way or another."""
-        super().acknowledge()
-        _fetched.pop(id(self), None)
-
-    def reject(self, requeue: bool = False) -> None:
-        """Done with here."""
-        super().reject(requeue=requeue)
-        _fetched.pop(id(self), None)
-
-    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """Hand the message over if the body did not start for want of leading."""
-        exc = getattr(exc_info.exception, "exc", exc_info.exception)
-        if not isinstance(exc, NotLeading):
-            return super().on_failure(exc_info, *args, **kwargs)
-        task_ready(self)
-        if self.given_back:
-            return None
-        options = options_for(self.task, self.args, self.kwargs)
-        assert options is not None
-        return hand_over_or_retry(self.task, options, self._message, self, self.acknowledge)
-
-
-def hand_over_or_retry(
-    task: Any,
-    options: LeaderOnly,
-    message: Any,
-    request: Request | None,
-    acknowledge: Callable[[], Any],
-) -> None:
-    """Hand a message over and acknowledge it; where Redis refuses, keep it and try again later.
-
-    A full Redis, say, must not end the worker or lose the message.
-    """
-    try:
-        skips = options.on_follower == "skip" and not leadership_of(task.app).is_shut
-        if request is not None and skips:
-            skip(options, request)
-        else:
-            hand_over(task, options, message)
-    except Exception as exc:
-        consumer = _consumers.get(task.app)
-        if consumer is None or isinstance(exc, consumer.connection_errors):
-            raise  # the consumer reconnects, and the message comes again
-        logger.warning("%s: %s cannot be handed over yet: %s", options.election, task.name, exc)
-        consumer.timer.call_after(
-            _PATIENCE, hand_over_or_retry, (task, options, message, request, acknowledge)
-        )
-        return
-    acknowledge()
-
-
-def hand_over(task: Any, options: LeaderOnly, message: Any) -> None:
-    """Give a message that this worker must not run to the leader queue.
-
-    The caller acknowledges afterwards: should this worker die in between, the message
-    comes twice, never not at all.
-    """
-    task_id = message.headers.get("id") or "?"
-    queue = leader_queue(task.app, options.election)
-    put(task.app, message, queue)
-    logger.info(
-        "%s: %s[%s] handed to %s, not leading", options.election, task.name, task_id, queue.name
-    )
-
-
-def skip(options: LeaderOnly, request: Request) -> None:
-    """Have a message that this worker must not run end as a revoked one does.
-
-    The caller acknowledges afterwards.
-    """
-    task = request.task
-    reason = TaskSkipped(
-        f"{request.hostname} does not lead {options.election!r} and did not run {task.name}"
-    )
-    context = request._context
-    store_skipped(task, context, reason)
-    logger.info("%s: %s[%s] skipped, not leading", options.election, task.name, request.id)
-    how = {"terminated": False, "signum": None, "expired": False}
-    request.send_event("task-revoked", **how)
-    signals.task_revoked.send(sender=task, request=context, **how)
-
-
-def put(app: Any, message: Any, queue: Queue) -> None:
-    """Publish a received message again as it came, to ``queue``, with one more hop."""
-    headers = dict(message.headers)
-    headers[HOPS] = int(headers.get(HOPS) or 0) + 1
-    # The body has been decompressed on the way in.
-    compression = headers.pop("compression", None)
-    properties = {k: v for k, v in message.properties.items() if k not in _OF_DELIVERY}
-    if properties.get("expiration") is not None:
-        # Milliseconds, as text, in the message; seconds where it is published.
-        properties["expiration"] = int(properties["expiration"]) / 1000
-    with _producer_for(app, message) as producer:
-        producer.publish(
-            message.body,
-            exchange="",
-            routing_key=queue.name,
-            declare=[queue],
-            headers=headers,
-            content_type=message.content_type,
-            content_encoding=message.content_encoding,
-            compression=compression,
-            **properties,
-        )
-
-
-@contextlib.contextmanager
-def _producer_for(app: Any, message: Any) -> Any:
-    conf = app.conf
-    if conf.broker_read_url == conf.broker_write_url:
-        # The channel the message came on: no further socket, and it is acknowledged there.
-        yield Producer(message.channel, auto_declare=False)
-    else:
-        with app.producer_pool.acquire(block=True) as producer:
-            yield producer
-
-
-# -- when the worker goes -----------------------------------------------------------------
-
-
-def running_elections() -> set[str]:
-    """The elections whose leader-only bodies run here, or may begin to."""
-    # Copies made in one step: the main thread goes on meanwhile. First what may become
-    # active: the other way round, one that does in between would be seen in neither.
-    pooled = [request for request in list(_fetched.values()) if _in_pool(request)]
-    active = [reference() for reference in list(active_requests.data)]
-    bound = [
-        options_for(request.task, request.args, request.kwargs)
-        for request in (*pooled, *active)
-        if request is not None
-    ]
-    return {options.election for options in bound if options is not None}
-
-
-def _in_pool(request: Any) -> bool:
-    return request._apply_result is not None
-
-
-def give_all_back() -> None:
-    """Put the leader-only messages that wait here back where they came from, in their order."""
-    waiting = [request for request in _fetched.values() if not _in_pool(request)]
-    # The last one first, because each is put in front of the others.
-    for request in reversed(waiting):
-        try:
-            give_back(request)
-        except Exception as exc:
-            # Not acknowledged: the broker gives it to another when this worker is gone.
-            logger.warning("%s cannot be given back yet: %s", request.name, exc)
-            return
-    if waiting:
-        logger.info("%d waiting leader-only task(s) given back", len(waiting))
-
-
-def give_back(request: LeaderOnlyRequest) -> None:
-    """Give the message of a request that was not started to the next leader."""
-    options = options_for(request.task, request.args, request.kwargs)
-    assert options is not None
-    message = request.message
-    queue = leader_queue(request.app, options.election)
-    if (message.delivery_info or {}).get("routing_key") == queue.name:
-        put_in_front(message)
-    else:
-        put(request.app, message, queue)
-        message.ack()
-    # Should its timer or the pool come back to it after all.
-    request.given_back = request.acknowledged = True
-    task_ready(request)
-    _fetched.pop(id(request), None)
-
-
-def put_in_front(message: Any) -> None:
-    """Have a received message be the next one that is delivered from its queue."""
-    qos: Any = getattr(message.channel, "qos", None)
-    if not hasattr(qos, "restore_by_tag"):
-        message.requeue()
-        return
-    # On Redis a requeued message goes to the end; a restored one does not.
-    qos.restore_by_tag(message.delivery_tag)
-    qos.ack(message.delivery_tag)
 
 
 def _tell_what_cannot_be_aborted(app: Any) -> None:

@@ -331,8 +331,8 @@ class LeaderOnlyTask(Task):  # type: ignore[misc]
 
     abstract = True
     # Named, because only a worker needs what they import.
-    Strategy = "celery_leader.bootstep:leader_strategy"
-    Request = "celery_leader.bootstep:LeaderOnlyRequest"
+    Strategy = "celery_leader.receive:leader_strategy"
+    Request = "celery_leader.receive:LeaderOnlyRequest"
     own_strategy: Any
     own_request: Any
 

@@ -341,3 +341,32 @@ def test_a_rolling_restart_runs_every_task_once(new_fleet: NewFleet) -> None:
     )
     assert {seen["leads"] for seen in fleet.records("ran", "rolling")} == {True}
     fleet.assert_beliefs_never_overlapped()
+
+
+def test_a_worker_gives_way_to_a_higher_priority_between_two_bodies_and_loses_nothing(
+    new_fleet: NewFleet,
+) -> None:
+    conf = {"leader_renew_interval": 0.5, "leader_preempt": True}
+    fleet = new_fleet(conf=conf, probe=True)
+    low = fleet.worker("w1", "-c", "1").says(" ready.")
+    assert fleet.leader() is low
+    held = fleet.send("hold", "first")
+    fleet.saw("started", "first")
+    waiting = [fleet.send("lead", f"waits{i}") for i in range(3)]
+    high = fleet.worker("w2", "--leader-priority", "1").says(" ready.")
+    low.says("has a higher priority")
+    low.says("no longer consuming from celery.leader\n")
+    waiting += [fleet.send("lead", "late", queue="w1")]
+    low.says(f"[{waiting[-1].id}] handed to celery.leader")
+    fleet.renewed(2)
+    assert fleet.leader() is low, "a body of its runs"
+    fleet.open("first")
+    assert held.get(timeout=30)["node"] == low.node
+    assert fleet.leader(other_than=low) is high
+    assert {result.get(timeout=30)["node"] for result in waiting} == {high.node}
+    assert sorted(seen["label"] for seen in fleet.records("ran")) == [
+        "late",
+        *(f"waits{i}" for i in range(3)),
+    ]
+    assert fleet.history()[-2].kind == "resigned"
+    fleet.assert_beliefs_never_overlapped()

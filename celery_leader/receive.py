@@ -1,0 +1,340 @@
+"""What becomes of a leader-only message that a worker has received.
+
+It is let in where its election is led, and handed to the leader queue (or skipped, where
+asked) elsewhere; what has not begun when its worker stops leading on purpose goes back to
+the front of the queue. Guaranteed: a message is acknowledged only after it was handed
+over, and goes as it came. Not guaranteed: that it goes once; a worker that dies in
+between leaves it to be delivered again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import weakref
+from collections.abc import Callable, Collection
+from typing import Any
+
+from celery import signals
+from celery.exceptions import TaskRevokedError
+from celery.utils.imports import instantiate, symbol_by_name
+from celery.worker.request import Request
+from celery.worker.state import active_requests, task_ready
+from celery.worker.strategy import hybrid_to_proto2
+from kombu import Producer, Queue
+
+from .app import leadership_of
+from .skipped import TaskSkipped, store_skipped
+from .tasks import (
+    LeaderOnly,
+    NotLeading,
+    installed,
+    leader_queue,
+    options_for,
+    options_of,
+)
+
+logger = logging.getLogger(__name__)
+
+HOPS = "leader_hops"
+
+PATIENCE = 1.0  # seconds; until a message that could not be given away is tried again
+
+#: The consumer of each app that runs a worker here, for what happens in a task's request.
+consumers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+# Properties of a received message that belong to that delivery and not to the message.
+_OF_DELIVERY = frozenset(
+    {
+        "delivery_info",
+        "delivery_tag",
+        "body_encoding",
+        "application_headers",
+        "content_type",
+        "content_encoding",
+        "headers",
+    }
+)
+
+
+def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
+    """A task strategy that lets a message in only where its election is led."""
+    own_request = symbol_by_name(task.own_request)
+    if own_request is not Request:
+        task.__class__.Request = type("Request", (LeaderOnlyRequest, own_request), {})
+    admit: Callable[..., Any] = instantiate(task.own_strategy, task, app, consumer)
+    if not installed(app):
+        return admit  # the body refuses to start, and says why
+    leadership = leadership_of(app)
+
+    def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
+        # A message is decoded only where its arguments tell: it may be for the leader to judge.
+        options = options_of(task) or options_for(task, *_arguments(message))
+        if options is None:
+            return admit(message, body, ack, reject, callbacks)
+        gives_way = options.election in leadership.giving_way
+        if leadership.term(options.election) is not None and not gives_way:
+            return admit(message, body, ack, reject, callbacks)
+        request = None
+        if options.on_follower == "skip" and not gives_way:
+            request = _request_of(task, consumer, message, ack, reject)
+        return hand_over_or_retry(
+            task, options, message, request, lambda: ack(logger, consumer.connection_errors)
+        )
+
+    return on_message
+
+
+def _arguments(message: Any) -> tuple[Any, Any]:
+    payload = message.payload
+    if "args" in payload:  # Celery's first message protocol
+        return payload["args"], payload.get("kwargs")
+    return payload[0], payload[1]
+
+
+def _request_of(task: Any, consumer: Any, message: Any, ack: Any, reject: Any) -> Request:
+    """The request that Celery's own strategy would have made of ``message``."""
+    app = consumer.app
+    body, headers, decoded, utc = message.body, message.headers, False, app.uses_utc_timezone()
+    if "args" in message.payload:
+        body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
+    return Request(
+        message,
+        on_ack=ack,
+        on_reject=reject,
+        app=app,
+        hostname=consumer.hostname,
+        eventer=consumer.event_dispatcher,
+        task=task,
+        connection_errors=consumer.connection_errors,
+        body=body,
+        headers=headers,
+        decoded=decoded,
+        utc=utc,
+    )
+
+
+#: Leader-only requests whose body has not begun, in the order they came. Celery forgets
+#: its own before a consumer step hears of a shutdown.
+_fetched: dict[int, LeaderOnlyRequest] = {}
+
+
+class LeaderOnlyRequest(Request):  # type: ignore[misc]
+    """A request whose body may find, when it is about to start, that it must not."""
+
+    given_back = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _fetched[id(self)] = self
+
+    def let_go(self) -> None:
+        """Its message was given back: whatever comes back to it, it is not run here."""
+        self.given_back = self.acknowledged = True
+        # On the instance: Celery makes each worker's requests a subclass with its own.
+        self.execute_using_pool = self._execute_nothing
+        task_ready(self)
+        _fetched.pop(id(self), None)
+
+    def _execute_nothing(self, *_: Any, **__: Any) -> None:
+        raise TaskRevokedError(self.id)  # with which Celery gives its turn to the next
+
+    def on_accepted(self, *args: Any, **kwargs: Any) -> None:
+        """The body begins."""
+        super().on_accepted(*args, **kwargs)
+        _fetched.pop(id(self), None)
+
+    def acknowledge(self) -> None:
+        """Done with, one way or another."""
+        super().acknowledge()
+        _fetched.pop(id(self), None)
+
+    def reject(self, requeue: bool = False) -> None:
+        """Done with here."""
+        super().reject(requeue=requeue)
+        _fetched.pop(id(self), None)
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        """Hand the message over if the body did not start for want of leading."""
+        exc = getattr(exc_info.exception, "exc", exc_info.exception)
+        if not isinstance(exc, NotLeading):
+            return super().on_failure(exc_info, *args, **kwargs)
+        task_ready(self)
+        if self.given_back:
+            return None
+        options = options_for(self.task, self.args, self.kwargs)
+        assert options is not None
+        return hand_over_or_retry(self.task, options, self._message, self, self.acknowledge)
+
+
+def hand_over_or_retry(
+    task: Any,
+    options: LeaderOnly,
+    message: Any,
+    request: Request | None,
+    acknowledge: Callable[[], Any],
+) -> None:
+    """Hand a message over and acknowledge it; where Redis refuses, keep it and try again later.
+
+    A full Redis, say, must not end the worker or lose the message.
+    """
+    try:
+        skips = options.on_follower == "skip" and not leadership_of(task.app).is_shut
+        if request is not None and skips:
+            skip(options, request)
+        else:
+            hand_over(task, options, message)
+    except Exception as exc:
+        consumer = consumers.get(task.app)
+        if consumer is None or isinstance(exc, consumer.connection_errors):
+            raise  # the consumer reconnects, and the message comes again
+        logger.warning("%s: %s cannot be handed over yet: %s", options.election, task.name, exc)
+        consumer.timer.call_after(
+            PATIENCE, hand_over_or_retry, (task, options, message, request, acknowledge)
+        )
+        return
+    acknowledge()
+
+
+def hand_over(task: Any, options: LeaderOnly, message: Any) -> None:
+    """Give a message that this worker must not run to the leader queue.
+
+    The caller acknowledges afterwards: should this worker die in between, the message
+    comes twice, never not at all.
+    """
+    task_id = message.headers.get("id") or "?"
+    queue = leader_queue(task.app, options.election)
+    put(task.app, message, queue)
+    logger.info(
+        "%s: %s[%s] handed to %s, not leading", options.election, task.name, task_id, queue.name
+    )
+
+
+def skip(options: LeaderOnly, request: Request) -> None:
+    """Have a message that this worker must not run end as a revoked one does.
+
+    The caller acknowledges afterwards.
+    """
+    task = request.task
+    reason = TaskSkipped(
+        f"{request.hostname} does not lead {options.election!r} and did not run {task.name}"
+    )
+    context = request._context
+    store_skipped(task, context, reason)
+    logger.info("%s: %s[%s] skipped, not leading", options.election, task.name, request.id)
+    how = {"terminated": False, "signum": None, "expired": False}
+    request.send_event("task-revoked", **how)
+    signals.task_revoked.send(sender=task, request=context, **how)
+
+
+def put(app: Any, message: Any, queue: Queue) -> None:
+    """Publish a received message again as it came, to ``queue``, with one more hop."""
+    headers = dict(message.headers)
+    headers[HOPS] = int(headers.get(HOPS) or 0) + 1
+    # The body has been decompressed on the way in.
+    compression = headers.pop("compression", None)
+    properties = {k: v for k, v in message.properties.items() if k not in _OF_DELIVERY}
+    if properties.get("expiration") is not None:
+        # Milliseconds, as text, in the message; seconds where it is published.
+        properties["expiration"] = int(properties["expiration"]) / 1000
+    with _producer_for(app, message) as producer:
+        producer.publish(
+            message.body,
+            exchange="",
+            routing_key=queue.name,
+            declare=[queue],
+            headers=headers,
+            content_type=message.content_type,
+            content_encoding=message.content_encoding,
+            compression=compression,
+            **properties,
+        )
+
+
+@contextlib.contextmanager
+def _producer_for(app: Any, message: Any) -> Any:
+    conf = app.conf
+    if conf.broker_read_url == conf.broker_write_url:
+        # The channel the message came on: no further socket, and it is acknowledged there.
+        yield Producer(message.channel, auto_declare=False)
+    else:
+        with app.producer_pool.acquire(block=True) as producer:
+            yield producer
+
+
+# -- when the worker goes, or gives way ---------------------------------------------------
+
+
+def forget_fetched() -> None:
+    """What waits here will be delivered again: it is not to be given back."""
+    _fetched.clear()
+
+
+def running_elections() -> set[str]:
+    """The elections whose leader-only bodies run here, or may begin to."""
+    # Copies made in one step: the main thread goes on meanwhile. First what may become
+    # active: the other way round, one that does in between would be seen in neither.
+    pooled = [request for request in list(_fetched.values()) if _in_pool(request)]
+    active = [reference() for reference in list(active_requests.data)]
+    bound = [_election_of(request) for request in (*pooled, *active) if request is not None]
+    return {election for election in bound if election is not None}
+
+
+def _election_of(request: Any) -> str | None:
+    options = options_for(request.task, request.args, request.kwargs)
+    return None if options is None else options.election
+
+
+def _in_pool(request: Any) -> bool:
+    return request._apply_result is not None
+
+
+def give_all_back(elections: Collection[str]) -> None:
+    """Put the messages for leaders of ``elections`` that wait here back, in their order."""
+    waiting = [
+        request
+        for request in _fetched.values()
+        if not _in_pool(request) and _election_of(request) in elections
+    ]
+    in_front = [request for request in waiting if _came_from_its_queue(request)]
+    behind = [request for request in waiting if request not in in_front]
+    # The last one first, because each is put in front of the others.
+    for request in (*reversed(in_front), *behind):
+        try:
+            give_back(request)
+        except Exception as exc:
+            # Not acknowledged: the broker gives it to another when this worker is gone.
+            logger.warning("%s cannot be given back yet: %s", request.name, exc)
+            return
+    if waiting:
+        logger.info("%d waiting leader-only task(s) given back", len(waiting))
+
+
+def give_back(request: LeaderOnlyRequest) -> None:
+    """Give the message of a request that was not started to the next leader."""
+    election = _election_of(request)
+    assert election is not None
+    if _came_from_its_queue(request):
+        put_in_front(request.message)
+    else:
+        put(request.app, request.message, leader_queue(request.app, election))
+        request.message.ack()
+    request.let_go()
+
+
+def _came_from_its_queue(request: Any) -> bool:
+    election = _election_of(request)
+    assert election is not None
+    queue = leader_queue(request.app, election)
+    return bool((request.message.delivery_info or {}).get("routing_key") == queue.name)
+
+
+def put_in_front(message: Any) -> None:
+    """Have a received message be the next one that is delivered from its queue."""
+    qos: Any = getattr(message.channel, "qos", None)
+    if not hasattr(qos, "restore_by_tag"):
+        message.requeue()
+        return
+    # On Redis a requeued message goes to the end; a restored one does not.
+    qos.restore_by_tag(message.delivery_tag)
+    qos.ack(message.delivery_tag)
