@@ -41,6 +41,7 @@ def main() -> None:
     print("|---|---|---|")
     for measure in (
         is_leader_cost,
+        lambda: task_cost(200 if quick else 1000),
         lambda: handover("worker", 3 if quick else 15),
         lambda: handover("beat", 3 if quick else 15),
         lambda: failover(1 if quick else 5),
@@ -75,6 +76,56 @@ def is_leader_cost() -> Rows:
         result = fleet.stranger.send_task("bench.is_leader").get(timeout=60)
     assert result["leads"]
     return [("`is_leader()` in a pool process", f"{result['ns']:.0f} ns", "< 1000 ns")]
+
+
+def task_cost(tasks: int) -> Rows:
+    """What being leader-only costs a task: its guard, its forwarding, and commands of Redis."""
+    with new_fleet() as fleet:
+        fleet.worker("w1", "-I", "benchmarks.tasks").says(" ready.")
+        leader = fleet.leader()
+        fleet.takes_part(fleet.worker("w2", "-P", "solo").says(" ready."))
+        guard = fleet.stranger.send_task("bench.guard", queue="celery.leader").get(timeout=60)
+        plain = _commands(fleet, "fleet.plain", leader.name, tasks)
+        led = _commands(fleet, "fleet.lead", "celery.leader", tasks)
+        forwarded = _commands(fleet, "fleet.lead", "w2", tasks)
+    more = {name: led[name] - plain[name] for name in {*led, *plain}}
+    return [
+        ("the guard of a leader-only body, on the leader", f"{guard:.0f} ns", "< 2000 ns"),
+        (
+            "Redis commands of a leader-only task beyond a plain one's",
+            f"{sum(more.values()) / tasks:.2f} over {tasks} tasks",
+            "0",
+        ),
+        (
+            "publishes of a forwarded task",
+            f"{(forwarded['lpush'] - plain['lpush']) / tasks:.2f} over {tasks} tasks",
+            "1 more",
+        ),
+    ]
+
+
+def _commands(fleet: Fleet, task: str, queue: str, tasks: int) -> collections.Counter[str]:
+    """The commands that Redis executed for ``tasks`` tasks, sent to ``queue``, until all ran."""
+
+    def counts() -> collections.Counter[str]:
+        stats = fleet.redis.info("commandstats")
+        # Polling and renewing go on in any case; these are a message's own.
+        names = ("lpush", "rpush", "zadd", "hset", "zrem", "hdel", "publish", "evalsha")
+        return collections.Counter(
+            {name: stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in names}
+        )
+
+    before = counts()
+    results = [
+        fleet.stranger.send_task(task, queue=queue, ignore_result=True) for _ in range(tasks)
+    ]
+    ids = {result.id for result in results}
+    wait_until(
+        lambda: ids <= {seen["id"] for seen in fleet.records("ran")}, 300, f"{tasks} of {task}"
+    )
+    after = counts()
+    after.subtract(before)
+    return after
 
 
 def handover(election: str, times: int) -> Rows:

@@ -248,8 +248,10 @@ class Leadership:
 
     @property
     def is_shut(self) -> bool:
-        """Whether the worker that this process is, or belongs to, is going; no I/O."""
-        self._inherit()
+        """Whether the worker that this process is, or belongs to, is going; no I/O.
+
+        In a pool process: once ``term`` was asked for.
+        """
         return self._shut is not None and self._shut.term() is not None
 
     def share(self) -> None:

@@ -282,16 +282,18 @@ class Nudge:
 
         In a shutdown nobody reads from it until the pool has drained.
         """
-        self.send()
         if getattr(self._channel, "_in_poll", None):
+            self.send()
             with contextlib.suppress(Empty):
                 self._channel._brpop_read()  # as kombu does when it closes the channel
 
     def remove(self) -> None:
         """Leave nothing behind."""
         with contextlib.suppress(Exception):
+            # Or what it pops after the queue was deleted would make that anew.
+            self.finish_pop()
             self._consumer.cancel()
-            self._channel.queue_delete(self._name)
+            self._channel.queue_purge(self._name)  # it is bound to nothing that a delete would find
 
 
 def nudge_of(c: Any, namespace: str) -> Nudge | None:

@@ -383,7 +383,7 @@ class LeaderOnlyTask(Task):  # type: ignore[misc]
                     " call celery_leader.install(app) where the app is made"
                 )
             leadership = leadership_of(self.app)
-            if leadership.is_shut or leadership.term(options.election) is None:
+            if leadership.term(options.election) is None or leadership.is_shut:
                 raise NotLeading(f"{options.election} is not led here")
         super().before_start(task_id, args, kwargs)
 
