@@ -18,7 +18,7 @@ import socket
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -417,9 +417,9 @@ class Leadership:
             operation_timeout=settings.timing.operation_timeout,
         )
 
-    def _store(self, source: LeaseSource) -> RedisStore:
+    def _store(self, source: LeaseSource, connect: Callable[[], Any]) -> RedisStore:
         client = RedisClient(
-            source.connect,
+            connect,
             setting=source.setting,
             operation_timeout=self.settings.timing.operation_timeout,
         )
@@ -432,7 +432,7 @@ class Leadership:
         source = self._new_source()
         if source is None:
             raise LeaderError("this app's broker is in-process memory: it keeps no elections")
-        store = self._store(source)
+        store = self._store(source, source.connect_anywhere)
         try:
             yield store
         finally:
@@ -443,7 +443,7 @@ class Leadership:
             self._source = self._new_source()
             assert self._source is not None
             self._runner = Runner(
-                self._store(self._source),
+                self._store(self._source, self._source.connect),
                 app=app_identity(self.app),
                 on_foreign=self._foreign,
             )

@@ -17,10 +17,11 @@ import contextlib
 import datetime
 import heapq
 import logging
+import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from billiard.process import current_process
@@ -30,7 +31,7 @@ from celery.schedules import crontab, schedule
 from .app import ALWAYS_TERM, Leadership, leadership_of, refusing_clearly
 from .dispatch import Dispatcher
 from .election import Change, Deposed, Elected, Outranked
-from .errors import StoreUnavailable
+from .errors import LeaderError, StoreUnavailable
 from .plan import (
     CATCH_UP_OPTION,
     CatchUp,
@@ -54,7 +55,9 @@ logger = logging.getLogger(__name__)
 
 _STEP = 1.0  # seconds; the longest a follower's tick takes, for beat's own liveness checks
 _LONGEST_RETRY = 0.8  # seconds; the longest pause before what could not be sent is tried again
-_TRIES = 3  # attempts at one tick before the others have their turn
+_LONGEST_ASIDE = 30.0  # seconds; the same for what cannot be sent while others can
+_TRIES = 3  # attempts at one tick before it is asked whether others could be sent
+_FAR = 10 * 365 * 86400.0  # seconds; later than this is not told from never
 _EARLY = 1.0  # seconds; a schedule that says "later" by less was asked a moment too early
 
 
@@ -211,6 +214,7 @@ class LeaderMixin:
         task_id = self._own_id(name, tick.label)
         term: int | None = None
         result = None
+        tries = 0
 
         def publish(producer: Any) -> None:
             nonlocal result
@@ -227,6 +231,14 @@ class LeaderMixin:
             try:
                 agreed = self._dispatcher.send(term, name, before, claimed, after, publish)
             except StoreUnavailable as exc:
+                tries += 1
+                if tries >= _TRIES and self._dispatcher.works(term):
+                    logger.error(
+                        "beat: %s cannot be sent as others are, this tick is given up: %s",
+                        name,
+                        exc,
+                    )
+                    break
                 self._note_failure(name, exc)
                 self._pause.wait(self._retry_delay())
                 continue
@@ -317,12 +329,12 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._known: dict[str, Any] = {}
         self._clock_read = 0.0
         self._not_enumerable: set[str] = set()
-        # What could not be sent lately, and whether that was said of it.
-        self._aside: dict[str, bool] = {}
+        # What cannot be sent while others can, and how often that was tried.
+        self._aside: dict[str, int] = {}
         with refusing_clearly():
             # The banner's instance, which is the first, has no schedule of its own.
-            for name, fields in app.conf.beat_schedule.items():
-                catch_up_of(name, dict(fields).get("options"), CatchUp.ONE)
+            for name, fields in _checked(app.conf.beat_schedule):
+                catch_up_of(name, fields.get("options"), CatchUp.ONE)
         super().__init__(app, *args, **kwargs)
 
     def apply_async(
@@ -398,7 +410,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
                 following = plan.postponed(_later(plan.entry, next_in))
                 agreed = self._write(name, plan, following, term)
         except StoreUnavailable as exc:
-            return self._set_aside(name, exc)
+            return self._set_aside(name, term, exc)
         if agreed:
             heapq.heappop(self._queue)
             self._plans[name] = following
@@ -406,31 +418,27 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             self._push(name, following)
         else:
             self._led_term = None  # read the shared state again before anything else
-        self._take_up_again(name)
+        self._note_sent(name)
         return 0
 
-    def _set_aside(self, name: str, exc: StoreUnavailable) -> float:
-        """This tick stays due; after a few tries the others have their turn in between."""
-        if name in self._aside and not self._failed_sends:
-            # The others were sent, so it is for its own reasons that this one cannot be.
-            if not self._aside[name]:
-                logger.error("beat: %s stays due, but cannot be sent as others are: %s", name, exc)
-            self._aside[name] = True
-            self._push_later(name, _LONGEST_RETRY)
-            return 0
-        self._note_failure(name, exc)
-        if self._failed_sends >= _TRIES:
-            self._aside.setdefault(name, False)
-            self._push_later(name, self._retry_delay())
-        return self._retry_delay()
+    def _set_aside(self, name: str, term: int, exc: StoreUnavailable) -> float:
+        """This tick stays due; if others can be sent, it waits for its next try beside them."""
+        if name not in self._aside and not self._dispatches(term):
+            self._note_failure(name, exc)
+            return self._retry_delay()
+        tries = self._aside[name] = self._aside.get(name, 0) + 1
+        if tries == 1:
+            return 0  # a connection may have been lost, and is there again
+        if tries == 2:
+            logger.error("beat: %s stays due, but cannot be sent as others are: %s", name, exc)
+        self._push_later(name, min(_LONGEST_RETRY * 2 ** (tries - 2), _LONGEST_ASIDE))
+        return 0
 
-    def _take_up_again(self, name: str) -> None:
-        """Something was sent: what waited behind an outage is due in its order again."""
-        if self._failed_sends and self._aside:
-            self._queue = []
-            for each, plan in self._plans.items():
-                self._push(each, plan)
-        if self._aside.pop(name, False):
+    def _dispatches(self, term: int) -> bool:
+        return self._dispatcher is not None and self._dispatcher.works(term)
+
+    def _note_sent(self, name: str) -> None:
+        if self._aside.pop(name, 0) > 1:
             logger.info("beat: %s can be sent again", name)
         self._note_success()
 
@@ -441,7 +449,8 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         entry, task_id = plan.entry, self._own_id(name, label)
 
         def publish(producer: Any) -> None:
-            logger.info("Scheduler: Sending due task %s (%s)", name, entry.task)
+            if name not in self._aside:
+                logger.info("Scheduler: Sending due task %s (%s)", name, entry.task)
             with _labelled(entry, term, label, task_id):
                 self.apply_async(entry, producer=producer, advance=False)
 
@@ -551,7 +560,9 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
                 self.max_interval,
             )
             return False, self.max_interval
-        return due_now, next_in if isinstance(next_in, int | float) else self.max_interval
+        if not isinstance(next_in, int | float) or math.isnan(next_in):
+            return due_now, self.max_interval
+        return due_now, max(-_FAR, min(next_in, _FAR))
 
     def _push(self, name: str, plan: Plan) -> None:
         self._pushed += 1
@@ -562,6 +573,24 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._pushed += 1
         again = at(self._plans[name].entry.default_now()) + next_in
         heapq.heapreplace(self._queue, (again, self._pushed, name))
+
+
+def _checked(entries: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The entries of a ``beat_schedule``, with their fields.
+
+    Raises:
+        LeaderError: it is none.
+    """
+    if not isinstance(entries, Mapping):
+        raise LeaderError(f"beat_schedule is {entries!r}: it must be a dict of entries")
+    for name, entry in entries.items():
+        try:
+            yield name, dict(entry)
+        except (TypeError, ValueError):
+            raise LeaderError(
+                f"beat_schedule[{name!r}] is {entry!r}: it must be a dict with 'task' and"
+                " 'schedule'"
+            ) from None
 
 
 def _exit(*_: Any) -> None:

@@ -8,6 +8,7 @@ and not from the pools of the event loop. Nothing is parsed here.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from celery import Celery
 from kombu import Connection
 from kombu.utils.url import maybe_sanitize_url
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from .errors import LeaderError
@@ -47,6 +49,17 @@ class LeaseSource:
         self._pool: Any = None
         self._connected = 0
 
+    def check(self) -> None:
+        """Refuse what cannot lead to any Redis; connects to nothing.
+
+        Raises:
+            LeaderError: a part of the URL or an option of the transport is wrong or missing.
+        """
+        try:
+            self._new_pool()
+        except Exception as exc:  # kombu and redis-py raise what they like here
+            raise LeaderError(f"{self.setting} ({self.address}) cannot be used: {exc}") from exc
+
     @property
     def key_prefix(self) -> str:
         """The broker's ``global_keyprefix``; kombu adds it to some commands only."""
@@ -72,6 +85,17 @@ class LeaseSource:
         self._pool = pool
         self._connected += 1
         return connection
+
+    def connect_anywhere(self) -> Any:
+        """A connection to the first of its URLs that answers, for one short visit.
+
+        Raises:
+            redis.exceptions.RedisError, OSError: none does.
+        """
+        for _ in self._kombu.alt[1:]:
+            with contextlib.suppress(RedisError, OSError):
+                return self.connect()
+        return self.connect()
 
     def connect_beside(self) -> Any:
         """Another connection to where the last one went; it never moves on by itself.
@@ -145,7 +169,9 @@ def lease_source(
         setting = "broker_write_url" if split else "broker_url"
         connection, driver = _resolved(app.connection_for_write, setting)
     if driver == _REDIS:
-        return LeaseSource(connection, setting=setting, operation_timeout=operation_timeout)
+        source = LeaseSource(connection, setting=setting, operation_timeout=operation_timeout)
+        source.check()
+        return source
     if url:
         raise LeaderError(
             f"leader_url ({maybe_sanitize_url(url)}) must name a Redis, as redis://,"

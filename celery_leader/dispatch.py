@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 #: Publishes one message with the producer it is given.
 Publish = Callable[[Any], Any]
 
+#: Written and removed again, as the state of an entry of this name.
+_PROBE = ""
+
 _AGREED = (Outcome.SENT, Outcome.REPEATED)
 
 
@@ -133,6 +136,23 @@ class Dispatcher:
         self._publish(entry, publish)
         return self._agreed(self._store.dispatch(mandate, entry, claimed, new, []), term)
 
+    def works(self, term: int) -> bool:
+        """Whether Redis takes what is written in the name of ``term``, and the broker is there.
+
+        Asked when a message could not be sent: if so, that message is at fault.
+        """
+        if self._store is None:
+            return True
+        mandate = self._mandate(term)
+        try:
+            self._store.forget(mandate, [_PROBE])
+            outcome = self._store.anchor(mandate, {_PROBE: ("", "{}")})
+            self._store.forget(mandate, [_PROBE])
+            self.producer()
+        except StoreUnavailable:
+            return False
+        return outcome in _AGREED
+
     @property
     def fences_messages(self) -> bool:
         """Whether a message travels with its claim."""
@@ -195,9 +215,12 @@ class Dispatcher:
         try:
             with self._work, _awaiting_no_results():
                 publish(producer)
-        except SchedulingError as exc:
-            cause = exc.__cause__ or exc.__context__
-            if isinstance(cause, self._lost):
+        except Exception as exc:  # what a user's own router or option has raised, too
+            cause = exc.__cause__ or exc.__context__ if isinstance(exc, SchedulingError) else exc
+            by_mistake = isinstance(cause, OperationalError) and isinstance(
+                cause.__cause__, KeyError
+            )
+            if isinstance(cause, self._lost) and not by_mistake:
                 self._disconnect()
                 raise StoreUnavailable(f"the broker does not take it: {cause}") from exc
             logger.error("beat: %s cannot be sent, this tick of it is given up: %s", entry, exc)

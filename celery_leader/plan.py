@@ -242,7 +242,7 @@ def catch_up_of(entry: str, options: dict[str, Any] | None, default: CatchUp) ->
     Raises:
         LeaderError: its option has a value it cannot have.
     """
-    value = (options or {}).get(CATCH_UP_OPTION)
+    value = options.get(CATCH_UP_OPTION) if isinstance(options, dict) else None
     if value is None:
         return default
     return CatchUp.named(value, f"options[{CATCH_UP_OPTION!r}] of the entry {entry!r}")
@@ -278,10 +278,13 @@ def fingerprint(timetable: Any) -> str:
         # Its repr rounds: every 90 and every 90.2 seconds look the same there.
         text = f"every {timetable.run_every.total_seconds()!r} s"
         return f"{text} relative {timetable.tz}" if timetable.relative else text
-    text = repr(timetable)
+    try:
+        text = repr(timetable)
+    except Exception:  # a schedule of the user's own may raise anything
+        text = " at 0x"  # is told by its attributes, as one without a repr of its own
     if " at 0x" in text:
         told = {
-            name: repr(value)
+            name: _told(value)
             for name, value in sorted(vars(timetable).items())
             if not _is_cached(timetable, name)
         }
@@ -289,6 +292,13 @@ def fingerprint(timetable: Any) -> str:
         text = f"{type(timetable).__qualname__} {lasting}"
     zone = getattr(timetable, "tz", None) if isinstance(timetable, crontab) else None
     return f"{text} {zone}" if zone is not None else text
+
+
+def _told(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:
+        return type(value).__qualname__
 
 
 def _is_cached(timetable: Any, name: str) -> bool:

@@ -161,6 +161,11 @@ class RedisClient:
                 advice = f"Redis asks for a password; put it into {setting}: {text}"
             case ResponseError() if "unknown command" in text.lower():
                 advice = f"{setting} names a server older than Redis 6.2: {text}"
+            case ResponseError() if "WRONGTYPE" in text:
+                advice = (
+                    f"in {setting}, one of the keys celery-leader:... of this namespace is of"
+                    f" another type than the README says; delete it: {text}"
+                )
             case ResponseError():
                 advice = f"the Redis in {setting} refused: {text}"
             case _:

@@ -21,6 +21,7 @@ WORKER = "worker"
 BEAT = "beat"
 
 _MOST_PRIORITY = 1000
+_MOST = 10**9  # of anything; some thirty years, for durations
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +61,16 @@ class Settings:
         return cls(
             timing=_timing(app),
             namespace=check_name(namespace, "leader_namespace") if namespace else default_queue,
-            queue=str(get("leader_queue", None) or f"{default_queue}.leader"),
+            queue=_queue(app, default_queue),
             url=url or None,
             transport_options=options,
             candidate=_truth(app, "leader_candidate", True),
             elections=None if elections is None else check_elections(elections, "leader_elections"),
-            priority=check_priority(get("leader_priority", None) or 0, "leader_priority"),
+            priority=check_priority(_given(app, "leader_priority", 0), "leader_priority"),
             preempt=_truth(app, "leader_preempt", False),
             history_size=_count(app, "leader_history_size", 256),
             beat_catch_up=CatchUp.named(
-                get("leader_beat_catch_up", None) or "one", "leader_beat_catch_up"
+                _given(app, "leader_beat_catch_up", "one"), "leader_beat_catch_up"
             ),
             beat_catch_up_max=_count(app, "leader_beat_catch_up_max", 100),
         )
@@ -106,6 +107,21 @@ def check_priority(value: Any, what: str) -> int:
     return value
 
 
+def _given(app: Celery, setting: str, default: Any) -> Any:
+    value = app.conf.get(setting, None)
+    return default if value is None else value
+
+
+def _queue(app: Celery, default_queue: str) -> str:
+    queue = _given(app, "leader_queue", f"{default_queue}.leader")
+    if not isinstance(queue, str) or queue in ("", default_queue):
+        raise LeaderError(
+            f"leader_queue is {queue!r}: it must be the name of a queue of its own, which the"
+            f" leader alone consumes, and not task_default_queue ({default_queue!r})"
+        )
+    return queue
+
+
 def _truth(app: Celery, setting: str, default: bool) -> bool:
     value = app.conf.get(setting, default)
     if not isinstance(value, bool):
@@ -121,14 +137,16 @@ def _number(app: Celery, setting: str, default: float) -> float:
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise LeaderError(f"{setting} is {value!r}: it must be a number")
+    if not abs(value) <= _MOST:  # not a number is not either
+        raise LeaderError(f"{setting} is out of range: it must be {_MOST:,} at most")
     return value
 
 
 def _count(app: Celery, setting: str, default: int) -> int:
-    count = int(_number(app, setting, default))
-    if count < 1:
-        raise LeaderError(f"{setting} is {count!r}: it must be 1 or more")
-    return count
+    count = _number(app, setting, default)
+    if count < 1 or count != int(count):
+        raise LeaderError(f"{setting} is {count!r}: it must be a whole number, 1 or more")
+    return int(count)
 
 
 def _timing(app: Celery) -> Timing:
@@ -139,7 +157,7 @@ def _timing(app: Celery) -> Timing:
     return Timing(
         lease_duration=lease,
         renew_interval=_number(app, "leader_renew_interval", rest.renew_interval),
-        renew_attempts=int(_number(app, "leader_renew_attempts", rest.renew_attempts)),
+        renew_attempts=_count(app, "leader_renew_attempts", rest.renew_attempts),
         renew_retry_delay=_number(app, "leader_renew_retry_delay", rest.renew_retry_delay),
         election_jitter=_number(app, "leader_election_jitter", rest.election_jitter),
         operation_timeout=_number(app, "leader_operation_timeout", rest.operation_timeout),

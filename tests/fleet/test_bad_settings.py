@@ -35,6 +35,26 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"conf": {"leader_elections": ["worker", "beat"]}},
         "leader_elections names 'beat': beats elect their leader among themselves",
     ),
+    "a duration without end": (
+        {"conf": {"leader_lease_duration": float("inf")}},
+        "leader_lease_duration is out of range: it must be 1,000,000,000 at most",
+    ),
+    "attempts that are no whole number": (
+        {"conf": {"leader_renew_attempts": 2.5}},
+        "leader_renew_attempts is 2.5: it must be a whole number, 1 or more",
+    ),
+    "a leader_queue that everybody consumes": (
+        {"conf": {"leader_queue": "celery"}},
+        "leader_queue is 'celery': it must be the name of a queue of its own",
+    ),
+    "a sentinel without a master_name": (
+        {"conf": {"leader_url": "sentinel://127.0.0.1:1"}},
+        "cannot be used: 'master_name' transport option must be specified",
+    ),
+    "a database that is no number": (
+        {"conf": {"leader_url": "redis://127.0.0.1:1/abc"}},
+        "127.0.0.1:1/abc) cannot be used: Database is int between 0",
+    ),
     "a priority that is no whole number": (
         {"conf": {"leader_priority": 1.5}},
         "leader_priority is 1.5: it must be a whole number from -1000 to 1000",
