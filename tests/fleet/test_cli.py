@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -116,3 +117,12 @@ def test_status_with_settings_that_cannot_work_is_an_error_in_one_line(
     ran = new_fleet().run("leader", "status", conf={"leader_lease_duration": 0})
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.splitlines() == ["Error: leader_lease_duration is 0: it must be above 0"]
+
+
+def test_status_is_read_from_the_url_of_a_list_that_answers(led: Fleet) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        dead = f"redis://127.0.0.1:{nobody.getsockname()[1]}/0"
+        ran = led.run("leader", "status", broker=f"{dead};{led.config['broker']}")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert led.leader().node in ran.stdout
