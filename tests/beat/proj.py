@@ -51,11 +51,10 @@ def customised(app: Celery, config: dict[str, Any]) -> Celery:
     periodic = config.get("periodic", [])
     if periodic:
 
-        @app.on_after_finalize.connect(weak=False)
-        def add(sender: Any, **_: Any) -> None:
-            for entry in periodic:
-                task = sender.tasks["fleet.plain"]
-                sender.add_periodic_task(entry["every"], task.s(), name=entry["name"])
+        # Not at on_after_finalize: a class-based task of the fleet's app has finalized it.
+        for entry in periodic:
+            task = app.tasks["fleet.plain"]
+            app.add_periodic_task(entry["every"], task.s(), name=entry["name"])
 
     if config.get("django"):
         set_up_django(config["django"])
