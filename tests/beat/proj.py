@@ -50,7 +50,6 @@ def customised(app: Celery, config: dict[str, Any]) -> Celery:
         }
     periodic = config.get("periodic", [])
     if periodic:
-
         # Not at on_after_finalize: a class-based task of the fleet's app has finalized it.
         for entry in periodic:
             task = app.tasks["fleet.plain"]
