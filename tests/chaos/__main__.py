@@ -15,7 +15,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -25,33 +24,12 @@ from tests.chaos.drainer import Drainer
 from tests.chaos.faults import KINDS, Done, Scene, schedule
 from tests.chaos.judge import Judge, Report, Row, Window
 from tests.chaos.proxy import quiet_port
+from tests.chaos.stalls import Stalls
 from tests.redis_process import RedisServer
 
 _DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 _SCHEDULERS = {True: "leader", False: "tests.chaos.app:UnfencedScheduler"}
 _CALM = "no fault"
-
-
-class Stalls:
-    """How long this machine made a thread wait that wanted to run."""
-
-    _STEP = 0.05
-
-    def __init__(self) -> None:
-        self._seen: list[tuple[int, float]] = []
-        threading.Thread(target=self._watch, name="stalls", daemon=True).start()
-
-    def _watch(self) -> None:
-        while True:
-            before = time.monotonic()
-            time.sleep(self._STEP)
-            over = time.monotonic() - before - self._STEP
-            if over > self._STEP:
-                self._seen.append((_now(), over))
-
-    def between(self, begin: int, end: int) -> float:
-        """Seconds of it from ``begin`` to ``end``."""
-        return sum(over for at, over in self._seen if begin <= at <= end)
 
 
 def main() -> int:
@@ -135,7 +113,7 @@ def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, li
         f"\n{len(drainer.elections)} elections, {len(drainer.arrivals)} messages,"
         f" this machine stood still for {stalls.between(0, closed):.1f} s"
     ]
-    notes += [f"{d.beat} {d.what} at {_clock(d.at)}; see {d.log}" for d in deaths]
+    notes += [f"{d.name} {d.what} at {_clock(d.at)}; see {d.log}" for d in deaths]
     notes += _log_notes(logs)
     return report, notes
 

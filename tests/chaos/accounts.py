@@ -1,0 +1,206 @@
+"""Judges what became of every task id that was sent. Pure: records in, a report out.
+
+A start is right if, by the election's record at that same moment of Redis, its node held
+the lease. A start after another was elected is no violation if its process had been
+stopped, by us or by the machine, between the guard's look and the body's first act: no
+system with pauses can promise more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+_EXAMPLES = 5
+_BEFORE_NOTED = 20_000  # microseconds from the guard's look until that was noted
+_SLOW = 100_000  # microseconds from there to the first act; more, and it was not running
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One task or canvas: the way it was sent and all its ids."""
+
+    way: str
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A body that started, and the election's record at that moment of Redis.
+
+    Moments are microseconds, and ``expires_at`` too.
+    """
+
+    id: str
+    node: str
+    attempt: int
+    checked: int
+    at: int
+    holder: str
+    term: int
+    held: bool
+    expires_at: int
+
+    @property
+    def on_leader(self) -> bool:
+        """Whether Redis says that its node led."""
+        return self.held and self.holder == self.node and self.at < self.expires_at
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A node that could not run between two moments."""
+
+    node: str
+    begins: int
+    ends: int
+
+
+@dataclass(slots=True)
+class Trace:
+    """How often the message of one id was put into a queue, taken in hand, and let go."""
+
+    queued: int = 0
+    taken: int = 0
+
+    @property
+    def lost_on_its_way(self) -> bool:
+        """Whether the broker gave it to a connection at whose other end nobody took it.
+
+        That is BRPOP: Redis forgets the message when it writes the reply, and plain Celery
+        loses it the same way.
+        """
+        return self.queued > self.taken
+
+
+@dataclass(slots=True)
+class Row:
+    """What became of all that was sent one way."""
+
+    way: str
+    sent: int = 0
+    ran: int = 0
+    twice: int = 0
+    skipped: int = 0
+    lost_by_brpop: int = 0
+    unfinished: int = 0
+
+
+@dataclass(slots=True)
+class Report:
+    """A row for each way, and what must not have been."""
+
+    rows: list[Row]
+    starts: int = 0
+    on_followers: int = 0
+    excused: int = 0
+    violations: list[str] = field(default_factory=list)
+
+
+class Accounts:
+    """Everything that is known at the end.
+
+    Args:
+        starts: in the order of Redis.
+        ended: ids whose body was done at least once.
+        states: by id, Celery's own state of what did not end.
+        traces: by id, what became of its message.
+        frozen: who could not run, and when.
+    """
+
+    def __init__(
+        self,
+        starts: Sequence[Start],
+        ended: Iterable[str],
+        states: Mapping[str, str],
+        traces: Mapping[str, Trace],
+        frozen: Sequence[Frozen],
+    ) -> None:
+        self._starts = starts
+        self._ended = set(ended)
+        self._states = states
+        self._traces = traces
+        self._frozen = frozen
+        self._found: dict[str, list[str]] = defaultdict(list)
+
+    def report(self, sent: Iterable[Sent]) -> Report:
+        """What came of all that was ``sent``."""
+        rows: dict[str, Row] = {}
+        per_attempt = Counter((start.id, start.attempt) for start in self._starts)
+        twice = {task_id for (task_id, _), count in per_attempt.items() if count > 1}
+        for unit in sent:
+            row = rows.setdefault(unit.way, Row(unit.way))
+            row.sent += len(unit.ids)
+            row.ran += len(self._ended.intersection(unit.ids))
+            row.twice += len(twice.intersection(unit.ids))
+            self._account_for_rest(unit, row)
+        report = Report(list(rows.values()), starts=len(self._starts))
+        self._read_starts(report)
+        for what, cases in self._found.items():
+            report.violations.append(f"{len(cases)} x {what}: " + "; ".join(cases[:_EXAMPLES]))
+        return report
+
+    def _account_for_rest(self, unit: Sent, row: Row) -> None:
+        rest = [task_id for task_id in unit.ids if task_id not in self._ended]
+        open_ = []
+        for task_id in rest:
+            if self._states.get(task_id) != "REVOKED":
+                open_.append(task_id)
+            elif unit.way == "skip":
+                row.skipped += 1
+            else:
+                row.unfinished += 1
+                self._found["skipped though not asked to"].append(f"{unit.way} {task_id}")
+        lost = [task_id for task_id in open_ if self._lost_on_its_way(task_id)]
+        never_sent = [task_id for task_id in open_ if task_id not in self._traces]
+        row.lost_by_brpop += len(lost)
+        for task_id in open_:
+            if task_id in lost:
+                continue
+            row.unfinished += 1
+            # What was to come after a lost one is as lost.
+            if not (lost and task_id in never_sent):
+                self._found["unfinished"].append(f"{unit.way} {task_id}, {self._fate(task_id)}")
+
+    def _lost_on_its_way(self, task_id: str) -> bool:
+        trace = self._traces.get(task_id)
+        return trace is not None and trace.lost_on_its_way
+
+    def _fate(self, task_id: str) -> str:
+        trace = self._traces.get(task_id)
+        state = self._states.get(task_id, "no state")
+        if trace is None:
+            return f"never in a queue, {state}"
+        starts = sum(start.id == task_id for start in self._starts)
+        return f"queued {trace.queued} and taken {trace.taken} times, started {starts}, {state}"
+
+    def _read_starts(self, report: Report) -> None:
+        for start in self._starts:
+            if start.on_leader:
+                continue
+            if self._was_frozen(start):
+                report.excused += 1
+                continue
+            report.on_followers += 1
+            whose = f"{start.holder or 'nobody'} with term {start.term}"
+            if not start.held or start.at >= start.expires_at:
+                whose = f"nobody, after {whose}"
+            self._found["started on a follower"].append(
+                f"{start.id} on {start.node} at {_clock(start.at)},"
+                f" {(start.at - start.checked) / 1000:.1f} ms after its check, while {whose} led"
+            )
+
+    def _was_frozen(self, start: Start) -> bool:
+        looked = start.checked - _BEFORE_NOTED
+        return start.at - start.checked > _SLOW or any(
+            pause.node == start.node and pause.begins <= start.at and looked <= pause.ends
+            for pause in self._frozen
+        )
+
+
+def _clock(moment: int) -> str:
+    seconds, micros = divmod(moment, 1_000_000)
+    minutes, second = divmod(seconds % 86_400, 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour:02}:{minute:02}:{second:02}.{micros:06}"

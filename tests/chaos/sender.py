@@ -1,0 +1,136 @@
+"""Sends leader-only tasks in every way there is, and knows the id of each of them."""
+
+from __future__ import annotations
+
+import datetime
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, chain, chord, group, uuid
+
+from tests.chaos.accounts import Sent
+
+_AT_MOST_OPEN = 250  # ids that are sent and not yet ended, or the run would only pile up
+
+
+class Sender:
+    """Sends from ``with`` until ``stop``, as many as the workers can take.
+
+    Args:
+        app: the app of the tasks, as a web process has it.
+        stranger: an app that shares the broker and knows no task.
+        queues: those of single workers.
+        ended: how many ids have ended so far.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        stranger: Celery,
+        queues: list[str],
+        seed: int,
+        ended: Callable[[], int],
+    ) -> None:
+        self._body = app.tasks["chaos.body"]
+        self._again = app.tasks["chaos.again"]
+        self._skipped = app.tasks["chaos.skipped"]
+        self._stranger = stranger
+        self._queues = queues
+        self._chance = random.Random(seed)
+        self._ended = ended
+        self._ids = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
+        self.sent: list[Sent] = []
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Sender:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._over.set()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        ways = {
+            "delay": self._delay,
+            "countdown": self._countdown,
+            "eta": self._eta,
+            "queue of a worker": self._queue,
+            "send_task": self._send_task,
+            "chain": self._chain,
+            "group": self._group,
+            "chord": self._chord,
+            "retry": self._retry,
+            "link": self._link,
+            "skip": self._skip,
+        }
+        try:
+            while not self._over.is_set():
+                for way in self._chance.sample(list(ways), len(ways)):
+                    ids = ways[way]()
+                    self.sent.append(Sent(way, ids))
+                    self._ids += len(ids)
+                while self._ids - self._ended() > _AT_MOST_OPEN:
+                    if self._over.wait(0.05):
+                        return
+        except BaseException as exc:
+            self.error = exc
+            raise
+
+    # -- the ways ------------------------------------------------------------------
+
+    def _delay(self) -> tuple[str, ...]:
+        return (self._body.delay().id,)
+
+    def _countdown(self) -> tuple[str, ...]:
+        return (self._body.apply_async(countdown=self._chance.uniform(0.1, 2.5)).id,)
+
+    def _eta(self) -> tuple[str, ...]:
+        later = datetime.timedelta(seconds=self._chance.uniform(0.1, 2.5))
+        return (
+            self._body.apply_async(eta=datetime.datetime.now(datetime.timezone.utc) + later).id,
+        )
+
+    def _queue(self) -> tuple[str, ...]:
+        return (self._body.apply_async(queue=self._chance.choice(self._queues)).id,)
+
+    def _send_task(self) -> tuple[str, ...]:
+        return (self._stranger.send_task("chaos.body").id,)
+
+    def _chain(self) -> tuple[str, ...]:
+        ids, steps = self._steps(3)
+        chain(*steps).apply_async()
+        return ids
+
+    def _group(self) -> tuple[str, ...]:
+        ids, steps = self._steps(3)
+        group(steps).apply_async()
+        return ids
+
+    def _chord(self) -> tuple[str, ...]:
+        ids, (*header, total) = self._steps(4)
+        chord(header)(total)
+        return ids
+
+    def _retry(self) -> tuple[str, ...]:
+        return (self._again.delay().id,)
+
+    def _link(self) -> tuple[str, ...]:
+        ids, (first, second) = self._steps(2)
+        first.apply_async(link=second)
+        return ids
+
+    def _skip(self) -> tuple[str, ...]:
+        return (self._skipped.apply_async(queue=self._chance.choice(self._queues)).id,)
+
+    def _steps(self, count: int) -> tuple[tuple[str, ...], list[Any]]:
+        ids = tuple(uuid() for _ in range(count))
+        return ids, [self._body.s().set(task_id=task_id) for task_id in ids]

@@ -1,0 +1,133 @@
+"""The Celery app of the chaos run of tasks: every body says in Redis that it starts and ends.
+
+Who leads when a body starts is not for the worker to say: one script writes the start down
+together with the election's record and the time, as they are in Redis at that moment.
+A process reads its configuration, JSON, from the variable ``VARIABLE``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import redis
+from celery import Celery, Task
+
+from celery_leader import install, leader_only
+
+VARIABLE = "CHAOS_TASKS"
+RUNS = "chaos:runs"
+RECORD = "celery-leader:celery:election:worker"
+
+VISIBILITY = 6  # seconds until what a killed worker had in hand is delivered again
+RESTORE_EVERY = 1  # seconds between two looks for what is to be delivered again
+BODY = 0.01  # seconds a body takes
+
+# KEYS runs record
+# ARGV id node try checked
+_STARTED = """
+local time = redis.call('TIME')
+local record = redis.call('HMGET', KEYS[2], 'holder', 'term', 'state', 'expires_at')
+redis.call('XADD', KEYS[1], '*', 'event', 'start', 'id', ARGV[1], 'node', ARGV[2],
+           'try', ARGV[3], 'checked', ARGV[4],
+           'at', string.format('%.0f', time[1] * 1000000 + time[2]),
+           'holder', record[1] or '', 'term', record[2] or '',
+           'state', record[3] or '', 'expires_at', record[4] or '0')
+"""
+
+
+class Records:
+    """Writes down what happens in this process, on a connection that no fault hits."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client: redis.Redis | None = None
+        self._pid = 0
+
+    def _connected(self) -> redis.Redis:
+        if self._client is None or self._pid != os.getpid():  # not that of before a fork
+            self._client = redis.Redis.from_url(self._url)
+            self._started = self._client.register_script(_STARTED)
+            self._pid = os.getpid()
+        return self._client
+
+    def started(self, request: Any) -> None:
+        """The body of ``request`` starts."""
+        self._connected()
+        self._started(
+            keys=[RUNS, RECORD],
+            args=[request.id, request.hostname, request.retries, request.checked_at],
+        )
+
+    def ended(self, request: Any) -> None:
+        """The body of ``request`` has done what it is for."""
+        self._connected().xadd(RUNS, {"event": "end", "id": request.id})
+
+
+class Noted(Task):  # type: ignore[misc]
+    """Notes when the guard of a leader-only body had let it pass."""
+
+    abstract = True
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        self.request.checked_at = time.time_ns() // 1000
+
+
+def build(config: dict[str, Any]) -> Celery:
+    """The app that ``config`` asks for: ``broker``, ``redis``, ``lease``, ``guard``."""
+    app = Celery("chaos", broker=config["broker"], backend=config["redis"].replace("/0", "/1"))
+    app.conf.update(
+        leader_lease_duration=config["lease"],
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=4,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        result_expires=3600,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY,
+            "unacked_restore_interval": RESTORE_EVERY,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": VISIBILITY,
+            # A connection that fell silent is found out before the run is over.
+            "health_check_interval": 2,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 2,
+        },
+    )
+    if config["guard"]:
+        install(app)
+        define(app, Records(config["redis"]), leader_only, leader_only(on_follower="skip"))
+    else:
+        install(app)  # an election that nothing heeds
+        define(app, Records(config["redis"]), lambda task: task, lambda task: task)
+    return app
+
+
+def define(app: Celery, records: Records, mark: Any, mark_skip: Any) -> None:
+    """Give ``app`` its tasks."""
+
+    def body(self: Any, *_: Any) -> int:
+        records.started(self.request)
+        time.sleep(BODY)
+        records.ended(self.request)
+        return 1
+
+    def skipped(self: Any) -> int:
+        return body(self)
+
+    def again(self: Any) -> int:
+        if self.request.retries:
+            return body(self)
+        records.started(self.request)
+        raise self.retry(countdown=0.3)
+
+    for function, marked in ((body, mark), (skipped, mark_skip), (again, mark)):
+        name = f"chaos.{function.__name__}"
+        marked(app.task(name=name, bind=True, base=Noted, shared=False)(function))
+
+
+if VARIABLE in os.environ:
+    app = build(json.loads(os.environ[VARIABLE]))

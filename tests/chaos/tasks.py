@@ -1,0 +1,187 @@
+"""Chaos for leader-only tasks: real workers under faults, and an account of every task id.
+
+``python -m tests.chaos.tasks --minutes 2`` prints its seed, each fault with its time, a table
+of what became of the tasks sent in each way, and what must not have been; then it ends with
+exit code 1. With ``--no-guard`` the same tasks are marked for nobody and go to any worker:
+with ``--expect-follower-starts`` it ends with exit code 0 only if the judge has seen them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import redis
+from celery import Celery
+
+from tests.chaos import task_app
+from tests.chaos.accounts import Accounts, Report, Row
+from tests.chaos.faults import schedule
+from tests.chaos.proxy import quiet_port
+from tests.chaos.sender import Sender
+from tests.chaos.supervised import Death
+from tests.chaos.task_faults import KINDS, Scene
+from tests.chaos.witness import Journal, Witness, wait_for_rest
+from tests.chaos.workers import Worker, Workers
+from tests.redis_process import RedisServer
+
+_STARTS_WITHIN = 20.0  # seconds a worker may take; part of what is waited for at the end
+
+
+def main() -> int:
+    options = _options()
+    seed = options.seed if options.seed is not None else random.SystemRandom().randint(1, 10**6)
+    print(
+        f"chaos of tasks: seed {seed}, {options.minutes:g} min, {options.workers} workers, lease"
+        f" {options.lease:g} s, guard {'on' if options.guard else 'OFF'}",
+        flush=True,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    logs = Path(tempfile.mkdtemp(prefix="celery-leader-chaos-"))
+    try:
+        report, notes = _run(options, seed, logs)
+    except BaseException:
+        print(f"chaos of tasks: the logs of the workers are in {logs}", flush=True)
+        raise
+    print(_table(report))
+    for note in notes:
+        print(note)
+    if report.violations:
+        print(f"\nVIOLATIONS (seed {seed}; the logs of the workers are in {logs}):")
+        for violation in report.violations:
+            print(f"- {violation}")
+        return 0 if options.expect_follower_starts and report.on_followers else 1
+    print(f"\nno violation (seed {seed})")
+    if not options.keep_logs:
+        shutil.rmtree(logs, ignore_errors=True)
+    return int(options.expect_follower_starts)
+
+
+def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, list[str]]:
+    unrecovered: list[str] = []
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(RedisServer(port=quiet_port()))
+        journal = stack.enter_context(Journal(server.port))
+        witness = stack.enter_context(Witness(server.port))
+        config = {"redis": server.url, "lease": options.lease, "guard": options.guard}
+        workers = stack.enter_context(Workers(options.workers, server.port, config, logs))
+        client = redis.Redis(host="127.0.0.1", port=server.port, decode_responses=True)
+        scene = Scene(stack.enter_context(client), workers, options.lease)
+        stack.callback(scene.close)
+        if not scene.recover():
+            raise SystemExit("chaos of tasks: no worker leads")
+        queues = [worker.queue for worker in workers.all]
+        app, stranger = _senders(server.url, config, stack)
+        sender = stack.enter_context(
+            Sender(app, stranger, queues, seed, lambda: len(witness.ended))
+        )
+        _let_go_wrong(options, seed, scene, unrecovered)
+        sender.stop()
+
+        ids = {task_id for unit in sender.sent for task_id in unit.ids}
+
+        def open_() -> int:
+            rest = ids - witness.ended
+            return len(rest) - list(witness.states(rest).values()).count("REVOKED")
+
+        patience = (
+            task_app.VISIBILITY
+            + 2 * task_app.RESTORE_EVERY
+            + options.lease
+            + max(_STARTS_WITHIN, Worker.ends_within)
+        )
+        stuck = wait_for_rest(witness, [*queues, "celery", "celery.leader"], open_, patience)
+        states = witness.states(ids - witness.ended)
+        deaths = workers.deaths
+    for watcher in (journal, witness, sender):
+        if watcher.error is not None:
+            raise watcher.error
+    accounts = Accounts(witness.starts, witness.ended, states, journal.traces, scene.frozen)
+    report = accounts.report(sender.sent)
+    report.violations += unrecovered
+    if stuck:
+        report.violations.append(stuck)
+    report.violations += [_of(death) for death in deaths if not death.told]
+    notes = [
+        f"\n{report.starts} bodies started, {report.on_followers} on a follower;"
+        f" {report.excused} more were paused between their check and their first act"
+    ]
+    return report, notes + [_of(death) for death in deaths if death.told]
+
+
+def _let_go_wrong(
+    options: argparse.Namespace, seed: int, scene: Scene, unrecovered: list[str]
+) -> None:
+    end = time.monotonic() + 60 * options.minutes
+    faults = schedule(seed, [kind for kind in KINDS if options.only in kind])
+    time.sleep(2)
+    while time.monotonic() < end:
+        fault = next(faults)
+        at = _clock(time.time_ns() // 1000)
+        print(f"{at}  {fault.kind}", file=sys.stderr, flush=True)
+        scene.bring_about(fault)
+        if not scene.recover():
+            unrecovered.append(f"no recovery after {fault.kind} at {at}")
+        time.sleep(fault.rest)
+    scene.close()
+    if not scene.recover():
+        unrecovered.append("no recovery at the end")
+
+
+def _senders(
+    url: str, config: dict[str, object], stack: contextlib.ExitStack
+) -> tuple[Celery, Celery]:
+    app = task_app.build({**config, "broker": url})
+    app.set_current()
+    # Nobody waits for results here: they are read at the end, and not one by one.
+    app.backend.on_task_call = lambda producer, task_id: None
+    stranger = Celery("stranger", broker=url, set_as_current=False)
+    for each in (app, stranger):
+        stack.callback(each.close)
+    return app, stranger
+
+
+def _of(death: Death) -> str:
+    return f"{death.name} {death.what} at {_clock(death.at)}; see {death.log}"
+
+
+def _table(report: Report) -> str:
+    head = "| sent by | sent | ran | ran twice | skipped | lost by BRPOP | unfinished |"
+    total = Row("all")
+    lines = [head, "|---|" + "---:|" * 6]
+    for row in report.rows:
+        for name in Row.__slots__[1:]:
+            setattr(total, name, getattr(total, name) + getattr(row, name))
+    for row in [*report.rows, total]:
+        cells = (getattr(row, name) for name in Row.__slots__)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _clock(moment: int) -> str:
+    at = time.strftime("%H:%M:%S", time.gmtime(moment // 1_000_000))
+    return f"{at}.{moment % 1_000_000 // 1000:03}"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.tasks", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long (default 2)")
+    parser.add_argument("--seed", type=int, help="of the schedule of faults; by default drawn")
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--lease", type=float, default=3.0, help="seconds")
+    parser.add_argument("--guard", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--only", default="", help="the faults whose name has this in it")
+    parser.add_argument("--expect-follower-starts", action="store_true")
+    parser.add_argument("--keep-logs", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What Redis holds of the run of tasks, and what was done in it to each message."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from collections import defaultdict
+from typing import Any
+
+import redis
+
+from tests.chaos.accounts import Start, Trace
+from tests.chaos.task_app import RUNS
+
+_STEP = 0.05
+_ID = re.compile(rb'\\"id\\": \\"([0-9a-f-]{36})\\"')
+_QUEUED = re.compile(rb'^\+[\d.]+ \[[^\]]*\] "[LR]PUSH" "[^"]*" "(.*)"\r?$')
+_TAKEN = re.compile(rb'^\+[\d.]+ \[[^\]]*\] "HSET" "unacked" "[^"]*" "(.*)"\r?$')
+
+
+class Witness:
+    """Reads what bodies have written, on a connection that no fault hits."""
+
+    def __init__(self, port: int) -> None:
+        self._client = redis.Redis(host="127.0.0.1", port=port, decode_responses=True)
+        self._results = redis.Redis(host="127.0.0.1", port=port, db=1, decode_responses=True)
+        self._cursor = "-"
+        self.starts: list[Start] = []
+        self.ended: set[str] = set()
+        self.error: BaseException | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="witness", daemon=True)
+
+    def __enter__(self) -> Witness:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join(10)
+        self._client.close()
+        self._results.close()
+
+    def _run(self) -> None:
+        try:
+            while not self._over.wait(_STEP):
+                self._look()
+        except BaseException as exc:
+            self.error = exc
+            raise
+
+    def _look(self) -> None:
+        for cursor, line in self._client.xrange(RUNS, self._cursor, "+"):
+            self._cursor = "(" + cursor
+            if line["event"] == "end":
+                self.ended.add(line["id"])
+            else:
+                self.starts.append(_start(line))
+
+    def states(self, ids: set[str]) -> dict[str, str]:
+        """Celery's own state of those of ``ids`` that have one."""
+        wanted = sorted(ids)
+        keys = [f"celery-task-meta-{task_id}" for task_id in wanted]
+        found = self._results.mget(keys) if keys else []
+        return {
+            task_id: json.loads(meta)["status"]
+            for task_id, meta in zip(wanted, found, strict=True)
+            if meta
+        }
+
+    def at_rest(self, queues: list[str]) -> bool:
+        """Whether no message waits, and none is in anybody's hands."""
+        with self._client.pipeline(transaction=True) as pipe:
+            for queue in queues:
+                pipe.llen(queue)
+            pipe.hlen("unacked")
+            return not any(pipe.execute())
+
+
+def _start(line: dict[str, str]) -> Start:
+    return Start(
+        id=line["id"],
+        node=line["node"],
+        attempt=int(line["try"]),
+        checked=int(line["checked"]),
+        at=int(line["at"]),
+        holder=line["holder"],
+        term=int(line["term"] or 0),
+        held=line["state"] == "held",
+        expires_at=int(line["expires_at"]) * 1000,
+    )
+
+
+class Journal:
+    """Follows each message through Redis, by MONITOR: put into a queue, taken in hand."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.traces: dict[str, Trace] = defaultdict(Trace)
+        self.error: BaseException | None = None
+        self._over = False
+
+    def __enter__(self) -> Journal:
+        self._socket = socket.create_connection(("127.0.0.1", self._port))
+        self._socket.sendall(b"MONITOR\r\n")
+        self._lines = self._socket.makefile("rb")
+        assert self._lines.readline() == b"+OK\r\n"
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over = True
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self._socket.close()
+
+    def _run(self) -> None:
+        try:
+            for line in self._lines:
+                self._read(line)
+            if not self._over:
+                raise ConnectionError("Redis has ended MONITOR")
+        except BaseException as exc:
+            self.error = exc
+            raise
+
+    def _read(self, line: bytes) -> None:
+        if b"PUSH" not in line and b"HSET" not in line:
+            return
+        if match := _QUEUED.match(line):
+            for task_id in _ID.findall(match[1]):
+                self.traces[task_id.decode()].queued += 1
+        elif match := _TAKEN.match(line):
+            for task_id in _ID.findall(match[1]):
+                self.traces[task_id.decode()].taken += 1
+
+
+def wait_for_rest(witness: Witness, queues: list[str], open_: Any, patience: float) -> str:
+    """Wait until no id is open, or nothing can come any more; what stands in the way if not.
+
+    Args:
+        open_: how many ids are neither done nor skipped.
+        patience: seconds without any progress after which there is no hope.
+    """
+    calm, still_open, changed_at = 0, -1, time.monotonic()
+    while time.monotonic() < changed_at + patience:
+        now_open = open_()
+        if not now_open:
+            return ""
+        if now_open != still_open:
+            still_open, changed_at = now_open, time.monotonic()
+        calm = calm + 1 if witness.at_rest(queues) else 0
+        if calm >= 10:  # all looks of some seconds: what is on its way is seen in one of them
+            return ""
+        time.sleep(0.3)
+    return f"{still_open} ids still open {patience:g} s after the last that was not"
