@@ -1,0 +1,136 @@
+"""The judge of the chaos run of tasks sees what it is there to see, and nothing in a clean run."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+from tests.chaos.accounts import Accounts, Frozen, Report, Sent, Start, Trace
+from tests.chaos.faults import schedule
+from tests.chaos.task_faults import KINDS
+from tests.chaos.witness import Journal
+
+SECOND = 1_000_000
+NOW = 1_700_000_000 * SECOND
+LED = Start("a", "one@chaos", 0, NOW - 500, NOW, "one@chaos", 7, True, NOW + SECOND)
+FOLLOWS = dataclasses.replace(LED, holder="two@chaos", term=9)
+CHAIN = Sent("chain", ("a", "b", "c"))
+
+
+def judged(
+    *starts: Start,
+    sent: Sent = Sent("delay", ("a",)),  # noqa: B008
+    ended: str = "a",
+    states: dict[str, str] | None = None,
+    traces: dict[str, Trace] | None = None,
+    frozen: tuple[Frozen, ...] = (),
+) -> Report:
+    handled = {task_id: Trace(queued=1, taken=1) for task_id in ended}
+    accounts = Accounts(starts, ended, states or {}, handled | (traces or {}), frozen)
+    return accounts.report([sent])
+
+
+def test_finds_nothing_where_all_ran_on_the_leader():
+    report = judged(LED)
+    assert report.violations == []
+    assert (report.starts, report.on_followers) == (1, 0)
+    assert (report.rows[0].sent, report.rows[0].ran, report.rows[0].twice) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"holder": "two@chaos", "term": 9},
+        {"holder": "", "held": False},
+        {"held": False},
+        {"expires_at": NOW},
+    ],
+    ids=["another leads", "nobody ever led", "released", "expired"],
+)
+def test_sees_a_start_where_its_node_did_not_lead(change):
+    report = judged(dataclasses.replace(LED, **change))
+    assert report.on_followers == 1
+    assert "1 x started on a follower: a on one@chaos" in report.violations[0]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "excused"),
+    [
+        (Frozen("one@chaos", NOW - 4 * SECOND, NOW - 400), 1),
+        (Frozen("two@chaos", NOW - 4 * SECOND, NOW - 400), 0),
+        (Frozen("one@chaos", NOW - 4 * SECOND, NOW - SECOND), 0),  # thawed before its check
+        (Frozen("one@chaos", NOW + 1, NOW + SECOND), 0),  # stopped afterwards
+    ],
+)
+def test_excuses_only_who_was_frozen_between_its_check_and_its_first_act(frozen, excused):
+    report = judged(FOLLOWS, frozen=(frozen,))
+    assert (report.excused, report.on_followers) == (excused, 1 - excused)
+
+
+def test_excuses_who_was_not_run_by_the_machine_for_longer_than_the_margin():
+    assert judged(dataclasses.replace(FOLLOWS, checked=NOW - SECOND)).excused == 1
+
+
+def test_counts_a_body_that_ran_twice_but_not_a_retry():
+    again = dataclasses.replace(LED, attempt=1)
+    assert judged(LED, again).rows[0].twice == 0
+    report = judged(LED, again, again)
+    assert report.rows[0].twice == 1
+    assert report.violations == []
+
+
+def test_sees_a_task_that_was_taken_and_never_ended():
+    report = judged(ended="", traces={"a": Trace(queued=2, taken=2)})
+    assert report.rows[0].unfinished == 1
+    assert "delay a, queued 2 and taken 2 times, started 0, no state" in report.violations[0]
+
+
+def test_sees_a_task_that_never_was_in_a_queue():
+    assert "never in a queue" in judged(ended="").violations[0]
+
+
+def test_sees_a_canvas_that_was_not_finished():
+    report = judged(LED, sent=CHAIN)
+    assert report.rows[0].unfinished == 2
+    assert "2 x unfinished: chain b" in report.violations[0]
+
+
+def test_what_redis_gave_to_nobody_is_counted_apart_with_what_was_to_come_after_it():
+    report = judged(LED, sent=CHAIN, traces={"b": Trace(queued=1)})
+    row = report.rows[0]
+    assert (row.ran, row.lost_by_brpop, row.unfinished) == (1, 1, 1)
+    assert report.violations == []
+
+
+def test_a_loss_excuses_nothing_that_was_in_a_queue_itself():
+    taken = {"b": Trace(queued=1), "c": Trace(queued=1, taken=1)}
+    assert "unfinished: chain c" in judged(LED, sent=CHAIN, traces=taken).violations[0]
+
+
+def test_a_task_is_skipped_only_where_that_was_asked():
+    skipped = judged(sent=Sent("skip", ("a",)), ended="", states={"a": "REVOKED"})
+    assert (skipped.rows[0].skipped, skipped.violations) == (1, [])
+    other = judged(ended="", states={"a": "REVOKED"})
+    assert "skipped though not asked to: delay a" in other.violations[0]
+
+
+def test_the_journal_reads_what_was_done_to_a_message():
+    journal = Journal(0)
+    header = rb"{\"body\": \"W10=\", \"headers\": {\"id\": \"%b\", \"root_id\": \"%b\"}}"
+    first, second = (b"%08d-0000-0000-0000-000000000000" % number for number in (1, 2))
+    for command, task_id in (
+        (b'"LPUSH" "celery.leader" ', first),
+        (b'"HSET" "unacked" "tag" ', first),
+        (b'"RPUSH" "celery.leader" ', second),
+        (b'"HSET" "other" "tag" ', second),
+    ):
+        journal._read(b'+1.5 [0 lua] %b"%b"\r\n' % (command, header % (task_id, second)))
+    assert journal.traces[first.decode()] == Trace(queued=1, taken=1)
+    assert journal.traces[second.decode()] == Trace(queued=1, taken=0)
+
+
+def test_each_kind_of_fault_comes_once_in_a_round():
+    faults = itertools.islice(schedule(5, KINDS), len(KINDS))
+    assert {fault.kind for fault in faults} == set(KINDS)
