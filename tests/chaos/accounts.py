@@ -104,7 +104,7 @@ class Accounts:
     Args:
         starts: in the order of Redis.
         ended: ids whose body was done at least once.
-        states: by id, Celery's own state of what did not end.
+        states: by id, Celery's own state of it, where it has one.
         traces: by id, what became of its message.
         frozen: who could not run, and when.
     """
@@ -159,9 +159,10 @@ class Accounts:
             if task_id in lost:
                 continue
             row.unfinished += 1
-            # What was to come after a lost one is as lost.
-            if not (lost and task_id in never_sent):
-                self._found["unfinished"].append(f"{unit.way} {task_id}, {self._fate(task_id)}")
+            # What was to come after a lost one is as lost, also where its body had ended once.
+            if not (task_id in never_sent and any(map(self._lost_on_its_way, unit.ids))):
+                fates = ", ".join(f"{each}: {self._fate(each)}" for each in unit.ids)
+                self._found["unfinished"].append(f"{unit.way} {task_id} of {fates}")
 
     def _lost_on_its_way(self, task_id: str) -> bool:
         trace = self._traces.get(task_id)

@@ -85,6 +85,9 @@ def build(config: dict[str, Any]) -> Celery:
         worker_prefetch_multiplier=4,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A body that ends while its worker is cut off sends what is linked to it afterwards;
+        # Celery's default gives up within a second and fails the task.
+        task_publish_retry_policy={"max_retries": 60, "interval_step": 0.1, "interval_max": 0.5},
         result_expires=3600,
         broker_transport_options={
             "visibility_timeout": VISIBILITY,

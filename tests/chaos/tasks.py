@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, li
             + max(_STARTS_WITHIN, Worker.ends_within)
         )
         stuck = wait_for_rest(witness, [*queues, "celery", "celery.leader"], open_, patience)
-        states = witness.states(ids - witness.ended)
+        states = witness.states(ids)
         deaths = workers.deaths
     for watcher in (journal, witness, sender):
         if watcher.error is not None:
@@ -140,8 +140,6 @@ def _senders(
 ) -> tuple[Celery, Celery]:
     app = task_app.build({**config, "broker": url})
     app.set_current()
-    # Nobody waits for results here: they are read at the end, and not one by one.
-    app.backend.on_task_call = lambda producer, task_id: None
     stranger = Celery("stranger", broker=url, set_as_current=False)
     for each in (app, stranger):
         stack.callback(each.close)

@@ -84,7 +84,7 @@ def test_counts_a_body_that_ran_twice_but_not_a_retry():
 def test_sees_a_task_that_was_taken_and_never_ended():
     report = judged(ended="", traces={"a": Trace(queued=2, taken=2)})
     assert report.rows[0].unfinished == 1
-    assert "delay a, queued 2 and taken 2 times, started 0, no state" in report.violations[0]
+    assert "a: queued 2 and taken 2 times, started 0, no state" in report.violations[0]
 
 
 def test_sees_a_task_that_never_was_in_a_queue():
