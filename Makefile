@@ -10,18 +10,20 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 PYTEST ?=
 BENCH ?=
 CHAOS ?=
+CHAOS_TASKS ?=
 
 .DEFAULT_GOAL := help
 # Two at once would install into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo test coverage test-schedulers chaos lint types contract bench clean
+.PHONY: help demo test coverage test-schedulers chaos chaos-beats chaos-tasks lint types contract bench clean
 
 help:
 	@echo 'make demo      three workers and three beats, their leaders stopped and killed (under a minute)'
 	@echo 'make test      all tests; make test PYTEST="tests/unit -x" some of them'
 	@echo 'make test-schedulers  the other schedulers, RabbitMQ, and Celery'\''s own tests of beat'
 	@echo 'make coverage  what the tests of the core and the store run of the package'
-	@echo 'make chaos     beats under faults; make chaos CHAOS="--minutes 10 --seed 7"'
+	@echo 'make chaos     beats, then workers under faults; make chaos-beats CHAOS="--minutes 10 --seed 7",'
+	@echo '               make chaos-tasks CHAOS_TASKS="--minutes 10 --seed 7"'
 	@echo 'make lint      ruff: format and rules'
 	@echo 'make types     mypy --strict'
 	@echo 'make contract  the direction of imports'
@@ -42,8 +44,13 @@ coverage: $(VENV)/.dev
 test-schedulers: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/beat $(PYTEST)
 
-chaos: $(VENV)/.dev
+chaos: chaos-beats chaos-tasks
+
+chaos-beats: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+chaos-tasks: $(VENV)/.dev
+	$(BIN)/python -m tests.chaos.tasks $(CHAOS_TASKS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)

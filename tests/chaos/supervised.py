@@ -61,6 +61,9 @@ class Supervised:
         """What to add to the environment."""
         raise NotImplementedError
 
+    def before_it_is_killed(self) -> None:
+        """It does not end: what else is wanted of it."""
+
     @property
     def pid(self) -> int:
         """The process id, 0 if there is none."""
@@ -116,6 +119,7 @@ class Supervised:
                 if self._told_at is None or time.monotonic() < self._told_at + self.ends_within:
                     return None
                 self._told_at = time.monotonic()
+                self.before_it_is_killed()
                 os.killpg(self._process.pid, signal.SIGKILL)
                 return f"did not end within {self.ends_within:g} s of SIGTERM", True
             if self._ended_at is None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ class Worker(Supervised):
     def environment(self) -> dict[str, str]:
         """What to add to the environment."""
         return {task_app.VARIABLE: json.dumps(self._config)}
+
+    def before_it_is_killed(self) -> None:
+        """Have Celery write into the log where each thread is."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGUSR1)
+        time.sleep(0.3)
 
     def kill_one_child(self) -> None:
         """End one of its pool processes at once."""
