@@ -63,6 +63,7 @@ class Trace:
 
     queued: int = 0
     taken: int = 0
+    queued_at: int = 0  # microseconds, for the last time
 
     @property
     def lost_on_its_way(self) -> bool:
@@ -95,6 +96,8 @@ class Report:
     starts: int = 0
     on_followers: int = 0
     excused: int = 0
+    #: What was lost by BRPOP, with when it was queued.
+    lost: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
 
@@ -123,6 +126,7 @@ class Accounts:
         self._traces = traces
         self._frozen = frozen
         self._found: dict[str, list[str]] = defaultdict(list)
+        self._lost: list[str] = []
 
     def report(self, sent: Iterable[Sent]) -> Report:
         """What came of all that was ``sent``."""
@@ -136,6 +140,7 @@ class Accounts:
             row.twice += len(twice.intersection(unit.ids))
             self._account_for_rest(unit, row)
         report = Report(list(rows.values()), starts=len(self._starts))
+        report.lost = self._lost
         self._read_starts(report)
         for what, cases in self._found.items():
             report.violations.append(f"{len(cases)} x {what}: " + "; ".join(cases[:_EXAMPLES]))
@@ -155,6 +160,10 @@ class Accounts:
         lost = [task_id for task_id in open_ if self._lost_on_its_way(task_id)]
         never_sent = [task_id for task_id in open_ if task_id not in self._traces]
         row.lost_by_brpop += len(lost)
+        self._lost += [
+            f"{unit.way} {task_id}, queued at {_clock(self._traces[task_id].queued_at)}"
+            for task_id in lost
+        ]
         for task_id in open_:
             if task_id in lost:
                 continue

@@ -113,6 +113,7 @@ def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, li
         f"\n{report.starts} bodies started, {report.on_followers} on a follower;"
         f" {report.excused} more were paused between their check and their first act"
     ]
+    notes += [f"lost by BRPOP: {loss}" for loss in report.lost]
     return report, notes + [_of(death) for death in deaths if death.told]
 
 

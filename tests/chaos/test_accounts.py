@@ -127,8 +127,8 @@ def test_the_journal_reads_what_was_done_to_a_message():
         (b'"HSET" "other" "tag" ', second),
     ):
         journal._read(b'+1.5 [0 lua] %b"%b"\r\n' % (command, header % (task_id, second)))
-    assert journal.traces[first.decode()] == Trace(queued=1, taken=1)
-    assert journal.traces[second.decode()] == Trace(queued=1, taken=0)
+    assert journal.traces[first.decode()] == Trace(queued=1, taken=1, queued_at=1_500_000)
+    assert journal.traces[second.decode()] == Trace(queued=1, taken=0, queued_at=1_500_000)
 
 
 def test_each_kind_of_fault_comes_once_in_a_round():

@@ -133,7 +133,9 @@ class Journal:
             return
         if match := _QUEUED.match(line):
             for task_id in _ID.findall(match[1]):
-                self.traces[task_id.decode()].queued += 1
+                trace = self.traces[task_id.decode()]
+                trace.queued += 1
+                trace.queued_at = int(1_000_000 * float(line[1 : line.index(b" ")]))
         elif match := _TAKEN.match(line):
             for task_id in _ID.findall(match[1]):
                 self.traces[task_id.decode()].taken += 1
