@@ -89,6 +89,9 @@ def build(config: dict[str, Any]) -> Celery:
         # Celery's default gives up within a second and fails the task.
         task_publish_retry_policy={"max_retries": 60, "interval_step": 0.1, "interval_max": 0.5},
         result_expires=3600,
+        # Five seconds for Celery's claim to a chord: a killed worker's is over when its task
+        # is delivered again. (Not if only its pool process was killed.)
+        result_chord_join_timeout=2.0,
         broker_transport_options={
             "visibility_timeout": VISIBILITY,
             "unacked_restore_interval": RESTORE_EVERY,

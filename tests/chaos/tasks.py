@@ -113,7 +113,7 @@ def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, li
         f"\n{report.starts} bodies started, {report.on_followers} on a follower;"
         f" {report.excused} more were paused between their check and their first act"
     ]
-    notes += [f"lost by BRPOP: {loss}" for loss in report.lost]
+    notes += [f"lost {loss}" for loss in report.lost]
     return report, notes + [_of(death) for death in deaths if death.told]
 
 
@@ -152,7 +152,7 @@ def _of(death: Death) -> str:
 
 
 def _table(report: Report) -> str:
-    head = "| sent by | sent | ran | ran twice | skipped | lost by BRPOP | unfinished |"
+    head = "| sent by | sent | ran | ran twice | skipped | lost by Celery | unfinished |"
     total = Row("all")
     lines = [head, "|---|" + "---:|" * 6]
     for row in report.rows:

@@ -100,13 +100,23 @@ def test_sees_a_canvas_that_was_not_finished():
 def test_what_redis_gave_to_nobody_is_counted_apart_with_what_was_to_come_after_it():
     report = judged(LED, sent=CHAIN, traces={"b": Trace(queued=1)})
     row = report.rows[0]
-    assert (row.ran, row.lost_by_brpop, row.unfinished) == (1, 1, 1)
+    assert (row.ran, row.lost_by_celery, row.unfinished) == (1, 1, 1)
     assert report.violations == []
 
 
 def test_a_loss_excuses_nothing_that_was_in_a_queue_itself():
     taken = {"b": Trace(queued=1), "c": Trace(queued=1, taken=1)}
     assert "unfinished: chain c" in judged(LED, sent=CHAIN, traces=taken).violations[0]
+
+
+def test_a_chord_is_celerys_loss_only_if_a_header_task_ran_again():
+    chord = Sent("chord", ("a", "b"))
+    once = judged(LED, sent=chord, states={"a": "SUCCESS"})
+    assert "unfinished: chord b" in once.violations[0]
+    twice = judged(LED, LED, sent=chord, states={"a": "SUCCESS"})
+    assert (twice.rows[0].lost_by_celery, twice.violations) == (1, [])
+    taken = judged(LED, LED, sent=chord, states={"a": "SUCCESS"}, traces={"b": Trace(1, 1)})
+    assert "unfinished: chord b" in taken.violations[0]
 
 
 def test_a_task_is_skipped_only_where_that_was_asked():
