@@ -1,6 +1,6 @@
 """The Celery app of the chaos run: what its beats dispatch, and a beat without its fence.
 
-A beat reads its configuration, JSON, from the variable ``CHAOS``; see ``Schedule``.
+A beat reads its configuration, JSON, from the variable ``CELERY_LEADER_CHAOS``; see ``Schedule``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from celery import Celery, Task
 
 from celery_leader import install, leader_only
 
-VARIABLE = "CHAOS_TASKS"
+VARIABLE = "CELERY_LEADER_CHAOS_TASKS"
 RUNS = "chaos:runs"
 RECORD = "celery-leader:celery:election:worker"
 
