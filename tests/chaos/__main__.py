@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import random
-import shutil
-import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from tests.chaos.app import Schedule
 from tests.chaos.beats import Beats
+from tests.chaos.command import judged
 from tests.chaos.drainer import Drainer
 from tests.chaos.faults import KINDS, Done, Scene, schedule
 from tests.chaos.judge import Judge, Report, Row, Window
@@ -34,32 +31,20 @@ _CALM = "no fault"
 
 def main() -> int:
     options = _options()
-    seed = options.seed if options.seed is not None else random.SystemRandom().randint(1, 10**6)
-    print(
-        f"chaos: seed {seed}, {options.minutes:g} min, {options.beats} beats, lease"
-        f" {options.lease:g} s, catch-up {options.catch_up!r},"
-        f" fence {'on' if options.fence else 'OFF'}",
-        flush=True,
+    what = (
+        f"{options.beats} beats, lease {options.lease:g} s, catch-up {options.catch_up!r},"
+        f" fence {'on' if options.fence else 'OFF'}"
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    logs = Path(tempfile.mkdtemp(prefix="celery-leader-chaos-"))
-    try:
-        report, notes = _run(options, seed, logs)
-    except BaseException:
-        print(f"chaos: the logs of the beats are in {logs}", flush=True)
-        raise
-    print(_table(report))
-    for note in notes:
-        print(note)
-    if report.violations:
-        print(f"\nVIOLATIONS (seed {seed}; the logs of the beats are in {logs}):")
-        for violation in report.violations:
-            print(f"- {violation}")
-        return 0 if options.expect_duplicates and report.duplicates else 1
-    print(f"\nno violation (seed {seed})")
-    if not options.keep_logs:
-        shutil.rmtree(logs, ignore_errors=True)
-    return int(options.expect_duplicates)
+    return judged(
+        options,
+        title="chaos",
+        what=what,
+        whose="beats",
+        run=_run,
+        table=_table,
+        harm_expected=options.expect_duplicates,
+        harm=lambda report: report.duplicates,
+    )
 
 
 def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, list[str]]:

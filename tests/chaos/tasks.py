@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import random
-import shutil
-import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +19,7 @@ from celery import Celery
 
 from tests.chaos import task_app
 from tests.chaos.accounts import Accounts, Report, Row
+from tests.chaos.command import judged
 from tests.chaos.faults import schedule
 from tests.chaos.proxy import quiet_port
 from tests.chaos.sender import Sender
@@ -37,31 +34,20 @@ _STARTS_WITHIN = 20.0  # seconds a worker may take; part of what is waited for a
 
 def main() -> int:
     options = _options()
-    seed = options.seed if options.seed is not None else random.SystemRandom().randint(1, 10**6)
-    print(
-        f"chaos of tasks: seed {seed}, {options.minutes:g} min, {options.workers} workers, lease"
-        f" {options.lease:g} s, guard {'on' if options.guard else 'OFF'}",
-        flush=True,
+    what = (
+        f"{options.workers} workers, lease {options.lease:g} s,"
+        f" guard {'on' if options.guard else 'OFF'}"
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    logs = Path(tempfile.mkdtemp(prefix="celery-leader-chaos-"))
-    try:
-        report, notes = _run(options, seed, logs)
-    except BaseException:
-        print(f"chaos of tasks: the logs of the workers are in {logs}", flush=True)
-        raise
-    print(_table(report))
-    for note in notes:
-        print(note)
-    if report.violations:
-        print(f"\nVIOLATIONS (seed {seed}; the logs of the workers are in {logs}):")
-        for violation in report.violations:
-            print(f"- {violation}")
-        return 0 if options.expect_follower_starts and report.on_followers else 1
-    print(f"\nno violation (seed {seed})")
-    if not options.keep_logs:
-        shutil.rmtree(logs, ignore_errors=True)
-    return int(options.expect_follower_starts)
+    return judged(
+        options,
+        title="chaos of tasks",
+        what=what,
+        whose="workers",
+        run=_run,
+        table=_table,
+        harm_expected=options.expect_follower_starts,
+        harm=lambda report: report.on_followers,
+    )
 
 
 def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, list[str]]:
