@@ -396,11 +396,11 @@ class Leadership:
     def _inherit(self) -> bool:
         """In a pool process that was not forked, find what its worker believes; whether it did."""
         # Before it knows whose child it is, a process may already be importing the app.
-        if self._inherited or getattr(current_process(), "_parent_pid", None) is None:
+        if self._inherited or (worker := worker_pid()) is None:
             return False
         said = json.loads(os.environ.get(_BELIEFS) or "{}")
         found: dict[str, tuple[Belief, ...]] = {}
-        if said.get("worker") == current_process()._parent_pid and said["app"] == self._called:
+        if said.get("worker") == worker and said["app"] == self._called:
             for name, belief in beliefs_at(Address(said["path"], said["mark"])):
                 found[name] = (*found.get(name, ()), belief)
         (self._shut,) = found.pop(_SHUT, (None,))
@@ -500,6 +500,12 @@ class Leadership:
 
 
 _leaderships: weakref.WeakKeyDictionary[Celery, Leadership] = weakref.WeakKeyDictionary()
+
+
+def worker_pid() -> int | None:
+    """Whose pool process or embedded beat this process is; ``None`` if it is nobody's."""
+    pid: int | None = getattr(current_process(), "_parent_pid", None)
+    return pid
 
 
 def leadership_of(app: Celery) -> Leadership:

@@ -24,11 +24,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from billiard.process import current_process
 from celery import beat
 from celery.schedules import crontab, schedule
 
-from .app import ALWAYS_TERM, Leadership, leadership_of, refusing_clearly
+from .app import ALWAYS_TERM, Leadership, leadership_of, refusing_clearly, worker_pid
 from .dispatch import Dispatcher
 from .election import Change, Deposed, Elected, Outranked
 from .errors import LeaderError, StoreUnavailable
@@ -92,7 +91,7 @@ class LeaderMixin:
         self._elected = threading.Event()
         self._superior: str | None = None
         # Set in the process that ``celery worker -B`` makes, and in no other.
-        self._worker_pid: int | None = getattr(current_process(), "_parent_pid", None)
+        self._worker_pid = worker_pid()
         self._campaign: Campaign | None = None
         self._dispatcher: Dispatcher | None = None
         super().__init__(app, *args, lazy=lazy, **kwargs)  # type: ignore[call-arg]
@@ -520,10 +519,10 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         if deadline is None or not isinstance(timetable, crontab):
             return plan
         earliest = later(now, datetime.timedelta(seconds=-deadline))
-        startable = occurrence_after(timetable, earliest)
-        if at(plan.due) >= at(earliest) or startable is None:
+        if at(plan.due) >= at(earliest):
             return plan
-        return plan.postponed(startable)
+        startable = occurrence_after(timetable, earliest)
+        return plan if startable is None else plan.postponed(startable)
 
     def _advanced(self, plan: Plan, next_in: float) -> Plan:
         """The plan after this tick, which may itself have been missed."""

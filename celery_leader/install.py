@@ -7,10 +7,9 @@ import signal
 from typing import Any
 
 import click
-from billiard.process import current_process
 from celery import Celery, signals
 
-from .app import Leadership, leadership_of
+from .app import Leadership, leadership_of, worker_pid
 from .beat import LeaderMixin
 from .errors import LeaderError
 from .runner import Campaign
@@ -74,7 +73,7 @@ def _guard_beat(sender: Any, **_: Any) -> None:
     app = sender.app
     if not installed(app) or isinstance(sender.scheduler, LeaderMixin):
         return
-    embedded = getattr(current_process(), "_parent_pid", None) is not None
+    embedded = worker_pid() is not None
     if embedded:
         logger.warning(
             "beat: %s sends ordinary periodic tasks from every worker that runs with -B;"

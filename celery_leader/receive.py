@@ -296,8 +296,10 @@ def give_all_back(elections: Collection[str]) -> None:
         for request in _fetched.values()
         if not _in_pool(request) and _election_of(request) in elections
     ]
-    in_front = [request for request in waiting if _came_from_its_queue(request)]
-    behind = [request for request in waiting if request not in in_front]
+    in_front: list[LeaderOnlyRequest] = []
+    behind: list[LeaderOnlyRequest] = []
+    for request in waiting:
+        (in_front if _came_from_its_queue(request) else behind).append(request)
     # The last one first, because each is put in front of the others.
     for request in (*reversed(in_front), *behind):
         try:

@@ -130,9 +130,7 @@ def _truth(app: Celery, setting: str, default: bool) -> bool:
 
 
 def _number(app: Celery, setting: str, default: float) -> float:
-    value = app.conf.get(setting, None)
-    if value is None:
-        return default
+    value = _given(app, setting, default)
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):

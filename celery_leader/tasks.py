@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
-from billiard.process import current_process
 from celery import Celery, Task, _state, states, uuid
 from celery.app.task import Context
 from celery.exceptions import Ignore
@@ -27,7 +26,7 @@ from kombu import Queue
 from kombu.utils.compat import detect_environment
 
 from .abort import stopped_when_lost
-from .app import leadership_of, node_name
+from .app import leadership_of, node_name, worker_pid
 from .errors import LeaderError, NotLeader
 from .lease import check_name
 from .settings import BEAT, WORKER
@@ -314,7 +313,7 @@ def _aborted_when_deposed(task: Any, run: Callable[..., T], election: str) -> Ca
             lambda: leadership.valid_until(election, term),
             f"{election}: deposed, term {term}, while {task.name} ran",
             spare=leadership.settings.timing.margin / 2,
-            process_is_ours=getattr(current_process(), "_parent_pid", None) is not None,
+            process_is_ours=worker_pid() is not None,
         ):
             return run(*args, **kwargs)
 
