@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tests.fleet import fleet as fleets
-from tests.fleet import proj
 from tests.fleet.fleet import Fleet, Process
 
 
 class BeatProcess(Process):
     """A process of ``tests.beat.proj``."""
 
-    def __init__(self, name: str, node: str, command: Sequence[str], config: Any, log: Path):
-        self.name = name
-        self._node = node
-        self.log_file = log
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("CELERY_")}
-        environment |= {proj.VARIABLE: json.dumps(config), "PYTHONUNBUFFERED": "1"}
-        with log.open("wb") as out:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "tests.beat.proj", *command],
-                cwd=fleets.ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    app = "tests.beat.proj"
 
 
 class BeatFleet(Fleet):

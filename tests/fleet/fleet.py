@@ -56,6 +56,9 @@ class Line:
 class Process:
     """One worker or beat, ours from its start to ``close``."""
 
+    #: The module its app is in.
+    app = "tests.fleet.proj"
+
     def __init__(self, name: str, node: str, command: Sequence[str], config: Any, log: Path):
         self.name = name
         self._node = node
@@ -64,7 +67,7 @@ class Process:
         environment |= {proj.VARIABLE: json.dumps(config), "PYTHONUNBUFFERED": "1"}
         with log.open("wb") as out:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "tests.fleet.proj", *command],
+                [sys.executable, "-m", "celery", "-A", self.app, *command],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
