@@ -150,8 +150,8 @@ if record.state == 'reserved' then
   return answer('refused')
 end
 if ours then
-  if record.left <= 0 then return succeed() end
-  if term <= seen_term then return grant() end
+  -- Never kept for another: it may lead still, on a lease that the server's clock ran ahead of.
+  if record.left <= 0 or term <= seen_term then return grant() end
   -- Granted before, and the reply was lost.
   redis.call('HSET', KEYS[1], 'attempt', attempt, 'expires_at', string.format('%.0f', now + lease))
   redis.call('HINCRBY', KEYS[1], 'renewals', 1)

@@ -194,9 +194,7 @@ class FakeStore:
                 return self._grant(request, row)
             return self._refusal(row)
         if ours:
-            if left <= 0:
-                return self._succeed(request, row)
-            if term <= request.seen_term:
+            if left <= 0 or term <= request.seen_term:
                 return self._grant(request, row)
             row.attempt = request.attempt
             row.expires_at = self._now_ms() + _ms(request.lease_duration)

@@ -23,3 +23,10 @@ def test_never_do_two_lead_at_once_and_never_does_a_term_come_back(weather: Weat
         simulation.run()
         elected += simulation.elections_won
     assert elected > 2 * SCHEDULES, "the faults were to make leadership change"
+
+
+@pytest.mark.parametrize("seed", [1554, 2838, 500007])
+def test_a_leader_that_the_server_s_clock_ran_ahead_of_keeps_its_lease_from_a_higher_priority(
+    seed: int,
+) -> None:
+    Simulation(seed, Weather(clock_steps=True)).run()
