@@ -37,7 +37,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST)
 
 coverage: $(VENV)/.dev
-	$(BIN)/coverage run -m pytest -q tests/unit tests/store
+	$(BIN)/coverage run -m pytest -q tests/unit tests/simulation tests/store
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.simulation import WEATHERS, Simulation, Weather
+from tests.simulation.simulation import WEATHERS, Simulation, Weather
 
 SCHEDULES = 100
 SEED_VARIABLE = "CELERY_LEADER_TEST_SEED"
