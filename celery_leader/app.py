@@ -424,7 +424,12 @@ class Leadership:
             operation_timeout=self.settings.timing.operation_timeout,
         )
         keys = Keys(self.settings.namespace, source.key_prefix)
-        return RedisStore(client, keys, history_size=self.settings.history_size)
+        return RedisStore(
+            client,
+            keys,
+            history_size=self.settings.history_size,
+            wait_replicas=self.settings.wait_replicas,
+        )
 
     @contextlib.contextmanager
     def visit(self) -> Iterator[RedisStore]:

@@ -82,6 +82,26 @@ class RedisClient:
                     replies[i] = reply
         return self._told(replies)
 
+    def wait_for_replicas(self, count: int) -> None:
+        """Return once ``count`` replicas have what this connection has written.
+
+        Raises:
+            StoreUnavailable: they had not after half the time of an answer, or nobody knows.
+        """
+        wrote = self._connection
+        millis = max(1, int(1000 * self._operation_timeout / 2))
+        with self._talking() as connection:
+            (reply,) = self._told(self._exchange(connection, [["WAIT", count, millis]]))
+        if isinstance(reply, StoreUnavailable):
+            raise reply
+        # A connection that has written nothing is told of every replica there is.
+        reached = reply if connection is wrote else 0
+        if reached < count:
+            raise StoreUnavailable(
+                f"leader_wait_replicas is {count}, and {reached} replica(s) of the Redis in"
+                f" {self._setting} confirmed the lease"
+            )
+
     def wait_for(self, command: Sequence[Any], timeout: float, wake: int) -> Any:
         """Send a blocking command; return its reply, or ``None`` once ``wake`` can be read.
 

@@ -248,12 +248,21 @@ class RedisStore:
         client: the connection; owned by the store from here on.
         keys: where to write.
         history_size: how many lines of history each election keeps.
+        wait_replicas: how many replicas must have a lease before it counts as granted.
     """
 
-    def __init__(self, client: RedisClient, keys: Keys, *, history_size: int = 256) -> None:
+    def __init__(
+        self,
+        client: RedisClient,
+        keys: Keys,
+        *,
+        history_size: int = 256,
+        wait_replicas: int = 0,
+    ) -> None:
         self._client = client
         self._keys = keys
         self._history_size = history_size
+        self._wait_replicas = wait_replicas
 
     def close(self) -> None:
         """Drop the connection; the next call makes another."""
@@ -262,10 +271,23 @@ class RedisStore:
     def perform(self, requests: Sequence[Request]) -> list[Reply | StoreUnavailable]:
         """Answer ``requests`` in one round trip; see ``LeaseStore``."""
         answers = self._client.run([self._call(request) for request in requests])
-        return [
+        replies = [
             answer if isinstance(answer, StoreUnavailable) else self._read_reply(request, answer)
             for request, answer in zip(requests, answers, strict=True)
         ]
+        return self._believable(replies) if self._wait_replicas else replies
+
+    def _believable(
+        self, replies: list[Reply | StoreUnavailable]
+    ) -> list[Reply | StoreUnavailable]:
+        """``replies``, in which what too few replicas have is not granted but unknown."""
+        if not any(isinstance(reply, Granted) for reply in replies):
+            return replies
+        try:
+            self._client.wait_for_replicas(self._wait_replicas)
+        except StoreUnavailable as exc:
+            return [exc if isinstance(reply, Granted) else reply for reply in replies]
+        return replies
 
     def announcements(
         self, cursors: dict[str, str], timeout: float, wake: int

@@ -42,6 +42,7 @@ class Settings:
     priority: int
     preempt: bool
     history_size: int
+    wait_replicas: int
     beat_catch_up: CatchUp
     beat_catch_up_max: int
 
@@ -69,6 +70,7 @@ class Settings:
             priority=check_priority(_given(app, "leader_priority", 0), "leader_priority"),
             preempt=_truth(app, "leader_preempt", False),
             history_size=_count(app, "leader_history_size", 256),
+            wait_replicas=_count(app, "leader_wait_replicas", 0, least=0),
             beat_catch_up=CatchUp.named(
                 _given(app, "leader_beat_catch_up", "one"), "leader_beat_catch_up"
             ),
@@ -140,10 +142,10 @@ def _number(app: Celery, setting: str, default: float) -> float:
     return value
 
 
-def _count(app: Celery, setting: str, default: int) -> int:
+def _count(app: Celery, setting: str, default: int, *, least: int = 1) -> int:
     count = _number(app, setting, default)
-    if count < 1 or count != int(count):
-        raise LeaderError(f"{setting} is {count!r}: it must be a whole number, 1 or more")
+    if count < least or count != int(count):
+        raise LeaderError(f"{setting} is {count!r}: it must be a whole number, {least} or more")
     return int(count)
 
 

@@ -43,6 +43,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"conf": {"leader_renew_attempts": 2.5}},
         "leader_renew_attempts is 2.5: it must be a whole number, 1 or more",
     ),
+    "less than no replica": (
+        {"conf": {"leader_wait_replicas": -1}},
+        "leader_wait_replicas is -1: it must be a whole number, 0 or more",
+    ),
     "a leader_queue that everybody consumes": (
         {"conf": {"leader_queue": "celery"}},
         "leader_queue is 'celery': it must be the name of a queue of its own",
