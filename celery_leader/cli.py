@@ -1,26 +1,53 @@
-"""``celery -A proj leader …``: who leads, for people and for scripts."""
+"""``celery -A proj leader …``: who leads and who is well, for people and for scripts."""
 
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import click
+from celery import Celery
 from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.utils.nodenames import default_nodename, host_format
+from kombu.exceptions import OperationalError
 
 from .app import Leadership, leadership_of
-from .errors import LeaderError
+from .errors import LeaderError, StoreUnavailable
+from .health import Finding, Wanted, examine, last_contacts, patience, process_runs
 from .lease import Candidate, Record
+from .redis_store import RedisStore
 from .tasks import adopt_tasks
 
 _NO_LEADER = 1
+_UNWELL = 1
 _ERROR = 2
+_ANSWER = 0.8  # seconds that a worker may take over one question by remote control
 
 
 @click.group(name="leader")
 def leader() -> None:
     """Leader elections of the app's workers and beats."""
+
+
+def _leadership(app: Celery) -> Leadership:
+    """The elections of ``app``, with those that its tasks name.
+
+    Raises:
+        LeaderError: a setting cannot be used, or there is nothing to read in any Redis.
+    """
+    app.finalize()
+    app.loader.import_default_modules()
+    adopt_tasks(app)
+    leadership = leadership_of(app)
+    if leadership.always_leads():
+        raise LeaderError(
+            "this app runs in one process (eager mode, or a broker in memory):"
+            " it always leads, and there is no status to read"
+        )
+    return leadership
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +99,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
     """
     app = ctx.obj.app
     try:
-        app.finalize()
-        app.loader.import_default_modules()
-        adopt_tasks(app)
-        statuses = _statuses(leadership_of(app), election)
+        statuses = _statuses(_leadership(app), election)
     except LeaderError as exc:
         click.echo(f"Error: {exc}", err=True)
         ctx.exit(_ERROR)
@@ -92,13 +116,86 @@ def _statuses(leadership: Leadership, election: str | None) -> list[_Status]:
     names = sorted(leadership.elections())
     if election is not None and election not in names:
         raise LeaderError(f"there is no election {election!r}; known are {', '.join(names)}")
-    if leadership.always_leads():
-        raise LeaderError(
-            "this app runs in one process (eager mode, or a broker in memory):"
-            " it always leads, and there is no status to read"
-        )
     with leadership.visit() as store:
         return [
             _Status(name, store.read(name), store.candidates(name))
             for name in ([election] if election else names)
         ]
+
+
+@leader.command(cls=CeleryCommand)
+@click.option(
+    "--node",
+    "nodes",
+    multiple=True,
+    metavar="NAME@HOST",
+    help="This node, with %h and the like as in celery worker -n; may be given again."
+    "  [default: the nodes of this host]",
+)
+@click.pass_context
+@handle_preload_options  # type: ignore[untyped-decorator]
+def healthcheck(ctx: click.Context, nodes: tuple[str, ...]) -> None:
+    """Tell whether workers and beats of this host are in contact with Redis.
+
+    The exit code is 0 when the election thread of each is, leading or not; 1 when one
+    is not, or none can be found; and 2 on an error. A worker that takes part in no
+    election is asked by remote control.
+    """
+    host = socket.gethostname()
+    wanted = [Wanted(host, host_format(default_nodename(node))) for node in nodes]
+    try:
+        findings = _findings(_leadership(ctx.obj.app), wanted or [Wanted(host)])
+    except StoreUnavailable as exc:
+        click.echo(f"no contact with Redis: {exc}")
+        ctx.exit(_UNWELL)
+    except LeaderError as exc:
+        click.echo(f"Error: {exc}", err=True)
+        ctx.exit(_ERROR)
+    for finding in findings:
+        click.echo(f"{finding.node}: {finding.why}")
+    ctx.exit(0 if all(finding.well for finding in findings) else _UNWELL)
+
+
+def _findings(leadership: Leadership, wanted: list[Wanted]) -> list[Finding]:
+    with leadership.visit() as store:
+        return [finding for each in wanted for finding in _found(leadership, store, each)]
+
+
+def _found(leadership: Leadership, store: RedisStore, wanted: Wanted) -> list[Finding]:
+    timing = leadership.settings.timing
+
+    def examined(elections: Iterable[str]) -> list[Finding]:
+        seen = last_contacts(each for name in elections for each in store.candidates(name))
+        return examine(wanted, seen, patience=patience(timing), runs=process_runs)
+
+    found = examined(leadership.elections())
+    if found:
+        return found
+    unknown = Finding(
+        str(wanted), False, f"not heard of by Redis in the last {3 * timing.lease_duration:g} s"
+    )
+    answer = _answer_of_worker(leadership.app, wanted)
+    if answer is None:
+        return [unknown]
+    node, elections = answer
+    if not elections:
+        return [Finding(node, True, "answers, and takes part in no election")]
+    # Those of its --elections that this command, which was not given them, knows nothing of.
+    return examined(elections) or [unknown]
+
+
+def _answer_of_worker(app: Celery, wanted: Wanted) -> tuple[str, list[str]] | None:
+    """The node of a worker that answers by remote control, and its elections."""
+    who: dict[str, Any] = (
+        {"pattern": f"*@{wanted.host}", "matcher": "glob"}
+        if wanted.node is None
+        else {"destination": [wanted.node]}
+    )
+    try:
+        replies = app.control.inspect(timeout=_ANSWER, limit=1, **who).stats() or {}
+    except OperationalError:
+        return None
+    for node, stats in replies.items():
+        if "leader" in stats:
+            return node, list(stats["leader"])
+    return None
