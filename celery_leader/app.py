@@ -33,10 +33,12 @@ from .clock import now
 from .election import Election
 from .errors import LeaderError, NotLeader
 from .lease import Candidate, Record, check_name
+from .observe import Event, LeaderChanged, LeaderElected, Observer, Standing
 from .redis_client import RedisClient
 from .redis_store import Keys, RedisStore
 from .runner import Campaign, Listener, Runner
 from .settings import BEAT, WORKER, Settings
+from .signals import Delivery
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ _BELIEFS = "CELERY_LEADER_BELIEFS"
 
 #: In shared memory, beside the elections: that the worker is going. No election can be called so.
 _SHUT = "(shut)"
+
+_LAST_SIGNALS = 1.0  # seconds; how long the end of a process waits for receivers of signals
 
 _GLANCE = 0.1  # seconds between looks at a belief that nothing here is woken for
 
@@ -89,6 +93,8 @@ class Leadership:
         self._entered: set[str] = set()
         self._owner = os.getpid()
         self._reported_foreign = False
+        self._observers: list[Observer] = []
+        self._delivery = Delivery()
         #: Elections whose lease goes to a candidate of higher priority, once no body needs it.
         self.giving_way: dict[str, str] = {}
         #: Elections that leader-only tasks name, filled in as tasks are found.
@@ -232,6 +238,38 @@ class Leadership:
         until = max((belief.valid_until for belief in self._beliefs[election]), default=0.0)
         return until if self.term(election) == term else None
 
+    # -- who watches ------------------------------------------------------------
+
+    def observe(self, observer: Observer) -> None:
+        """Tell ``observer`` from now on what happens, in the thread that it happens in.
+
+        It must return at once and do no I/O; what it raises is logged.
+        """
+        self._observers.append(observer)
+
+    def tell(self, event: Event) -> None:
+        """Tell observers, and have the receivers of signals told; raises nothing."""
+        for observer in list(self._observers):
+            try:
+                observer(event)
+            except Exception:
+                logger.exception("an observer failed on %s", event)
+        task = getattr(event, "task", None)
+        self._delivery.send(event, self.app if task is None else self.app._tasks.get(task))
+
+    def standings(self) -> list[Standing]:
+        """How each candidate of this process stands at this moment; no I/O."""
+        contact = self._runner.last_contact if self._runner is not None else None
+        return [
+            campaign.standing(contact, giving_way=campaign.name in self.giving_way)
+            for campaign in list(self._campaigns)
+        ]
+
+    def finish_signals(self) -> None:
+        """Before this process ends: let receivers hear of the end, if they do not take long."""
+        if not self._delivery.finish(_LAST_SIGNALS):
+            logger.warning("receivers of signals are still busy and are not waited for")
+
     # -- taking part ------------------------------------------------------------
 
     def allot(self, elections: Iterable[str]) -> None:
@@ -281,6 +319,8 @@ class Leadership:
             LeaderError: the settings cannot be used.
         """
         if self.always_leads():
+            self.tell(LeaderElected(election, holder, ALWAYS_TERM))
+            self.tell(LeaderChanged(election, holder, ALWAYS_TERM, leader=holder))
             return None
         with self._lock:
             runner = self._running()
@@ -369,7 +409,9 @@ class Leadership:
         if self._owner != os.getpid():
             return True
         farewells = [self.resign(campaign) for campaign in self._campaigns]
-        return all(done.wait(self.farewell_timeout) for done in farewells)
+        told = all(done.wait(self.farewell_timeout) for done in farewells)
+        self.finish_signals()
+        return told
 
     @property
     def farewell_timeout(self) -> float:
@@ -451,6 +493,7 @@ class Leadership:
                 self._store(self._source, self._source.connect),
                 app=app_identity(self.app),
                 on_foreign=self._foreign,
+                observer=self.tell,
             )
             atexit.register(_resign_at_exit, weakref.ref(self))
         return self._runner
@@ -502,6 +545,7 @@ class Leadership:
         # What the parent believes stays readable; what we write goes elsewhere.
         self._page = BeliefPage()
         self._owner = os.getpid()
+        self._delivery = Delivery()
 
 
 _leaderships: weakref.WeakKeyDictionary[Celery, Leadership] = weakref.WeakKeyDictionary()

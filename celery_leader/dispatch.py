@@ -19,8 +19,9 @@ from celery.beat import SchedulingError
 from kombu.exceptions import OperationalError
 from redis.exceptions import ResponseError
 
-from .app import Leadership
+from .app import Leadership, node_name
 from .errors import StoreUnavailable
+from .observe import Dispatched, DispatchRefused
 from .redis_client import RedisClient
 from .runner import Campaign
 from .schedule_store import Calls, Mandate, Outcome, Push, ScheduleStore
@@ -122,7 +123,8 @@ class Dispatcher:
                 again with the same states.
         """
         if self._store is None:
-            self._publish(entry, publish)
+            if self._publish(entry, publish):
+                self._note_dispatched(entry, term)
             return True
         mandate = self._mandate(term)
         if self._hold is not None:
@@ -130,11 +132,19 @@ class Dispatcher:
                 sendable = self._publish(entry, publish)
             # What cannot be sent moves on all the same, or it would be tried for ever.
             held: list[Push] = pushes if sendable else []
-            return self._agreed(self._store.dispatch(mandate, entry, old, new, held), term)
-        if not self._agreed(self._store.dispatch(mandate, entry, old, claimed, []), term):
+            outcome = self._store.dispatch(mandate, entry, old, new, held)
+        else:
+            outcome = self._store.dispatch(mandate, entry, old, claimed, [])
+            if outcome in _AGREED:
+                sendable = self._publish(entry, publish)
+                outcome = self._store.dispatch(mandate, entry, claimed, new, [])
+        if not self._agreed(outcome, term):
+            reason = outcome.value
+            self._leadership.tell(DispatchRefused(BEAT, self._node, term, entry, reason))
             return False
-        self._publish(entry, publish)
-        return self._agreed(self._store.dispatch(mandate, entry, claimed, new, []), term)
+        if sendable:
+            self._note_dispatched(entry, term)
+        return True
 
     def works(self, term: int) -> bool:
         """Whether Redis takes what is written in the name of ``term``, and the broker is there.
@@ -272,6 +282,13 @@ class Dispatcher:
 
     def _obeys(self, producer: Any) -> bool:
         return self._hold is None or holds(producer.channel, self._hold)
+
+    @property
+    def _node(self) -> str:
+        return node_name(BEAT) if self._campaign is None else self._campaign.election.holder
+
+    def _note_dispatched(self, entry: str, term: int) -> None:
+        self._leadership.tell(Dispatched(BEAT, self._node, term, entry))
 
     def _mandate(self, term: int) -> Mandate:
         assert self._campaign is not None

@@ -24,6 +24,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from .known import KnownLeader
 from .lease import (
     Acquire,
     Announcement,
@@ -60,11 +61,25 @@ class Deposed:
 
     ``reason`` is ``resigned``, ``transferred``, ``expired`` (nobody renewed in
     time: the process was paused), ``lost contact`` (no attempt was answered) or
-    ``lost`` (the record is another's).
+    ``lost`` (the record is another's). ``led_for``: how long it led, in seconds.
     """
 
     term: int
     reason: str
+    led_for: float
+
+    @property
+    def sudden(self) -> bool:
+        """Whether it came unasked, so that what was done in the leader's name may still run."""
+        return self.reason not in ("resigned", "transferred")
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """Another candidate, ``leader``, is heard to lead, with ``term``."""
+
+    term: int
+    leader: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +93,7 @@ class Outranked:
     superior: str
 
 
-Change = Elected | Deposed | Outranked
+Change = Elected | Deposed | Followed | Outranked
 
 
 class Election:
@@ -112,6 +127,7 @@ class Election:
         self.timing = timing
         self.cursor = "0-0"
         self.record: Record | None = None
+        self.known = KnownLeader()
         self._nonce = nonce
         self._app = app
         self._priority = priority
@@ -121,6 +137,8 @@ class Election:
         self._changes: list[Change] = []
         # As a leader.
         self._term: int | None = None
+        self._elected_at = 0.0
+        self._renewed_at = 0.0
         self._valid_until = 0.0
         self._renew_at = 0.0
         self._failures = 0
@@ -152,6 +170,16 @@ class Election:
     def valid_until(self) -> float:
         """Until when this candidate leads if nothing more is heard; 0 when it does not."""
         return self._valid_until
+
+    @property
+    def renewed_at(self) -> float:
+        """When the last request was sent that got or kept the lease; 0 before the first."""
+        return self._renewed_at
+
+    @property
+    def priority(self) -> int:
+        """The higher comes first at a handover or an expiry."""
+        return self._priority
 
     @property
     def nonce(self) -> str:
@@ -189,7 +217,7 @@ class Election:
         """
         self._campaigning = False
         if self._term is not None:
-            self._depose("transferred" if successor else "resigned")
+            self._depose("transferred" if successor else "resigned", now)
             self._releasing = True
             self._successor = successor
         elif self._in_doubt and not self._releasing:
@@ -206,7 +234,7 @@ class Election:
         """
         if self._term is None:
             return
-        self._depose("transferred" if successor else "resigned")
+        self._depose("transferred" if successor else "resigned", now)
         self._releasing = True
         self._successor = successor
         self._ask_at = now
@@ -214,6 +242,7 @@ class Election:
     def heard(self, news: Announcement, now: float) -> None:
         """Somebody was elected or resigned, or a lease is kept for somebody."""
         self.cursor = news.cursor
+        self._heard_who_leads(news, now)
         if news.kind in ("resigned", "reserved") and news.node != self.holder:
             reserved = news.successor not in (None, self.holder)
             self._ask_at = now + (self.timing.renew_retry_delay if reserved else 0.0)
@@ -231,7 +260,7 @@ class Election:
         if gone:
             self._missing(now)
         else:
-            self._depose("lost")
+            self._depose("lost", now)
             self._ask_at = now
 
     def lost_touch(self, now: float) -> None:
@@ -243,7 +272,7 @@ class Election:
     def next_action(self, now: float) -> Request | Wait:
         """The request to send at ``now``, or how long there is none."""
         if self._term is not None and now >= self._valid_until:
-            self._depose("expired")
+            self._depose("expired", self._valid_until)
             self._in_doubt = True
             self._ask_at = now
         if self._releasing:
@@ -356,15 +385,17 @@ class Election:
         elif self._term is not None:
             self._renew_at = retry_at
             if given_up:
-                self._depose("lost contact")
+                self._depose("lost contact", now)
                 self._ask_at = retry_at
         else:
             self._ask_at = retry_at
+            self._see_lease_run_out(now)
 
     def _granted(self, request: Request, reply: Granted, *, sent_at: float, now: float) -> None:
         timing = self.timing
         self.cursor = max(self.cursor, reply.cursor, key=cursor_order)
         self._saw(reply.term, timing.lease_duration)
+        self._see_lease_run_out(now)
         self._missing_since = None
         self._watched = None
         self._failures = 0
@@ -380,9 +411,13 @@ class Election:
             self._ask_at = now
             return
         self._valid_until = valid_until
+        self._renewed_at = sent_at
         self._renew_at = sent_at + timing.renew_interval
         if self._term != reply.term:
+            if self._term is None:
+                self._elected_at = sent_at
             self._term = reply.term
+            self.known.leads(self.holder, reply.term, now)
             self._changes.append(Elected(reply.term))
         if reply.superior not in (None, self._superior):
             self._changes.append(Outranked(reply.term, str(reply.superior)))
@@ -400,7 +435,8 @@ class Election:
                 self._rewriting = True
                 self._renew_at = now
                 return
-            self._depose("lost")
+            self._depose("lost", now)
+        self._look_at_who_leads(record, now)
         self._saw(record.term, record.lease_duration)
         self._missing_since = None
         self._failures = 0
@@ -426,15 +462,17 @@ class Election:
             self._rewriting = True
             self._renew_at = now
             return
+        self.known.nobody(now)
         if self._longest_lease:
             self._missing_since = self._missing_from(now)
         self._ask_at = self._makes_record_at(now) + self._jitter()
 
     # -- small parts --------------------------------------------------------
 
-    def _depose(self, reason: str) -> None:
+    def _depose(self, reason: str, at: float) -> None:
         assert self._term is not None
-        self._changes.append(Deposed(self._term, reason))
+        self._changes.append(Deposed(self._term, reason, at - self._elected_at))
+        self.known.nobody(at)
         self._term = None
         self._valid_until = 0.0
         self._failures = 0
@@ -444,6 +482,30 @@ class Election:
     def _saw(self, term: int, lease_duration: float) -> None:
         self._seen_term = max(self._seen_term, term)
         self._longest_lease = max(self._longest_lease, lease_duration)
+
+    def _see_lease_run_out(self, now: float) -> None:
+        if self._watched is not None and now >= self._run_out_at:
+            self.known.nobody(self._run_out_at)
+
+    def _look_at_who_leads(self, record: Record, now: float) -> None:
+        self._see_lease_run_out(now)
+        if record.led:
+            self._hear_of(record.holder, record.term, now)
+        else:
+            self.known.nobody(now)
+
+    def _heard_who_leads(self, news: Announcement, now: float) -> None:
+        if news.term < self.known.term:
+            return  # of before what is known
+        if news.kind == "elected":
+            self._see_lease_run_out(now)
+            self._hear_of(news.node, news.term, now)
+        elif news.kind in ("resigned", "reserved"):
+            self.known.nobody(now)
+
+    def _hear_of(self, leader: str, term: int, now: float) -> None:
+        if self.known.leads(leader, term, now) and leader != self.holder:
+            self._changes.append(Followed(term, leader))
 
     def _jitter(self) -> float:
         return self._chance.uniform(0.0, self.timing.election_jitter)

@@ -24,6 +24,7 @@ from celery.worker.strategy import hybrid_to_proto2
 from kombu import Producer, Queue
 
 from .app import leadership_of
+from .observe import Forwarded, Skipped
 from .skipped import TaskSkipped, store_skipped
 from .tasks import (
     LeaderOnly,
@@ -208,6 +209,9 @@ def hand_over(task: Any, options: LeaderOnly, message: Any) -> None:
     logger.info(
         "%s: %s[%s] handed to %s, not leading", options.election, task.name, task_id, queue.name
     )
+    consumer = consumers.get(task.app)
+    node = consumer.hostname if consumer is not None else ""
+    leadership_of(task.app).tell(Forwarded(options.election, node, task.name, task_id, queue.name))
 
 
 def skip(options: LeaderOnly, request: Request) -> None:
@@ -225,6 +229,9 @@ def skip(options: LeaderOnly, request: Request) -> None:
     how = {"terminated": False, "signum": None, "expired": False}
     request.send_event("task-revoked", **how)
     signals.task_revoked.send(sender=task, request=context, **how)
+    leadership_of(task.app).tell(
+        Skipped(options.election, request.hostname, task.name, request.id, "receiver")
+    )
 
 
 def put(app: Any, message: Any, queue: Queue) -> None:

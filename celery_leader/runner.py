@@ -22,9 +22,27 @@ from dataclasses import dataclass
 
 from .belief import Belief
 from .clock import now
-from .election import Change, Deposed, Elected, Election, Outranked, Wait, cursor_order
+from .election import (
+    Change,
+    Deposed,
+    Elected,
+    Election,
+    Followed,
+    Outranked,
+    Wait,
+    cursor_order,
+)
 from .errors import StoreUnavailable
-from .lease import LeaseStore, Record, Refused, Request
+from .lease import Granted, LeaseStore, Record, Refused, Renew, Reply, Request
+from .observe import (
+    LeaderChanged,
+    LeaderDeposed,
+    LeaderElected,
+    Observer,
+    Renewed,
+    Standing,
+    Unanswered,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +73,25 @@ class Campaign:
     def term(self) -> int | None:
         """The term this process leads with at this moment, or ``None``; no I/O."""
         return self.belief.term()
+
+    def standing(self, last_contact: float | None, *, giving_way: bool) -> Standing:
+        """How this candidate stands at this moment, for people to see; no I/O."""
+        moment, election, term = now(), self.election, self.term()
+        known, renewed_at = election.known, election.renewed_at
+        return Standing(
+            election=election.name,
+            node=election.holder,
+            term=term,
+            leader=election.holder if term is not None else known.holder,
+            leader_term=known.term,
+            changes=known.changes,
+            last_contact=None if last_contact is None else moment - last_contact,
+            last_renewal=moment - renewed_at if renewed_at else None,
+            leaderless_seconds=known.vacant_seconds(moment),
+            priority=election.priority,
+            eligible=election.campaigning,
+            giving_way=giving_way,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +140,7 @@ class Runner:
         store: where leases live; used by this thread only.
         app: how this app names itself in records.
         on_foreign: called once with a record that another app seems to have made.
+        observer: told what happens, in this thread; must return at once and raise nothing.
     """
 
     def __init__(
@@ -111,10 +149,12 @@ class Runner:
         *,
         app: str = "",
         on_foreign: Callable[[str, Record], None] | None = None,
+        observer: Observer = lambda _: None,
     ) -> None:
         self._store = store
         self._app = app
         self._on_foreign = on_foreign
+        self._observer = observer
         self._campaigns: list[Campaign] = []
         self._orders: deque[_Order] = deque()
         self._wake_read, self._wake_write = os.pipe()
@@ -179,6 +219,11 @@ class Runner:
         """Have the thread look around now."""
         with contextlib.suppress(BlockingIOError, OSError):
             os.write(self._wake_write, b"!")
+
+    @property
+    def last_contact(self) -> float | None:
+        """When the store last answered; ``None`` before it did."""
+        return self._last_contact
 
     @property
     def alive(self) -> bool:
@@ -264,13 +309,14 @@ class Runner:
         moment = now()
         for (campaign, request), reply in zip(due, replies, strict=True):
             if isinstance(reply, StoreUnavailable):
-                self._note_failure(campaign, reply)
+                self._note_failure(campaign, request, reply)
                 campaign.election.unanswered(request, moment)
             else:
                 self._note_contact(moment)
                 if isinstance(reply, Refused):
                     self._check_app(campaign, reply.record)
                 campaign.election.replied(request, reply, sent_at=sent_at, now=moment)
+                self._note_renewal(campaign, request, reply, moment - sent_at)
             self._publish(campaign)
 
     def _wait(self, timeout: float) -> None:
@@ -333,38 +379,44 @@ class Runner:
             campaign.farewells.clear()
 
     def _tell(self, campaign: Campaign, change: Change) -> None:
-        node = campaign.election.holder
-        match change:
-            case Elected(term):
-                logger.info("%s: elected, term %d, node %s", campaign.name, term, node)
-                campaign.led.set()
-            case Deposed(term, reason):
-                logger.info(
-                    "%s: deposed, term %d, node %s: %s",
-                    campaign.name,
-                    term,
-                    node,
-                    reason,
-                )
-                campaign.led.clear()
-            case Outranked(term, superior):
-                logger.info(
-                    "%s: outranked, term %d, node %s: %s has a higher priority",
-                    campaign.name,
-                    term,
-                    node,
-                    superior,
-                )
+        if isinstance(change, Elected):
+            campaign.led.set()
+        elif isinstance(change, Deposed):
+            campaign.led.clear()
+        _log(campaign, change)
         for listener in list(campaign.listeners):
             try:
                 listener(change)
             except Exception:
                 logger.exception("%s: a listener failed on %s", campaign.name, change)
+        self._observe(campaign, change)
 
-    def _note_failure(self, campaign: Campaign, exc: StoreUnavailable) -> None:
+    def _observe(self, campaign: Campaign, change: Change) -> None:
+        name, node = campaign.name, campaign.election.holder
+        match change:
+            case Elected(term):
+                self._observer(LeaderElected(name, node, term))
+                self._observer(LeaderChanged(name, node, term, leader=node))
+            case Deposed(term, reason, led_for):
+                self._observer(LeaderDeposed(name, node, term, reason, change.sudden, led_for))
+            case Followed(term, leader):
+                self._observer(LeaderChanged(name, node, term, leader))
+
+    def _note_renewal(
+        self, campaign: Campaign, request: Request, reply: Reply, latency: float
+    ) -> None:
+        if isinstance(request, Renew) and isinstance(reply, Granted):
+            node = campaign.election.holder
+            self._observer(Renewed(campaign.name, node, request.term, latency))
+
+    def _note_failure(self, campaign: Campaign, request: Request, exc: StoreUnavailable) -> None:
         self._failed += 1
         level = logging.WARNING if self._failed == 1 else logging.DEBUG
-        logger.log(level, "%s: no answer, trying on: %s", campaign.name, exc)
+        node = campaign.election.holder
+        fields = {"leader_election": campaign.name, "leader_node": node}
+        logger.log(level, "%s: no answer, trying on: %s", campaign.name, exc, extra=fields)
+        term = request.term if isinstance(request, Renew) else None
+        self._observer(Unanswered(campaign.name, node, term))
 
     def _note_contact(self, moment: float) -> None:
         self._last_contact = moment
@@ -375,3 +427,42 @@ class Runner:
     def _check_app(self, campaign: Campaign, record: Record) -> None:
         if self._on_foreign is not None and record.app != self._app:
             self._on_foreign(campaign.name, record)
+
+
+def _log(campaign: Campaign, change: Change) -> None:
+    """One line for a change, with the same facts as fields of the log record."""
+    name, node, term = campaign.name, campaign.election.holder, change.term
+    fields: dict[str, object] = {
+        "leader_election": name,
+        "leader_node": node,
+        "leader_term": term,
+    }
+    match change:
+        case Elected():
+            logger.info("%s: elected, term %d, node %s", name, term, node, extra=fields)
+        case Deposed(_, reason, led_for):
+            fields |= {"leader_reason": reason, "leader_led_for": round(led_for, 3)}
+            logger.info(
+                "%s: deposed, term %d, node %s: %s, after %.1f s",
+                name,
+                term,
+                node,
+                reason,
+                led_for,
+                extra=fields,
+            )
+        case Followed(_, leader):
+            fields |= {"leader_followed": leader}
+            logger.info(
+                "%s: %s leads, term %d, node %s follows", name, leader, term, node, extra=fields
+            )
+        case Outranked(_, superior):
+            fields |= {"leader_superior": superior}
+            logger.info(
+                "%s: outranked, term %d, node %s: %s has a higher priority",
+                name,
+                term,
+                node,
+                superior,
+                extra=fields,
+            )

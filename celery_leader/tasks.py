@@ -29,6 +29,7 @@ from .abort import stopped_when_lost
 from .app import leadership_of, node_name, worker_pid
 from .errors import LeaderError, NotLeader
 from .lease import check_name
+from .observe import Skipped
 from .settings import BEAT, WORKER
 from .skipped import TaskSkipped, store_skipped
 
@@ -464,9 +465,8 @@ def _not_sent(
     election = BEAT if beat else bound.election
     parent = app.current_worker_task
     node = parent.request.hostname if parent else leadership_of(app).node(election)
-    reason = TaskSkipped(
-        f"{node or node_name(election)} does not lead {election!r} and did not send {task.name}"
-    )
+    node = node or node_name(election)
+    reason = TaskSkipped(f"{node} does not lead {election!r} and did not send {task.name}")
     if not beat:  # nobody waits for what a following beat would have sent
         context = Context(
             id=task_id,
@@ -483,6 +483,7 @@ def _not_sent(
             parent_id=options.get("parent_id"),
         )
         store_skipped(task, context, reason)
+        leadership_of(app).tell(Skipped(election, node, task.name, task_id, "sender"))
     return EagerResult(task_id, reason, states.REVOKED, name=task.name)
 
 

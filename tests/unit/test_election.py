@@ -107,7 +107,8 @@ def test_resigning_when_not_leading_harms_nothing(world: World) -> None:
     assert follower.wakes_at is None
     assert world.store.read(NAME) == before
     assert leader.leads
-    assert not follower.changes
+    assert not follower.terms
+    assert not follower.depositions
 
 
 def test_resigning_twice_is_resigning_once(world: World) -> None:

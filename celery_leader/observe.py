@@ -1,0 +1,160 @@
+"""What happens in this process's elections, as values for whoever watches.
+
+Guaranteed: each is told where and when it happens, in the thread that it happens in. An
+observer must return at once and do no I/O: renewals and dispatches wait for it. What it
+raises is logged, and changes nothing. Nothing is ever decided by what an observer does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderElected:
+    """``node``, a candidate of this process, leads from now on."""
+
+    election: str
+    node: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderDeposed:
+    """``node``, a candidate of this process, leads no longer.
+
+    ``sudden``: it came unasked. ``led_for``: how long it led, in seconds.
+    """
+
+    election: str
+    node: str
+    term: int
+    reason: str
+    sudden: bool
+    led_for: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderChanged:
+    """``node``, a candidate of this process, has heard that ``leader`` leads; it may be itself."""
+
+    election: str
+    node: str
+    term: int
+    leader: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The leader ``node`` has kept its lease; the answer took ``latency`` seconds."""
+
+    election: str
+    node: str
+    term: int
+    latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """What ``node`` asked got no answer; ``term`` is what it was to renew, if it leads."""
+
+    election: str
+    node: str
+    term: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    """The message of a tick of the schedule's ``entry`` was sent, once."""
+
+    election: str
+    node: str
+    term: int
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchRefused:
+    """Redis refused a tick of the schedule's ``entry``: ``reason`` is its answer."""
+
+    election: str
+    node: str
+    term: int
+    entry: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """``node`` gave the message of a leader-only task to the leader queue, ``queue``."""
+
+    election: str
+    node: str
+    task: str
+    task_id: str
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A leader-only task was skipped, by its ``"sender"`` or the ``"receiver"`` of its message."""
+
+    election: str
+    node: str
+    task: str
+    task_id: str
+    by: str
+
+
+Event = (
+    LeaderElected
+    | LeaderDeposed
+    | LeaderChanged
+    | Renewed
+    | Unanswered
+    | Dispatched
+    | DispatchRefused
+    | Forwarded
+    | Skipped
+)
+
+Observer = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one candidate of this process stands in its election, at one moment.
+
+    Attributes:
+        election: its name.
+        node: the candidate's node name.
+        term: what it leads with, or ``None``.
+        leader: who is known to lead; ``None`` while nobody is.
+        leader_term: that one's term, or the last one known.
+        changes: how many leaderships this candidate has heard of.
+        last_contact: seconds since Redis last answered this process; ``None`` before.
+        last_renewal: seconds since the lease was last got or kept; ``None`` before.
+        leaderless_seconds: for how long altogether nobody was known to lead.
+        priority: the candidate's.
+        eligible: whether it wants the lease.
+        giving_way: whether it keeps the lease only until what runs has ended.
+    """
+
+    election: str
+    node: str
+    term: int | None
+    leader: str | None
+    leader_term: int
+    changes: int
+    last_contact: float | None
+    last_renewal: float | None
+    leaderless_seconds: float
+    priority: int
+    eligible: bool
+    giving_way: bool
+
+    @property
+    def leading(self) -> bool:
+        """Whether it leads."""
+        return self.term is not None
