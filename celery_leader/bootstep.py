@@ -25,10 +25,12 @@ from kombu.common import ignore_errors
 
 from .app import leadership_of, refusing_clearly
 from .election import Change, Deposed, Outranked
+from .observe import Event
 from .receive import PATIENCE, consumers, forget_fetched, give_all_back, put, running_elections
 from .runner import Campaign
 from .settings import WORKER, check_elections, check_priority
 from .tasks import adopt_tasks, leader_queue, options_of
+from .worker_events import WorkerEvents
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._closing = False
         self._gone = threading.Event()
         self._nudge: Nudge | None = None
+        self._events = WorkerEvents()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -94,12 +97,14 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._nudge = nudge_of(c, self._leadership.settings.namespace)
         if self._campaigns is None:
             self._campaigns = {}
+            self._leadership.observe(self._on_event)
             for name in self._eligible:
                 listener = functools.partial(self._on_change, name)
                 campaign = self._leadership.campaign(name, c.hostname, listener, self._priority)
                 if campaign is not None:
                     self._campaigns[name] = campaign
         self._consume_what_is_led()
+        self._events.send(c)
 
     def _keep_unknown(self, c: Any) -> None:
         """Have leader-only tasks that this worker does not know put back, and not discarded.
@@ -174,6 +179,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._gone.set()
         if not self._leadership.resign_all():
             logger.warning("the lease could not be given up in time; it will expire")
+        self._events.send_last(c)
         if self._nudge is not None:
             self._nudge.remove()
 
@@ -205,22 +211,34 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         c = self._consumer
         if c is None:
             return
-        if c.hub is not None:
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._wake_write, b"!")
-        else:
+        self._have_look_around(c)
+        if c.hub is None and self._nudge is not None:
             # Pools of greenlets have no event loop; what they wait in is ended like any pop.
-            c.call_soon(self._consume_what_is_led)
-            if self._nudge is not None:
-                with contextlib.suppress(*c.connection_errors):
-                    self._nudge.send()
+            with contextlib.suppress(*c.connection_errors):
+                self._nudge.send()
+
+    def _on_event(self, event: Event) -> None:
+        if self._events.observe(event) and self._consumer is not None:
+            self._have_look_around(self._consumer)
+
+    def _have_look_around(self, c: Any) -> None:
+        if c.hub is None:
+            c.call_soon(self._look_around)
+            return
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"!")
 
     # -- in the event loop --------------------------------------------------------
 
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
+        self._look_around()
+
+    def _look_around(self) -> None:
         self._consume_what_is_led()
+        if self._consumer is not None:
+            self._events.send(self._consumer)
 
     def _consume_what_is_led(self) -> None:
         c = self._consumer

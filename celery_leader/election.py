@@ -71,7 +71,7 @@ class Deposed:
     @property
     def sudden(self) -> bool:
         """Whether it came unasked, so that what was done in the leader's name may still run."""
-        return self.reason not in ("resigned", "transferred")
+        return self.reason in ("expired", "lost contact", "lost", "stalled")
 
 
 @dataclass(frozen=True, slots=True)
