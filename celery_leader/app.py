@@ -39,6 +39,7 @@ from .redis_store import Keys, RedisStore
 from .runner import Campaign, Listener, Runner
 from .settings import BEAT, WORKER, Settings
 from .signals import Delivery
+from .watchdog import Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -310,10 +311,12 @@ class Leadership:
         holder: str,
         listener: Listener | None = None,
         priority: int | None = None,
+        pulse: Pulse | None = None,
     ) -> Campaign | None:
         """Take part in ``election`` as ``holder``; ``None`` where one always leads.
 
-        ``priority`` is ``leader_priority`` unless it is given.
+        ``priority`` is ``leader_priority`` unless it is given. ``pulse`` is of what must
+        move while this process leads.
 
         Raises:
             LeaderError: the settings cannot be used.
@@ -327,11 +330,17 @@ class Leadership:
             self._nodes.add(holder)
             self._entered.add(election)
             campaign = self._new_campaign(check_name(election), holder, priority)
+            campaign.pulse = pulse
             if listener is not None:
                 campaign.listeners.append(listener)
             self._campaigns.append(campaign)
         runner.start(campaign)
         return campaign
+
+    def new_pulse(self, what: str) -> Pulse | None:
+        """The pulse of ``what``; ``None`` where ``leader_watchdog`` is off."""
+        patience = self.settings.watchdog
+        return Pulse(what, patience) if patience else None
 
     def runs(self, campaign: Campaign) -> bool:
         """Whether ``campaign`` is this process's, not that of the one it was forked from."""

@@ -28,6 +28,7 @@ from celery import beat
 from celery.schedules import crontab, schedule
 
 from .app import ALWAYS_TERM, Leadership, leadership_of, refusing_clearly, worker_pid
+from .clock import now
 from .dispatch import Dispatcher
 from .election import Change, Deposed, Elected, Outranked
 from .errors import LeaderError, StoreUnavailable
@@ -49,6 +50,7 @@ from .plan import (
 from .runner import Campaign
 from .settings import BEAT
 from .tasks import adopt_tasks, installed
+from .watchdog import Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class LeaderMixin:
         # Set in the process that ``celery worker -B`` makes, and in no other.
         self._worker_pid = worker_pid()
         self._campaign: Campaign | None = None
+        self._pulse: Pulse | None = None
         self._dispatcher: Dispatcher | None = None
         super().__init__(app, *args, lazy=lazy, **kwargs)  # type: ignore[call-arg]
         if lazy and not self._leadership.always_leads():
@@ -105,7 +108,9 @@ class LeaderMixin:
                 BEAT,
             )
         node = self._leadership.free_node_name("beat")
-        self._campaign = self._leadership.campaign(BEAT, node, self._on_change)
+        self._pulse = self._leadership.new_pulse("the beat")
+        self._show_life()
+        self._campaign = self._leadership.campaign(BEAT, node, self._on_change, pulse=self._pulse)
         self._dispatcher = Dispatcher(app, self._leadership, self._campaign)
         if self._worker_pid is not None:
             # What a worker stops its beat with; by default that is the end, lease or not.
@@ -124,6 +129,17 @@ class LeaderMixin:
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """One turn of the scheduler while leading; otherwise wait a step to be elected."""
+        self._show_life()
+        wait = self._turn(*args, **kwargs)
+        self._show_life(rest=wait)
+        return wait
+
+    def _show_life(self, rest: float = 0.0) -> None:
+        """Tell the watchdog that this beat moves, and may now rest."""
+        if self._pulse is not None:
+            self._pulse.beat(now(), rest)
+
+    def _turn(self, *args: Any, **kwargs: Any) -> float:
         self._end_without_worker()
         term = self.leading_term()
         if term is None:
@@ -223,6 +239,7 @@ class LeaderMixin:
                 )
 
         while not tick.is_in(before):
+            self._show_life()
             term = self.leading_term()
             if term is None or self._dispatcher is None:
                 logger.info("%s: not dispatching %s, not leading", BEAT, name)

@@ -20,16 +20,19 @@ from typing import Any
 
 from billiard import get_start_method
 from celery import bootsteps
+from celery.concurrency.solo import TaskPool as SoloPool
 from kombu import Consumer, Producer, Queue
 from kombu.common import ignore_errors
 
 from .app import leadership_of, refusing_clearly
+from .clock import now
 from .election import Change, Deposed, Outranked
 from .observe import Event
 from .receive import PATIENCE, consumers, forget_fetched, give_all_back, put, running_elections
 from .runner import Campaign
 from .settings import WORKER, check_elections, check_priority
 from .tasks import adopt_tasks, leader_queue, options_of
+from .watchdog import Pulse
 from .worker_events import WorkerEvents
 
 logger = logging.getLogger(__name__)
@@ -78,6 +81,8 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._closing = False
         self._gone = threading.Event()
         self._nudge: Nudge | None = None
+        self._pulse = leadership.new_pulse("the event loop") if _loop_tells(c) else None
+        self._pulse_timer: Any = None
         self._events = WorkerEvents()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -100,7 +105,9 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._leadership.observe(self._on_event)
             for name in self._eligible:
                 listener = functools.partial(self._on_change, name)
-                campaign = self._leadership.campaign(name, c.hostname, listener, self._priority)
+                campaign = self._leadership.campaign(
+                    name, c.hostname, listener, self._priority, self._pulse
+                )
                 if campaign is not None:
                     self._campaigns[name] = campaign
         self._consume_what_is_led()
@@ -137,11 +144,29 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         message.ack_log_error(logger, c.connection_errors)
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
-        """Have the election thread able to wake the event loop."""
+        """Have the election thread able to wake the event loop, and see that it moves."""
         hub.add_reader(self._wake_read, self._on_wake)
+        pulse = self._pulse
+        if pulse is not None and not self._closing:
+            if self._pulse_timer is not None:
+                self._pulse_timer.cancel()
+            self._pulse_timer = hub.call_repeatedly(pulse.period, self._show_life, pulse)
+            self._show_life(pulse)
+
+    def _show_life(self, pulse: Pulse) -> None:
+        pulse.beat(now())
+
+    def _excuse_silence(self) -> None:
+        """The event loop stands for a good reason: a lost connection, or the end."""
+        if self._pulse_timer is not None:
+            self._pulse_timer.cancel()
+            self._pulse_timer = None
+        if self._pulse is not None:
+            self._pulse.suspend()
 
     def close(self, c: Any) -> None:
         """A shutdown begins: start nothing new, keep what is led while a body needs it."""
+        self._excuse_silence()
         self._leadership.shut()
         if self._nudge is not None:
             ignore_errors(c, self._nudge.finish_pop)
@@ -173,6 +198,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def stop(self, c: Any) -> None:
         """The connection was lost, or a shutdown goes on: no reason to resign."""
+        self._excuse_silence()
 
     def shutdown(self, c: Any) -> None:
         """The pool has drained: give everything up."""
@@ -269,6 +295,15 @@ def forks(worker: Any) -> bool:
     """Whether the pool's processes will be forked; spawned ones inherit no memory."""
     chosen = getattr(worker, "pool_start_method", "fork")  # of Celery 5.7
     return chosen == "fork" and get_start_method() == "fork"
+
+
+def _loop_tells(c: Any) -> bool:
+    """Whether an event loop that stands still means that nothing is consumed.
+
+    With ``solo`` it stands while a body runs. Pools of greenlets have none: there a hub that
+    stands renews no lease either.
+    """
+    return c.hub is not None and not isinstance(c.pool, SoloPool)
 
 
 class Nudge:

@@ -61,7 +61,8 @@ class Deposed:
 
     ``reason`` is ``resigned``, ``transferred``, ``expired`` (nobody renewed in
     time: the process was paused), ``lost contact`` (no attempt was answered) or
-    ``lost`` (the record is another's). ``led_for``: how long it led, in seconds.
+    ``lost`` (the record is another's) or ``stalled`` (what it leads for stood still; see
+    ``watchdog``). ``led_for``: how long it led, in seconds.
     """
 
     term: int
@@ -210,14 +211,14 @@ class Election:
             self._campaigning_since = now
             self._ask_at = now
 
-    def resign(self, now: float, successor: str | None = None) -> None:
+    def resign(self, now: float, successor: str | None = None, reason: str | None = None) -> None:
         """Stop campaigning; give the lease up, for ``successor`` if one is named.
 
         Harmless when not leading. Leading ends at once, before the store is told.
         """
         self._campaigning = False
         if self._term is not None:
-            self._depose("transferred" if successor else "resigned", now)
+            self._depose(reason or ("transferred" if successor else "resigned"), now)
             self._releasing = True
             self._successor = successor
         elif self._in_doubt and not self._releasing:

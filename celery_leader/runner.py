@@ -43,6 +43,7 @@ from .observe import (
     Standing,
     Unanswered,
 )
+from .watchdog import Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,9 @@ class Campaign:
         self.wanted = False
         self.farewells: list[threading.Event] = []
         self.retired: Callable[[], None] | None = None
+        #: Of what must move while this process leads; ``None``: nothing must.
+        self.pulse: Pulse | None = None
+        self.stalled = False
 
     @property
     def name(self) -> str:
@@ -264,6 +268,8 @@ class Runner:
         due: list[tuple[Campaign, Request]] = []
         wake_at: float | None = moment + _NO_NEWS
         for campaign in list(self._campaigns):
+            if campaign.pulse is not None:
+                wake_at = min(wake_at or moment, self._look_at(campaign, campaign.pulse, moment))
             action = campaign.election.next_action(moment)
             if not isinstance(action, Wait):
                 due.append((campaign, action))
@@ -277,6 +283,33 @@ class Runner:
             self._perform(due)
         elif not self._orders:
             self._wait(max(0.0, (wake_at or moment) - now()))
+
+    def _look_at(self, campaign: Campaign, pulse: Pulse, moment: float) -> float:
+        """See whether what it leads for still moves; when to look again."""
+        stands = pulse.stands(moment)
+        if stands and not campaign.stalled and campaign.election.campaigning:
+            campaign.stalled = True
+            logger.warning(
+                "%s: %s has stood still for more than %g s: node %s does not lead until it moves",
+                campaign.name,
+                pulse.what,
+                pulse.patience,
+                campaign.election.holder,
+                extra=_fields(campaign),
+            )
+            campaign.election.resign(moment, reason="stalled")
+        elif campaign.stalled and not stands:
+            campaign.stalled = False
+            logger.info(
+                "%s: %s moves again, node %s",
+                campaign.name,
+                pulse.what,
+                campaign.election.holder,
+                extra=_fields(campaign),
+            )
+            if campaign.wanted:
+                campaign.election.campaign(moment)
+        return pulse.look_again_at(moment)
 
     def _follow_orders(self) -> None:
         for _ in range(len(self._orders)):
@@ -292,7 +325,7 @@ class Runner:
                 case _StepDown(campaign, successor):
                     campaign.election.step_down(now(), successor)
                     self._publish(campaign)
-                    campaign.wanted = campaign.election.campaigning
+                    campaign.wanted = campaign.election.campaigning or campaign.stalled
                 case _Retire(campaign, then):
                     campaign.retired = then
                 case _Reconnect():
@@ -412,11 +445,11 @@ class Runner:
     def _note_failure(self, campaign: Campaign, request: Request, exc: StoreUnavailable) -> None:
         self._failed += 1
         level = logging.WARNING if self._failed == 1 else logging.DEBUG
-        node = campaign.election.holder
-        fields = {"leader_election": campaign.name, "leader_node": node}
-        logger.log(level, "%s: no answer, trying on: %s", campaign.name, exc, extra=fields)
+        logger.log(
+            level, "%s: no answer, trying on: %s", campaign.name, exc, extra=_fields(campaign)
+        )
         term = request.term if isinstance(request, Renew) else None
-        self._observer(Unanswered(campaign.name, node, term))
+        self._observer(Unanswered(campaign.name, campaign.election.holder, term))
 
     def _note_contact(self, moment: float) -> None:
         self._last_contact = moment
@@ -429,14 +462,15 @@ class Runner:
             self._on_foreign(campaign.name, record)
 
 
+def _fields(campaign: Campaign) -> dict[str, object]:
+    """What each log record says beside its text, for logs that machines read."""
+    return {"leader_election": campaign.name, "leader_node": campaign.election.holder}
+
+
 def _log(campaign: Campaign, change: Change) -> None:
     """One line for a change, with the same facts as fields of the log record."""
     name, node, term = campaign.name, campaign.election.holder, change.term
-    fields: dict[str, object] = {
-        "leader_election": name,
-        "leader_node": node,
-        "leader_term": term,
-    }
+    fields = _fields(campaign) | {"leader_term": term}
     match change:
         case Elected():
             logger.info("%s: elected, term %d, node %s", name, term, node, extra=fields)

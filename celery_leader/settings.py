@@ -20,6 +20,10 @@ from .plan import CatchUp
 WORKER = "worker"
 BEAT = "beat"
 
+#: Seconds; as long as Celery's own beat may be silent before it counts as stuck.
+DEFAULT_WATCHDOG = 60.0
+
+_LEAST_WATCHDOG = 1.0
 _MOST_PRIORITY = 1000
 _MOST = 10**9  # of anything; some thirty years, for durations
 
@@ -42,6 +46,7 @@ class Settings:
     priority: int
     preempt: bool
     history_size: int
+    watchdog: float
     wait_replicas: int
     beat_catch_up: CatchUp
     beat_catch_up_max: int
@@ -70,6 +75,7 @@ class Settings:
             priority=check_priority(_given(app, "leader_priority", 0), "leader_priority"),
             preempt=_truth(app, "leader_preempt", False),
             history_size=_count(app, "leader_history_size", 256),
+            watchdog=_watchdog(app),
             wait_replicas=_count(app, "leader_wait_replicas", 0, least=0),
             beat_catch_up=CatchUp.named(
                 _given(app, "leader_beat_catch_up", "one"), "leader_beat_catch_up"
@@ -140,6 +146,16 @@ def _number(app: Celery, setting: str, default: float) -> float:
     if not abs(value) <= _MOST:  # not a number is not either
         raise LeaderError(f"{setting} is out of range: it must be {_MOST:,} at most")
     return value
+
+
+def _watchdog(app: Celery) -> float:
+    patience = _number(app, "leader_watchdog", DEFAULT_WATCHDOG)
+    if patience and not patience >= _LEAST_WATCHDOG:
+        raise LeaderError(
+            f"leader_watchdog is {patience!r}: it must be {_LEAST_WATCHDOG:g} seconds or more, or 0"
+            " to turn it off"
+        )
+    return patience
 
 
 def _count(app: Celery, setting: str, default: int, *, least: int = 1) -> int:

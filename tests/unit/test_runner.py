@@ -18,7 +18,16 @@ from celery_leader.belief import BeliefPage
 from celery_leader.election import Change, Deposed, Elected, Election
 from celery_leader.errors import StoreUnavailable
 from celery_leader.lease import Announcement, Record, Reply, Request, Timing
+from celery_leader.observe import (
+    Event,
+    LeaderChanged,
+    LeaderDeposed,
+    LeaderElected,
+    Renewed,
+    Unanswered,
+)
 from celery_leader.runner import Campaign, Runner
+from celery_leader.watchdog import Pulse
 from tests.fake_store import FakeStore
 from tests.waiting import PATIENCE, wait_until
 
@@ -252,3 +261,145 @@ def _raising(error: Exception) -> Any:
         raise error
 
     return act
+
+
+# -- who watches -----------------------------------------------------------------------
+
+
+def test_an_observer_is_told_of_each_change_and_renewal(fleet: Fleet) -> None:
+    seen: list[Event] = []
+    runner, campaign = fleet.runner(observer=seen.append), fleet.campaign("a", Timing.of_lease(3.0))
+    runner.start(campaign)
+    wait_until(lambda: any(isinstance(e, Renewed) for e in seen), what="a renewal to be told")
+    term = campaign.term() or 0
+    assert seen[:2] == [LeaderElected(NAME, "a", term), LeaderChanged(NAME, "a", term, "a")]
+    renewed = seen[2]
+    assert isinstance(renewed, Renewed)
+    assert (renewed.election, renewed.node, renewed.term) == (NAME, "a", term)
+    assert renewed.latency >= 0
+    assert runner.resign(campaign).wait(PATIENCE)
+    deposed = seen[-1]
+    assert isinstance(deposed, LeaderDeposed)
+    assert (deposed.term, deposed.reason, deposed.sudden) == (term, "resigned", False)
+    assert deposed.led_for > 0
+
+
+def test_an_observer_is_told_who_else_leads(fleet: Fleet) -> None:
+    _, leader = fleet.leader("a")
+    seen: list[Event] = []
+    fleet.runner(observer=seen.append).start(fleet.campaign("b"))
+    wait_until(lambda: seen, what="the follower to know")
+    assert seen == [LeaderChanged(NAME, "b", leader.term() or 0, "a")]
+
+
+def test_an_observer_is_told_of_each_attempt_without_an_answer(fleet: Fleet) -> None:
+    seen: list[Event] = []
+    fleet.store.lose_requests(2)
+    runner, campaign = fleet.runner(observer=seen.append), fleet.campaign("a", SHORT)
+    runner.start(campaign)
+    wait_until(campaign.term, what="the candidate to lead")
+    assert seen[:2] == [Unanswered(NAME, "a", None)] * 2
+    assert isinstance(seen[2], LeaderElected)
+
+
+def test_how_a_candidate_stands_can_be_asked_at_any_time(fleet: Fleet) -> None:
+    runner, campaign = fleet.leader("a")
+    standing = campaign.standing(runner.last_contact, giving_way=False)
+    assert standing.leading
+    assert (standing.leader, standing.term) == ("a", campaign.term())
+    assert standing.leader_term == standing.term
+    assert standing.last_renewal is not None
+    assert standing.last_renewal >= 0
+    assert standing.last_contact is not None
+    assert standing.last_contact >= 0
+    assert standing.eligible
+    assert runner.resign(campaign).wait(PATIENCE)
+    standing = campaign.standing(runner.last_contact, giving_way=False)
+    assert (standing.leading, standing.leader, standing.eligible) == (False, None, False)
+    assert standing.leaderless_seconds >= 0
+
+
+# -- the log -----------------------------------------------------------------------------
+
+
+def test_each_change_is_one_line_whose_facts_are_fields_of_the_record(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="celery_leader")
+    runner, campaign = fleet.leader("a", Timing.of_lease(3.0))
+    term = campaign.term()
+    other = fleet.runner()
+    other.start(fleet.campaign("b"))
+    wait_until(lambda: "follows" in caplog.text, what="the follower's line")
+    wait_until(lambda: fleet.store.rows[NAME].renewals >= 2, what="two renewals")
+    assert runner.resign(campaign).wait(PATIENCE)
+    lines = [r for r in caplog.records if getattr(r, "leader_node", None) == "a"]
+    facts = {"leader_election": NAME, "leader_node": "a", "leader_term": term}
+    assert [line.levelname for line in lines] == ["INFO", "INFO"], "and none for a renewal"
+    for line in lines:
+        assert facts.items() <= vars(line).items()
+    elected, deposed = lines
+    assert elected.getMessage() == f"{NAME}: elected, term {term}, node a"
+    assert vars(deposed)["leader_reason"] == "resigned"
+    assert vars(deposed)["leader_led_for"] > 0
+    assert deposed.getMessage().startswith(f"{NAME}: deposed, term {term}, node a: resigned, after")
+    (followed,) = [r for r in caplog.records if vars(r).get("leader_followed") == "a"]
+    assert vars(followed)["leader_node"] == "b"
+
+
+# -- the watchdog ------------------------------------------------------------------------
+
+
+def test_a_leader_whose_work_stands_still_gives_up_and_comes_back_when_it_moves(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="celery_leader")
+    seen: list[Event] = []
+    runner, campaign = fleet.runner(observer=seen.append), fleet.campaign("a")
+    campaign.pulse = pulse = Pulse("the loop", 0.2)
+    runner.start(campaign)
+    wait_until(campaign.term, what="the candidate to lead")
+    pulse.beat(clock.now())
+    runner.wake()
+    wait_until(lambda: fleet.store.rows[NAME].state == "released", what="the lease to be free")
+    (deposed,) = [event for event in seen if isinstance(event, LeaderDeposed)]
+    assert (deposed.reason, deposed.sudden) == ("stalled", True)
+    assert "the loop has stood still for more than 0.2 s" in caplog.text
+    _, other = fleet.leader("b")
+    assert not campaign.election.campaigning
+
+    def moving() -> bool:
+        pulse.beat(clock.now())
+        return campaign.election.campaigning
+
+    wait_until(moving, what="it to campaign again")
+    assert "the loop moves again" in caplog.text
+    assert other.term()
+
+
+def test_a_follower_whose_work_stands_still_does_not_take_a_free_lease(fleet: Fleet) -> None:
+    leading, leader = fleet.leader("a")
+    runner, campaign = fleet.runner(), fleet.campaign("b")
+    campaign.pulse = pulse = Pulse("the loop", 0.2)
+    pulse.beat(clock.now())
+    runner.start(campaign)
+    wait_until(lambda: campaign.stalled, what="it to be noticed")
+    assert leading.resign(leader).wait(PATIENCE)
+    fleet.leader("c")
+    assert campaign.term() is None
+
+
+def test_one_that_resigns_while_its_work_stands_still_does_not_come_back(fleet: Fleet) -> None:
+    runner, campaign = fleet.leader("a")
+    campaign.pulse = pulse = Pulse("the loop", 0.2)
+    pulse.beat(clock.now())
+    runner.wake()
+    wait_until(lambda: campaign.stalled, what="it to be noticed")
+    assert runner.resign(campaign).wait(PATIENCE)
+
+    def moving() -> bool:
+        pulse.beat(clock.now())
+        return not campaign.stalled
+
+    wait_until(moving, what="it to be seen moving")
+    assert not campaign.election.campaigning
