@@ -8,7 +8,6 @@ of a tick is what was stored for it, whoever dispatches it.
 from __future__ import annotations
 
 import collections
-import copy
 import datetime
 import enum
 import inspect
@@ -186,18 +185,29 @@ def occurrence_after(timetable: Any, moment: datetime.datetime) -> datetime.date
     """The first occurrence of ``timetable`` after ``moment``, or ``None`` if it cannot be told."""
     following: datetime.datetime | None = None
     if isinstance(timetable, crontab):
-        last, delta, _ = timetable.remaining_delta(moment)
+        asked, local = _asked_at(timetable, moment)
+        last, delta, _ = asked.remaining_delta(local)
         following = last + delta
     elif isinstance(timetable, solar) or (_is_interval(timetable) and timetable.relative):
-        # Asked as of ``moment``: each look at the clock would give another microsecond.
-        asked = copy.copy(timetable)
-        # And "every day, relative" is a day of the zone it is asked in.
-        local = moment.astimezone(timetable.tz)
-        asked.app, asked.nowfun = timetable.app, lambda: local
+        asked, local = _asked_at(timetable, moment)
         following = later(moment, asked.remaining_estimate(local))
     elif _is_interval(timetable):
         following = later(moment, timetable.run_every)
     return following if following is not None and at(following) > at(moment) else None
+
+
+def _asked_at(timetable: Any, moment: datetime.datetime) -> tuple[Any, datetime.datetime]:
+    """A copy of ``timetable`` whose clock stands at ``moment``, and that in its own zone.
+
+    "Every day, relative" is a day of the zone it is asked in, each look at the clock would
+    give another microsecond, and before Celery 5.7 a crontab leaves out the rest of an hour
+    that is not one of today.
+    """
+    local = moment.astimezone(timetable.tz)
+    # By hand, because copying a crontab parses it anew.
+    asked = object.__new__(type(timetable))
+    vars(asked).update(vars(timetable), nowfun=lambda: local)
+    return asked, local
 
 
 def _is_interval(timetable: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from celery import Celery
+from celery import VERSION, Celery
 from celery.beat import ScheduleEntry
 from celery.schedules import BaseSchedule, crontab, schedstate, schedule, solar
 from hypothesis import given, settings
@@ -75,7 +75,7 @@ def fires_by_itself(timetable: Any, start: datetime, end: datetime) -> list[date
     timetable.nowfun = lambda: now.astimezone(PARIS)
     fired = []
     while now <= end:
-        if timetable.is_due(last).is_due:
+        if timetable.is_due(last.astimezone(PARIS)).is_due:
             fired.append(now)
             last = now
         now += MINUTE
@@ -129,6 +129,9 @@ def test_a_relative_interval_occurs_on_the_round_minute_or_hour() -> None:
     assert occurrence_after(every(60, relative=True), moment) == NOON + 8 * MINUTE
 
 
+@pytest.mark.xfail(
+    VERSION < (5, 6), strict=True, reason="Celery 5.5 counts a day as 24 hours across the change"
+)
 def test_a_relative_day_occurs_at_local_midnight_on_both_sides_of_a_change_of_the_clocks() -> None:
     daily = schedule(DAY, relative=True, app=IN_PARIS)
     start = datetime(2026, 3, 27, 12, tzinfo=PARIS)
@@ -157,6 +160,8 @@ CRONTABS: list[dict[str, Any]] = [
 def test_a_crontab_occurs_when_celerys_beat_would_fire_also_where_the_clocks_change(
     start: datetime, fields: dict[str, Any]
 ) -> None:
+    if VERSION < (5, 6) and start.month == 3 and fields == {"minute": 30, "hour": 2}:
+        pytest.xfail("Celery 5.5 fires it at three o'clock where 2:30 does not exist")
     end = start + timedelta(hours=14)
     expected = fires_by_itself(crontab(app=IN_PARIS, **fields), start, end)
     assert occurrences(crontab(app=IN_PARIS, **fields), start, end) == expected
@@ -211,6 +216,9 @@ def test_a_sunrise_occurs_once_a_day_and_at_the_same_moment_whenever_it_is_asked
     assert found == occurrences(sunrise, start, start + 20 * DAY)
 
 
+@pytest.mark.xfail(
+    VERSION < (5, 7), strict=True, raises=TypeError, reason="Celery before 5.7 raises there"
+)
 def test_the_sun_that_does_not_rise_for_weeks_occurs_when_it_does() -> None:
     pytest.importorskip("ephem", reason="solar schedules need ephem")
     tromso = solar("sunrise", 69.65, 18.96, app=APP)
