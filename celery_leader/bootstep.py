@@ -76,7 +76,6 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         leadership.allot(self._eligible)
         c.app.amqp.queues.deselect([leadership.queue(name) for name in leadership.elections()])
         self._campaigns: dict[str, Campaign] | None = None
-        self._consuming: set[str] = set()
         self._consumer: Any = None
         self._closing = False
         self._gone = threading.Event()
@@ -95,7 +94,6 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Connected, for the first time or again."""
         self._consumer = consumers[c.app] = c
         self._keep_unknown(c)
-        self._consuming.clear()
         forget_fetched()  # of the connection before: the broker delivers them again
         self._leadership.follow(c.connection)
         if self._eligible:
@@ -192,7 +190,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             superior = self._leadership.giving_way.get(name)
             if superior is None:
                 return
-            if name not in self._consuming and name not in running_elections():
+            if not self._consumes(name) and name not in running_elections():
                 self._leadership.step_down((self._campaigns or {})[name], superior)
                 return
 
@@ -273,22 +271,26 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         for name in self._eligible:
             kept = not self._closing and name not in self._leadership.giving_way
             wanted = kept and self._leadership.term(name) is not None
-            if wanted == (name in self._consuming):
+            if wanted == self._consumes(name):
                 continue
             queue = leader_queue(c.app, name)
             if wanted:
                 c.task_consumer.add_queue(queue)
                 c.task_consumer.consume()
-                self._consuming.add(name)
                 logger.info("%s: consuming from %s", name, queue.name)
                 if self._nudge is not None:
                     self._nudge.send()
             else:
                 c.task_consumer.cancel_by_queue(queue.name)
-                self._consuming.discard(name)
                 if name in self._leadership.giving_way:
                     give_all_back([name])
                 logger.info("%s: no longer consuming from %s", name, queue.name)
+
+    def _consumes(self, name: str) -> bool:
+        # Asked of the consumer: others (remote control, a follower's strategy) change it too.
+        task_consumer = getattr(self._consumer, "task_consumer", None)
+        queue = self._leadership.queue(name)
+        return task_consumer is not None and bool(task_consumer.consuming_from(queue))
 
 
 def forks(worker: Any) -> bool:

@@ -76,6 +76,8 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
         gives_way = options.election in leadership.giving_way
         if leadership.term(options.election) is not None and not gives_way:
             return admit(message, body, ack, reject, callbacks)
+        if not gives_way:
+            _leave_to_leader(consumer, leadership.queue(options.election))
         request = None
         if options.on_follower == "skip" and not gives_way:
             request = _request_of(task, consumer, message, ack, reject)
@@ -84,6 +86,16 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
         )
 
     return on_message
+
+
+def _leave_to_leader(consumer: Any, queue: str) -> None:
+    """Have a worker that does not lead consume from the leader's queue no more.
+
+    Somebody's ``celery control add_consumer`` has made it; it would hand each message to
+    the queue that it takes it from.
+    """
+    if consumer.task_consumer.consuming_from(queue):
+        consumer.cancel_task_queue(queue)
 
 
 def _arguments(message: Any) -> tuple[Any, Any]:

@@ -128,6 +128,30 @@ def test_naming_the_leader_queue_on_the_command_line_makes_no_follower_consume_i
         assert (seen["node"], seen["hops"]) == (leader.node, 0)
 
 
+def test_a_follower_that_is_told_to_consume_the_leader_queue_leaves_it_to_the_leader(
+    new_fleet: NewFleet,
+) -> None:
+    fleet = new_fleet(conf=LASTING)
+    fleet.workers("w1", "w2")
+    leader = fleet.leader()
+    (follower,) = fleet.followers()
+    fleet.takes_part(follower)
+    fleet.app.tasks["fleet.hold"].delay("gate")
+    fleet.saw("started", "gate")
+    # More than the leader fetches while it is busy: who else consumes gets some.
+    sent = [fleet.app.tasks["fleet.lead"].delay("waiting") for _ in range(12)]
+    fleet.app.control.add_consumer("celery.leader", destination=[follower.node])
+    follower.says("Canceling queue celery.leader")
+    fleet.open("gate")
+    seen = [result.get(timeout=30) for result in sent]
+    assert {each["node"] for each in seen} == {leader.node}
+    assert max(each["hops"] for each in seen) <= 1
+
+    leader.terminate()
+    assert fleet.leader() is follower
+    assert fleet.app.tasks["fleet.lead"].delay().get(timeout=30)["node"] == follower.node
+
+
 def test_the_leader_queue_can_be_named(new_fleet: NewFleet) -> None:
     fleet = new_fleet(conf={"leader_queue": "bridge", "task_default_queue": "deck"})
     leader = fleet.worker("w1", "-Q", "deck").says(" ready.")
