@@ -11,7 +11,9 @@ before a request was sent, and a lease that another held is taken only when the
 store says it is over *and* this candidate's own clock has seen it run out.
 
 What it does not: guard a store that loses data against candidates that never saw
-the lost record (``Timing.bootstrap_delay`` does that), nor a *fresh* candidate
+the lost record (``Timing.bootstrap_delay`` does that, if it is gone and no old copy in
+its place), nor against one that was made and lost between two looks of who waits for
+one; nor a *fresh* candidate
 against a store whose clock was set forward after the last renewal and before its
 first look, nor anybody against one that was set away and back between two looks.
 
@@ -37,6 +39,7 @@ from .lease import (
     Renew,
     Reply,
     Request,
+    State,
     Timing,
 )
 
@@ -147,7 +150,6 @@ class Election:
         self._superior: str | None = None
         # As a candidate.
         self._campaigning = False
-        self._campaigning_since = 0.0
         self._ask_at = 0.0
         self._in_doubt = False
         self._seen_term = 0
@@ -208,7 +210,7 @@ class Election:
         """Try to get the lease from now on."""
         if not self._campaigning:
             self._campaigning = True
-            self._campaigning_since = now
+            self._missing_since = None
             self._ask_at = now
 
     def resign(self, now: float, successor: str | None = None, reason: str | None = None) -> None:
@@ -249,6 +251,10 @@ class Election:
             self._ask_at = now + (self.timing.renew_retry_delay if reserved else 0.0)
         elif self._term is not None and news.term > self._term:
             self._renew_at = now
+        elif self._missing_since is not None:
+            # There is a record again, or was: what was waited for begins anew.
+            self._missing_since = None
+            self._ask_at = now
 
     def contradicted(self, term: int, now: float, *, gone: bool) -> None:
         """The store refused an act done with ``term``.
@@ -335,11 +341,16 @@ class Election:
         return now >= self._makes_record_at(now)
 
     def _makes_record_at(self, now: float) -> float:
-        if not self._longest_lease:
-            return self._campaigning_since + self.timing.bootstrap_delay
-        # A record that was there and is gone proves nothing: whoever held it may
-        # believe in it for as long as its lease, of which we know the longest.
-        return self._missing_from(now) + self._longest_lease
+        return self._missing_from(now) + self._mourning
+
+    @property
+    def _mourning(self) -> float:
+        """How long a record must be missing before this candidate makes one.
+
+        A record that was there and is gone proves nothing: whoever held it may
+        believe in it for as long as its lease, of which we know the longest.
+        """
+        return self._longest_lease or self.timing.bootstrap_delay
 
     def _missing_from(self, now: float) -> float:
         """Since when the record is known to be missing, ``now`` if it was not looked for lately.
@@ -347,7 +358,7 @@ class Election:
         Whoever was paused or cut off since may have missed a whole leadership.
         """
         since = self._missing_since
-        return now if since is None or now > since + 2 * self._longest_lease else since
+        return now if since is None or now > since + 2 * self._mourning else since
 
     # -- what came of it ----------------------------------------------------
 
@@ -451,9 +462,12 @@ class Election:
             self._silent_at = now + record.lease_duration
             self._ask_at = self._run_out_at + self._jitter()
             return
-        # Asked when it had run out for us, and the store's clock does not agree yet.
-        remaining = max(record.remaining, 0.001)
-        self._ask_at = min(now + remaining, max(self._silent_at, now)) + self._jitter()
+        # Either it has run out for us, and the store's clock does not agree yet, or we
+        # asked early: a held lease is not to be had before both agree.
+        over_at = min(now + max(record.remaining, 0.001), max(self._silent_at, now))
+        if record.state is State.HELD:
+            over_at = max(over_at, self._run_out_at)
+        self._ask_at = over_at + self._jitter()
 
     def _missing(self, now: float) -> None:
         self._failures = 0
@@ -464,8 +478,7 @@ class Election:
             self._renew_at = now
             return
         self.known.nobody(now)
-        if self._longest_lease:
-            self._missing_since = self._missing_from(now)
+        self._missing_since = self._missing_from(now)
         self._ask_at = self._makes_record_at(now) + self._jitter()
 
     # -- small parts --------------------------------------------------------

@@ -132,8 +132,9 @@ class Record:
     """What the store keeps of one election, as it stood at ``server_time``.
 
     ``remaining`` is how long the lease (or a reservation) still runs by the
-    store's clock, negative once it has expired. ``renewals`` counts the writes
-    of one term, so that ``(term, renewals)`` names one state of the lease.
+    store's clock, negative once it has expired. ``renewals`` grows with every
+    write of one term, by how many requests its holder made since the last one, so that
+    ``(term, renewals)`` names one state of the lease, also where an old copy was renewed.
     """
 
     holder: str

@@ -154,7 +154,7 @@ if ours then
   if record.left <= 0 or term <= seen_term then return grant() end
   -- Granted before, and the reply was lost.
   redis.call('HSET', KEYS[1], 'attempt', attempt, 'expires_at', string.format('%.0f', now + lease))
-  redis.call('HINCRBY', KEYS[1], 'renewals', 1)
+  redis.call('HINCRBY', KEYS[1], 'renewals', attempt - record.attempt)
   return answer('granted')
 end
 if silent or (watched and record.left <= 0) then return succeed() end
@@ -178,7 +178,8 @@ if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[3])
 end
 redis.call('HSET', KEYS[1], 'attempt', ARGV[2], 'lease', ARGV[4],
            'expires_at', string.format('%.0f', now + ARGV[4]))
-redis.call('HINCRBY', KEYS[1], 'renewals', 1)
+-- By the number of the request: an old copy that is renewed never says again what it said once.
+redis.call('HINCRBY', KEYS[1], 'renewals', ARGV[2] - record.attempt)
 seen(record.holder, tonumber(ARGV[4]), ARGV[5])
 local reply = answer('granted')
 if ARGV[6] == '1' then

@@ -196,9 +196,9 @@ class FakeStore:
         if ours:
             if left <= 0 or term <= request.seen_term:
                 return self._grant(request, row)
+            row.renewals += request.attempt - row.attempt
             row.attempt = request.attempt
             row.expires_at = self._now_ms() + _ms(request.lease_duration)
-            row.renewals += 1
             return Granted(row.term, row.event, self._now())
         if silent or (watched and left <= 0):
             return self._succeed(request, row)
@@ -248,10 +248,10 @@ class FakeStore:
             or request.attempt <= row.attempt
         ):
             return self._refusal(row)
+        row.renewals += request.attempt - row.attempt
         row.attempt = request.attempt
         row.lease = _ms(request.lease_duration)
         row.expires_at = self._now_ms() + row.lease
-        row.renewals += 1
         self._note_seen(request, row.holder)
         superior = None
         if request.preempted:
@@ -278,6 +278,15 @@ class FakeStore:
             reservation = _ms(request.reservation) if successor else 0
             row.expires_at = self._now_ms() + reservation
         return Released(self._now())
+
+    def fenced_write(self, election: str, nonce: str, term: int) -> str:
+        """Whether a dispatch in the name of ``term`` is ``accepted``, ``refused`` or ``missing``."""
+        row = self.rows.get(election)
+        if row is None or row.term < term:
+            return "missing"
+        ours = row.nonce == nonce and row.term == term
+        held = row.state == "held" and row.expires_at > self._now_ms()
+        return "accepted" if ours and held else "refused"
 
     # -- small parts ----------------------------------------------------------------
 

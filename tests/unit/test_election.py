@@ -617,6 +617,20 @@ def test_a_leader_whose_lease_the_server_thinks_expired_leads_on_with_a_higher_t
     assert not follower.terms
 
 
+def test_who_asks_before_a_lease_has_run_out_for_it_does_not_ask_all_the_time(
+    world: World,
+) -> None:
+    world.leader("a", Timing(election_jitter=0.0))
+    follower = world.follower("b", Timing(election_jitter=0.0))
+    world.server_ahead += 3600.0
+    asked = len(follower.requests)
+    for _ in range(5):
+        follower.election.lost_touch(world.now)
+        world.run(LEASE.renew_retry_delay, [follower])
+    assert not follower.leads
+    assert len(follower.requests) - asked <= 5
+
+
 def test_a_server_clock_set_back_does_not_lock_the_lease_for_ever(world: World) -> None:
     leader, follower = world.leader("a"), world.follower("b")
     world.run(12)
@@ -743,6 +757,33 @@ def test_a_look_that_found_no_record_long_ago_is_not_counted_from(world: World) 
     sleeper.settle()
     assert leader.leads
     assert not sleeper.leads
+
+
+def test_a_bootstrap_delay_counts_from_the_first_look(world: World) -> None:
+    node = world.node("a", Timing(bootstrap_delay=7.0, election_jitter=0.0))
+    world.store.lose_requests()
+    node.turn()
+    world.pass_time(20.0)
+    assert isinstance(node.turn(), Missing), "its first look"
+    assert node.wakes_at == world.now + 7.0
+
+
+def test_who_waits_for_a_missing_record_waits_anew_when_somebody_is_elected_meanwhile(
+    world: World,
+) -> None:
+    leader, follower = world.leader("a"), world.follower("b")
+    world.store.flush()
+    follower.election.lost_touch(world.now)
+    world.pass_time(LEASE.renew_retry_delay)
+    assert isinstance(follower.turn(), Missing)
+    world.run(LEASE.renew_interval, [leader])
+    assert len(leader.terms) == 2, "it was to write its record again"
+    world.store.drop(NAME)
+    heard_at = world.now
+    follower.hear()
+    assert isinstance(follower.turn(), Missing)
+    assert follower.wakes_at is not None
+    assert follower.wakes_at >= heard_at + LEASE.lease_duration
 
 
 def test_a_leader_whose_record_is_missing_writes_it_again_with_a_higher_term(
