@@ -11,11 +11,12 @@ PYTEST ?=
 BENCH ?=
 CHAOS ?=
 CHAOS_TASKS ?=
+SIMULATE ?=
 
 .DEFAULT_GOAL := help
 # Two at once would install into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo test coverage test-schedulers chaos chaos-beats chaos-tasks lint types contract bench clean
+.PHONY: help demo test coverage test-schedulers chaos chaos-beats chaos-tasks simulate lint types contract bench clean
 
 help:
 	@echo 'make demo      three workers and three beats, their leaders stopped and killed (under a minute)'
@@ -24,6 +25,8 @@ help:
 	@echo 'make coverage  what the tests of the core and the store run of the package'
 	@echo 'make chaos     beats, then workers under faults; make chaos-beats CHAOS="--minutes 10 --seed 7",'
 	@echo '               make chaos-tasks CHAOS_TASKS="--minutes 10 --seed 7"'
+	@echo 'make simulate  a hundred thousand seeded schedules of faults (10 to 20 minutes);'
+	@echo '               make simulate SIMULATE="--schedules 5000 --seed 7"'
 	@echo 'make lint      ruff: format and rules'
 	@echo 'make types     mypy --strict'
 	@echo 'make contract  the direction of imports'
@@ -51,6 +54,9 @@ chaos-beats: $(VENV)/.dev
 
 chaos-tasks: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos.tasks $(CHAOS_TASKS)
+
+simulate: $(VENV)/.dev
+	$(BIN)/python -m tests.simulation $(SIMULATE)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
