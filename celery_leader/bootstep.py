@@ -177,8 +177,8 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         # Nothing in Celery calls back for every end of a body while a pool drains.
         kept = dict(self._campaigns or {})
         while kept:
-            busy = running_elections()
-            for name in [name for name in kept if name not in busy]:
+            needed = {name for name in running_elections() if self._leadership.term(name)}
+            for name in kept.keys() - needed:
                 self._leadership.resign(kept.pop(name))
             if self._gone.wait(_GLANCE):
                 return
@@ -228,10 +228,6 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 ).start()
             case Deposed():
                 self._leadership.giving_way.pop(name, None)
-                if self._closing:
-                    for campaign in (self._campaigns or {}).values():
-                        if campaign.term() is None:
-                            self._leadership.resign(campaign)
         c = self._consumer
         if c is None:
             return

@@ -274,7 +274,7 @@ class Fleet:
     def sender(self, **config: Any) -> Celery:
         """The app in this process, with a configuration of its own."""
         app = proj.build(_merged(self.config, config))
-        self._open.callback(app.close)
+        self._open.callback(_close, app)
         return app
 
     @cached_property
@@ -285,7 +285,7 @@ class Fleet:
         app.conf.update(
             {k: v for k, v in self.config["conf"].items() if not k.startswith("leader_")}
         )
-        self._open.callback(app.close)
+        self._open.callback(_close, app)
         return app
 
     def send(self, name: str, *args: Any, **options: Any) -> Any:
@@ -347,8 +347,7 @@ class Fleet:
         return process
 
     def _still_runs(self, record: dict[str, str]) -> bool:
-        seconds, micros = self.leases.time()
-        return int(record["expires_at"]) > seconds * 1000 + micros // 1000
+        return int(record["expires_at"]) > 1000 * self.moment()
 
     def followers(self, election: str = "worker") -> list[Process]:
         """The processes that do not lead."""
@@ -382,12 +381,21 @@ class Fleet:
             record = self.record(election)
             assert record["term"] == before["term"], f"another leads: {before}, then {record}"
             assert record["state"] == "held", record
-            seconds, micros = self.leases.time()
-            return record if seconds * 1000 + micros // 1000 > int(before["expires_at"]) else None
+            return record if 1000 * self.moment() > int(before["expires_at"]) else None
 
         record = wait_until(later, what=f"the leader of {election} to outlive its lease") or {}
         assert self._still_runs(record), record
         return record
+
+    @property
+    def lease(self) -> float:
+        """How long a lease lasts, in seconds."""
+        return float(self.config["conf"]["leader_lease_duration"])
+
+    def moment(self) -> float:
+        """Seconds, on the clock of the Redis that keeps the leases."""
+        seconds, micros = self.leases.time()
+        return float(seconds) + micros / 1_000_000
 
     def beliefs(self) -> list[dict[str, Any]]:
         """What the probes saw believed, in the order of the clock of Redis."""
@@ -418,6 +426,12 @@ class Fleet:
             return messages if len(messages) >= count else None
 
         return wait_until(enough, what=f"{count} messages in {queue}") or []
+
+
+def _close(app: Celery) -> None:
+    # Before Celery 5.7 a result that is garbage asks for its Redis until there is one again.
+    app.backend.remove_pending_result = lambda _: None
+    app.close()
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -258,6 +258,30 @@ def test_each_lease_is_passed_on_when_its_own_last_body_is_done(new_fleet: NewFl
     assert finished["leads"]
 
 
+def test_who_is_deposed_in_a_shutdown_does_not_campaign_again_while_its_body_runs_on(
+    pair: Fleet,
+) -> None:
+    leader, follower = leader_and_follower(pair)
+    hold = pair.app.tasks["fleet.hold"].delay("body")
+    pair.saw("started", "body")
+    leader.tell(signal.SIGTERM)
+    leader.says("no longer consuming from celery.leader")
+    leader.freeze()
+    assert pair.leader(other_than=leader) is follower
+    leader.thaw()
+    leader.says("deposed, term")
+
+    assert follower.terminate() == 0
+    released = pair.record()
+    assert released["state"] == "released"
+    over = pair.moment() + 2 * pair.lease
+    wait_until(lambda: pair.moment() > over, what="two leases to pass")
+    assert pair.record() == released
+    pair.open("body")
+    hold.get(timeout=30)
+    assert leader.wait() == 0
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_fetched_task_does_not_start_once_the_shutdown_has_begun(
     new_fleet: NewFleet, pool: str
