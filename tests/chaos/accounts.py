@@ -129,7 +129,13 @@ class Accounts:
         self._lost: list[str] = []
 
     def report(self, sent: Iterable[Sent]) -> Report:
-        """What came of all that was ``sent``."""
+        """What came of all that was ``sent``, and where it had started."""
+        report = self.of_ids(sent)
+        self.judge_starts(report)
+        return report
+
+    def of_ids(self, sent: Iterable[Sent]) -> Report:
+        """What came of all that was ``sent``, wherever it had started."""
         rows: dict[str, Row] = {}
         per_attempt = Counter((start.id, start.attempt) for start in self._starts)
         twice = {task_id for (task_id, _), count in per_attempt.items() if count > 1}
@@ -141,10 +147,13 @@ class Accounts:
             self._account_for_rest(unit, row)
         report = Report(list(rows.values()), starts=len(self._starts))
         report.lost = self._lost
-        self._read_starts(report)
+        self._tell(report)
+        return report
+
+    def _tell(self, report: Report) -> None:
         for what, cases in self._found.items():
             report.violations.append(f"{len(cases)} x {what}: " + "; ".join(cases[:_EXAMPLES]))
-        return report
+        self._found.clear()
 
     def _account_for_rest(self, unit: Sent, row: Row) -> None:
         rest = [task_id for task_id in unit.ids if task_id not in self._ended]
@@ -204,7 +213,8 @@ class Accounts:
         starts = sum(start.id == task_id for start in self._starts)
         return f"queued {trace.queued} and taken {trace.taken} times, started {starts}, {state}"
 
-    def _read_starts(self, report: Report) -> None:
+    def judge_starts(self, report: Report) -> None:
+        """Add to ``report`` which bodies had started on a follower."""
         for start in self._starts:
             if start.on_leader:
                 continue
@@ -219,6 +229,7 @@ class Accounts:
                 f"{start.id} on {start.node} at {_clock(start.at)},"
                 f" {(start.at - start.checked) / 1000:.1f} ms after its check, while {whose} led"
             )
+        self._tell(report)
 
     def _was_frozen(self, start: Start) -> bool:
         looked = start.checked - _BEFORE_NOTED

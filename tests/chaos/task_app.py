@@ -25,6 +25,9 @@ VISIBILITY = 6  # seconds until what a killed worker had in hand is delivered ag
 RESTORE_EVERY = 1  # seconds between two looks for what is to be delivered again
 BODY = 0.01  # seconds a body takes
 
+#: What the tasks are: leader-only, marked for nobody, or those of an app without the package.
+GUARDED, UNMARKED, PLAIN = "guarded", "unmarked", "plain"
+
 # KEYS runs record
 # ARGV id node try checked
 _STARTED = """
@@ -76,7 +79,7 @@ class Noted(Task):  # type: ignore[misc]
 
 
 def build(config: dict[str, Any]) -> Celery:
-    """The app that ``config`` asks for: ``broker``, ``redis``, ``lease``, ``guard``."""
+    """The app that ``config`` asks for: ``broker``, ``redis``, ``lease``, ``how``."""
     app = Celery("chaos", broker=config["broker"], backend=config["redis"].replace("/0", "/1"))
     app.conf.update(
         leader_lease_duration=config["lease"],
@@ -103,11 +106,11 @@ def build(config: dict[str, Any]) -> Celery:
             "socket_connect_timeout": 2,
         },
     )
-    if config["guard"]:
-        install(app)
+    if config["how"] != PLAIN:
+        install(app)  # where the tasks are unmarked, an election that nothing heeds
+    if config["how"] == GUARDED:
         define(app, Records(config["redis"]), leader_only, leader_only(on_follower="skip"))
     else:
-        install(app)  # an election that nothing heeds
         define(app, Records(config["redis"]), lambda task: task, lambda task: task)
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from typing import Any
@@ -14,6 +15,7 @@ from tests.chaos.task_app import RECORD
 from tests.chaos.workers import Worker, Workers
 
 _CANDIDATES = "celery-leader:celery:candidates:worker"
+_MAILBOXES = "_kombu.binding.celery.pidbox"
 _RECOVERY_PATIENCE = 40.0
 
 KINDS = (
@@ -30,18 +32,55 @@ KINDS = (
 )
 
 
+class Electing:
+    """Workers that elect a leader: it is hit."""
+
+    def __init__(self, client: redis.Redis, workers: Workers) -> None:
+        self._client = client
+        self._workers = workers
+
+    def leader(self) -> Worker | None:
+        """Who leads."""
+        holder, state = self._client.hmget(RECORD, "holder", "state")
+        return self._workers.of_node(holder) if holder and state == "held" else None
+
+    def there(self) -> set[str]:
+        """The nodes that have begun to work."""
+        return set(self._client.zrange(_CANDIDATES, 0, -1))
+
+
+class Plain:
+    """Workers that know of no election: one of those that work is hit, by chance."""
+
+    def __init__(self, client: redis.Redis, workers: Workers, seed: int) -> None:
+        self._client = client
+        self._workers = workers
+        self._chance = random.Random(seed)
+
+    def leader(self) -> Worker | None:
+        """Who is hit in the leader's place."""
+        there = self.there()
+        working = [w for w in self._workers.all if w.settled and w.node in there]
+        return self._chance.choice(working) if working else None
+
+    def there(self) -> set[str]:
+        """The nodes that have begun to work: Celery gives each a mailbox then."""
+        bound = self._client.smembers(_MAILBOXES)
+        return {line.rsplit("\x16", 1)[-1].removesuffix(".celery.pidbox") for line in bound}
+
+
 class Scene:
     """Where faults are brought about.
 
     Args:
-        client: of the Redis of all.
         workers: who runs tasks.
         lease: theirs, in seconds.
+        kind: whom to hit.
     """
 
-    def __init__(self, client: redis.Redis, workers: Workers, lease: float) -> None:
-        self._client = client
+    def __init__(self, workers: Workers, lease: float, kind: Electing | Plain) -> None:
         self._workers = workers
+        self._kind = kind
         self._lease = lease
         #: Who was stopped whole, and when.
         self.frozen: list[Frozen] = []
@@ -66,8 +105,8 @@ class Scene:
         """Wait until one of at least two workers leads that runs."""
         deadline = time.monotonic() + _RECOVERY_PATIENCE
         while time.monotonic() < deadline:
-            leader = self._holder()
-            there = set(self._client.zrange(_CANDIDATES, 0, -1))
+            leader = self._kind.leader()
+            there = self._kind.there()
             settled = [w for w in self._workers.all if w.settled and w.node in there]
             if leader in settled and len(settled) > 1:
                 return True
@@ -136,8 +175,4 @@ class Scene:
         return followers[fault.count % len(followers)]
 
     def _leader(self) -> Worker:
-        return self._holder() or self._workers.all[0]
-
-    def _holder(self) -> Worker | None:
-        holder, state = self._client.hmget(RECORD, "holder", "state")
-        return self._workers.of_node(holder) if holder and state == "held" else None
+        return self._kind.leader() or self._workers.all[0]

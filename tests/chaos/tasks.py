@@ -4,6 +4,8 @@
 of what became of the tasks sent in each way, and what must not have been; then it ends with
 exit code 1. With ``--no-guard`` the same tasks are marked for nobody and go to any worker:
 with ``--expect-follower-starts`` it ends with exit code 0 only if the judge has seen them.
+With ``--plain`` the workers are Celery's alone, without this package: what is lost then,
+Celery loses.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from tests.chaos.faults import schedule
 from tests.chaos.proxy import quiet_port
 from tests.chaos.sender import Sender
 from tests.chaos.supervised import Death
-from tests.chaos.task_faults import KINDS, Scene
+from tests.chaos.task_faults import KINDS, Electing, Plain, Scene
 from tests.chaos.witness import Journal, Witness, wait_for_rest
 from tests.chaos.workers import Worker, Workers
 from tests.redis_process import RedisServer
@@ -34,10 +36,7 @@ _STARTS_WITHIN = 20.0  # seconds a worker may take; part of what is waited for a
 
 def main() -> int:
     options = _options()
-    what = (
-        f"{options.workers} workers, lease {options.lease:g} s,"
-        f" guard {'on' if options.guard else 'OFF'}"
-    )
+    what = f"{options.workers} workers, lease {options.lease:g} s, tasks {options.how}"
     return judged(
         options,
         title="chaos of tasks",
@@ -56,10 +55,14 @@ def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, li
         server = stack.enter_context(RedisServer(port=quiet_port()))
         journal = stack.enter_context(Journal(server.port))
         witness = stack.enter_context(Witness(server.port))
-        config = {"redis": server.url, "lease": options.lease, "guard": options.guard}
+        config = {"redis": server.url, "lease": options.lease, "how": options.how}
         workers = stack.enter_context(Workers(options.workers, server.port, config, logs))
         client = redis.Redis(host="127.0.0.1", port=server.port, decode_responses=True)
-        scene = Scene(stack.enter_context(client), workers, options.lease)
+        stack.enter_context(client)
+        kind = Electing(client, workers)
+        if options.how == task_app.PLAIN:
+            kind = Plain(client, workers, seed)
+        scene = Scene(workers, options.lease, kind)
         stack.callback(scene.close)
         if not scene.recover():
             raise SystemExit("chaos of tasks: no worker leads")
@@ -90,7 +93,9 @@ def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, li
         if watcher.error is not None:
             raise watcher.error
     accounts = Accounts(witness.starts, witness.ended, states, journal.traces, scene.frozen)
-    report = accounts.report(sender.sent)
+    report = accounts.of_ids(sender.sent)
+    if options.how != task_app.PLAIN:
+        accounts.judge_starts(report)
     report.violations += unrecovered
     if stuck:
         report.violations.append(stuck)
@@ -161,7 +166,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of the schedule of faults; by default drawn")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--lease", type=float, default=3.0, help="seconds")
-    parser.add_argument("--guard", action=argparse.BooleanOptionalAction, default=True)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--no-guard", dest="how", action="store_const", const=task_app.UNMARKED)
+    how.add_argument("--plain", dest="how", action="store_const", const=task_app.PLAIN)
+    parser.set_defaults(how=task_app.GUARDED)
     parser.add_argument("--only", default="", help="the faults whose name has this in it")
     parser.add_argument("--expect-follower-starts", action="store_true")
     parser.add_argument("--keep-logs", action="store_true")
