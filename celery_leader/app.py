@@ -291,7 +291,8 @@ class Leadership:
 
         In a pool process: once ``term`` was asked for.
         """
-        return self._shut is not None and self._shut.term() is not None
+        # Once and for ever: no clock has to be asked.
+        return self._shut is not None and self._shut.valid_until > 0
 
     def share(self) -> None:
         """Have pool processes that will not be forked find what this process believes."""
