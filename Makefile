@@ -3,11 +3,15 @@
 PYTHON ?= python3
 
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 SOURCES := $(wildcard celery_leader tests examples benchmarks)
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+INSTALL := -m pip --quiet --disable-pip-version-check install
+PIP := $(BIN)/python $(INSTALL)
 # More arguments for pytest, e.g. make test PYTEST=tests/unit
 PYTEST ?=
+# An older Python for the oldest Celery, where there is one.
+OLDEST_PYTHON ?= $(shell python3.10 -V >/dev/null 2>&1 && echo python3.10 || echo '$(PYTHON)')
 BENCH ?=
 CHAOS ?=
 CHAOS_TASKS ?=
@@ -16,12 +20,13 @@ SIMULATE ?=
 .DEFAULT_GOAL := help
 # Two at once would install into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo test coverage test-schedulers chaos chaos-beats chaos-tasks simulate lint types contract bench clean
+.PHONY: help demo test coverage test-schedulers test-oldest chaos chaos-beats chaos-tasks simulate lint types contract bench clean
 
 help:
 	@echo 'make demo      three workers and three beats, their leaders stopped and killed (under a minute)'
 	@echo 'make test      all tests; make test PYTEST="tests/unit -x" some of them'
 	@echo 'make test-schedulers  the other schedulers, RabbitMQ, and Celery'\''s own tests of beat'
+	@echo 'make test-oldest  unit and fleet tests on the oldest Celery, kombu and redis-py that are supported'
 	@echo 'make coverage  what the tests of the core and the store run of the package'
 	@echo 'make chaos     beats, then workers under faults; make chaos-beats CHAOS="--minutes 10 --seed 7",'
 	@echo '               make chaos-tasks CHAOS_TASKS="--minutes 10 --seed 7"'
@@ -46,6 +51,9 @@ coverage: $(VENV)/.dev
 
 test-schedulers: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/beat $(PYTEST)
+
+test-oldest: $(OLDEST)/.test
+	$(OLDEST)/bin/python -m pytest $(or $(PYTEST),tests/unit tests/fleet)
 
 chaos: chaos-beats chaos-tasks
 
@@ -73,7 +81,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.dispatch $(BENCH)
 
 clean:
-	rm -rf $(VENV) .*_cache .coverage* demo-report.json
+	rm -rf $(VENV) $(OLDEST) .*_cache .coverage* demo-report.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp for each set of packages; a new pyproject.toml makes .venv anew.
@@ -84,6 +92,13 @@ $(VENV)/.demo: $(VENV)/.made
 
 $(VENV)/.dev: $(VENV)/.made
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(OLDEST)/.test: pyproject.toml tests/oldest.txt
+	rm -rf $(OLDEST)
+	'$(OLDEST_PYTHON)' -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(INSTALL) 'pip>=21.3'
+	$(OLDEST)/bin/python $(INSTALL) --constraint tests/oldest.txt --editable '.[test,demo]'
 	@touch $@
 
 $(VENV)/.made: pyproject.toml
