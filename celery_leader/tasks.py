@@ -40,6 +40,8 @@ _ON_FOLLOWER = ("forward", "skip")
 _ON_DEPOSED = ("finish", "abort")
 #: Celery's own tasks that run the bodies of another one, which their arguments name.
 _MAPS = frozenset({"celery.map", "celery.starmap"})
+#: What ``Task.apply_async`` takes after the arguments of the task, when not by name.
+_IN_ORDER = ("task_id", "producer", "link", "link_error", "shadow")
 
 T = TypeVar("T")
 
@@ -336,25 +338,15 @@ class LeaderOnlyTask(Task):  # type: ignore[misc]
     own_strategy: Any
     own_request: Any
 
-    def apply_async(
-        self,
-        args: Any = None,
-        kwargs: Any = None,
-        task_id: str | None = None,
-        producer: Any = None,
-        link: Any = None,
-        link_error: Any = None,
-        shadow: str | None = None,
-        **options: Any,
-    ) -> Any:
+    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send the task, unless it is not for this process to send."""
         bound = options_for(self, args, kwargs)
         # A retry goes on with a task that was sent; to skip it would lose it.
         if bound is not None and not options.get("retries") and _holds_back(self.app, bound):
-            return _not_sent(self, bound, args, kwargs, task_id, link, options)
-        return super().apply_async(
-            args, kwargs, task_id, producer, link, link_error, shadow, **options
-        )
+            named = dict(zip(_IN_ORDER, more, strict=False))
+            return _not_sent(self, bound, args, kwargs, {**named, **options})
+        # As it was given: an override of the user's own may name some of it only.
+        return super().apply_async(args, kwargs, *more, **options)
 
     def signature_from_request(
         self,
@@ -452,14 +444,12 @@ def _not_sent(
     bound: LeaderOnly,
     args: Any,
     kwargs: Any,
-    task_id: str | None,
-    link: Any,
     options: dict[str, Any],
 ) -> EagerResult:
     """The result of a send that was skipped, stored for whoever else waits for it."""
     if task.typing and hasattr(task, "__header__"):
         task.__header__(*(args or ()), **(kwargs or {}))  # what is wrong is wrong everywhere
-    task_id = task_id or uuid()
+    task_id = options.get("task_id") or uuid()
     app = task.app
     beat = leadership_of(app).is_candidate(BEAT)
     election = BEAT if beat else bound.election
@@ -477,7 +467,7 @@ def _not_sent(
             group_index=options.get("group_index"),
             chord=options.get("chord"),
             chain=options.get("chain"),
-            callbacks=maybe_list(link),
+            callbacks=maybe_list(options.get("link")),
             ignore_result=options.get("ignore_result"),
             root_id=options.get("root_id"),
             parent_id=options.get("parent_id"),

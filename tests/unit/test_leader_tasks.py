@@ -278,6 +278,33 @@ def test_a_map_goes_where_the_task_it_maps_goes(app: Celery, name: str) -> None:
     assert queue_of(app, name) == "celery"
 
 
+@WAYS
+def test_a_users_own_apply_async_is_given_what_the_sender_gave(app: Celery, define: Define) -> None:
+    given: list[Any] = []
+
+    class Sends(LeaderTask if define is based else Task):  # type: ignore[misc]
+        abstract = True
+
+        def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+            given.append((args, kwargs, options))
+
+    decorate = functools.partial(app.task, shared=False)
+    if define is not based:
+        decorate = functools.partial(define, app)
+    task = decorate(takes_one(), name="sends", base=Sends)
+    task.delay(1)
+    task.s(2).set(priority=3).apply_async(task_id="an-id")
+    assert given == [((1,), {}, {}), ((2,), {}, {"priority": 3, "task_id": "an-id"})]
+
+
+@pytest.mark.parametrize("given", ["by name", "in order"])
+def test_a_send_that_is_held_back_has_the_id_it_was_given(app: Celery, given: str) -> None:
+    task = above_from_leader(app)
+    leadership_of(app).allot(["worker"])
+    rest, named = (("an-id",), {}) if given == "in order" else ((), {"task_id": "an-id"})
+    assert task.apply_async((1,), {}, *rest, **named).id == "an-id"
+
+
 def test_a_send_that_is_held_back_is_revoked_says_who_did_not_lead_and_checks_its_arguments(
     app: Celery,
 ) -> None:
