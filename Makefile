@@ -20,13 +20,14 @@ SIMULATE ?=
 .DEFAULT_GOAL := help
 # Two at once would install into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo test coverage test-schedulers test-oldest chaos chaos-beats chaos-tasks simulate lint types contract bench clean
+.PHONY: help demo test coverage test-schedulers test-oldest test-operations chaos chaos-beats chaos-tasks simulate lint types contract bench clean
 
 help:
 	@echo 'make demo      three workers and three beats, their leaders stopped and killed (under a minute)'
 	@echo 'make test      all tests; make test PYTEST="tests/unit -x" some of them'
 	@echo 'make test-schedulers  the other schedulers, RabbitMQ, and Celery'\''s own tests of beat'
 	@echo 'make test-oldest  unit and fleet tests on the oldest Celery, kombu and redis-py that are supported'
+	@echo 'make test-operations  signals, events, remote control and the watchdog, on real fleets'
 	@echo 'make coverage  what the tests of the core and the store run of the package'
 	@echo 'make chaos     beats, then workers under faults; make chaos-beats CHAOS="--minutes 10 --seed 7",'
 	@echo '               make chaos-tasks CHAOS_TASKS="--minutes 10 --seed 7"'
@@ -54,6 +55,9 @@ test-schedulers: $(VENV)/.dev
 
 test-oldest: $(OLDEST)/.test
 	$(OLDEST)/bin/python -m pytest $(or $(PYTEST),tests/unit tests/fleet)
+
+test-operations: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/operations $(PYTEST)
 
 chaos: chaos-beats chaos-tasks
 

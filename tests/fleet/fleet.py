@@ -163,6 +163,9 @@ class Fleet:
             ``backend``, ``record``. What is given for one process is laid over it.
     """
 
+    #: What its processes are.
+    process = Process
+
     def __init__(self, directory: Path, broker: str, **config: Any) -> None:
         self.directory = directory
         self.config = _merged({"broker": broker, "record": broker, "conf": QUICK}, config)
@@ -218,7 +221,7 @@ class Fleet:
 
     def run(self, *arguments: str, **config: Any) -> subprocess.CompletedProcess[str]:
         """Run a ``celery`` command to its end."""
-        return self._python("-m", "celery", "-A", "tests.fleet.proj", *arguments, **config)
+        return self._python("-m", "celery", "-A", self.process.app, *arguments, **config)
 
     def python(self, code: str, **config: Any) -> subprocess.CompletedProcess[str]:
         """Run ``code`` to its end, which finds its app in ``proj``."""
@@ -239,7 +242,7 @@ class Fleet:
 
     def _start(self, name: str, node: str, command: Sequence[str], config: Any) -> Process:
         log = self.directory / f"{name}.{len(self.processes)}.log"
-        process = Process(name, node, command, _merged(self.config, config), log)
+        process = self.process(name, node, command, _merged(self.config, config), log)
         self.processes.append(process)
         return process
 
