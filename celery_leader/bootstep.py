@@ -108,7 +108,10 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 )
                 if campaign is not None:
                     self._campaigns[name] = campaign
-        self._consume_what_is_led()
+        # Not yet: RabbitMQ delivers at once, and what comes before the loop has begun, while
+        # a later step waits for an answer, finds nobody who takes it and ends the worker.
+        if c.hub is None:
+            c.call_soon(self._consume_what_is_led)
         self._events.send(c)
 
     def _keep_unknown(self, c: Any) -> None:
@@ -142,8 +145,9 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         message.ack_log_error(logger, c.connection_errors)
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
-        """Have the election thread able to wake the event loop, and see that it moves."""
+        """The loop begins: have the election thread able to wake it, and see that it moves."""
         hub.add_reader(self._wake_read, self._on_wake)
+        self._consume_what_is_led()
         pulse = self._pulse
         if pulse is not None and not self._closing:
             if self._pulse_timer is not None:

@@ -2,7 +2,7 @@
 
 More keys of a configuration: ``crontabs`` (name to ``task``, ``crontab``, ``options``),
 ``periodic`` (a list of ``name``, ``every``, for ``add_periodic_task``), ``django`` (a
-SQLite file).
+SQLite file), ``talks_while_starting`` (see ``TalkingStep``).
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from typing import Any
 
-from celery import Celery
+from celery import Celery, bootsteps
 from celery.schedules import crontab
 
 from celery_leader.beat import LeaderScheduler
+from celery_leader.bootstep import LeaderStep
 from tests.fleet import proj as base
 
 DJANGO: dict[str, Any] = {
@@ -55,9 +57,23 @@ def customised(app: Celery, config: dict[str, Any]) -> Celery:
             task = app.tasks["fleet.plain"]
             app.add_periodic_task(entry["every"], task.s(), name=entry["name"])
 
+    if config.get("talks_while_starting"):
+        app.steps["consumer"].add(TalkingStep)
     if config.get("django"):
         set_up_django(config["django"])
     return app
+
+
+class TalkingStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Asks the broker one thing after the other, and so reads what that has sent meanwhile."""
+
+    requires = (LeaderStep,)
+
+    def start(self, c: Any) -> None:
+        """As gossip and the control mailbox do, but for long enough."""
+        for _ in range(50):
+            c.connection.channel().close()
+            time.sleep(0.01)
 
 
 class DyingAfterScheduler(LeaderScheduler):
