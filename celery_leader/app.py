@@ -10,16 +10,19 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import functools
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
+import platform
 import socket
 import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
@@ -30,9 +33,11 @@ from celery import Celery
 from .belief import Address, Belief, BeliefPage, beliefs_at
 from .broker import LeaseSource, lease_source
 from .clock import now
-from .election import Election
-from .errors import LeaderError, NotLeader
-from .lease import Candidate, Record, check_name
+from .election import Election, GiveWay
+from .errors import LeaderError, NotLeader, StoreUnavailable
+from .facts import Facts, printable
+from .history import Reign
+from .lease import Candidate, Record, check_name, check_node
 from .observe import Event, LeaderChanged, LeaderElected, Observer, Standing
 from .redis_client import RedisClient
 from .redis_store import Keys, RedisStore
@@ -54,6 +59,9 @@ _SHUT = "(shut)"
 
 _LAST_SIGNALS = 1.0  # seconds; how long the end of a process waits for receivers of signals
 
+_PAUSE = 0.05  # seconds between looks at a record where waiting for news does not work
+_LONGEST_APP = 200  # characters of an app's name that tell it from others
+_LONGEST_HOLD = 10 * 365 * 86400  # seconds
 _GLANCE = 0.1  # seconds between looks at a belief that nothing here is woken for
 
 
@@ -72,6 +80,25 @@ class Leader:
     term: int
     seconds_left: float
     since: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What came of asking a leader to give way.
+
+    Attributes:
+        election: which one.
+        former: who led when it was asked, and may lead still.
+        former_term: with which term.
+        leader: who leads with a later term, or ``None`` if nobody did in time.
+        term: that term.
+    """
+
+    election: str
+    former: str
+    former_term: int
+    leader: str | None
+    term: int | None
 
 
 class Leadership:
@@ -96,8 +123,8 @@ class Leadership:
         self._reported_foreign = False
         self._observers: list[Observer] = []
         self._delivery = Delivery()
-        #: Elections whose lease goes to a candidate of higher priority, once no body needs it.
-        self.giving_way: dict[str, str] = {}
+        #: Elections whose lease is to be given up, once no body needs it, and why.
+        self.giving_way: dict[str, GiveWay] = {}
         #: Elections that leader-only tasks name, filled in as tasks are found.
         self.task_elections: set[str] = set()
 
@@ -219,6 +246,91 @@ class Leadership:
         with self.visit() as store:
             return store.candidates(election)
 
+    def history(self, election: str, count: int) -> list[Reign]:
+        """The last ``count`` leaderships of ``election``, the latest first.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        with self.visit() as store:
+            return store.history(election, count)
+
+    # -- giving orders ----------------------------------------------------------
+
+    def hand_over(self, election: str, successor: str | None = None, *, timeout: float) -> Handover:
+        """Have the leader give way, to ``successor`` if one is named; wait for who comes next.
+
+        It does so when what it does has come to an end: a worker's leader-only bodies, the
+        dispatch of a beat. Without a successor the others are let in first; where there is
+        no other, the same node leads again.
+
+        Raises:
+            LeaderError: nobody leads, or the lease cannot go to ``successor``.
+            StoreUnavailable: Redis did not answer. The order may have been given.
+        """
+        deadline = now() + timeout
+        patience = self.settings.timing.operation_timeout
+        with self.visit() as store:
+            asked = store.ask(election, successor)
+            cursor, record = asked.cursor, store.read(election)
+            while not _led_anew(record, asked.term) and (left := deadline - now()) > 0:
+                try:
+                    news = store.announcements({election: cursor}, left, None, patience)
+                    cursor = news[-1].cursor if news else cursor
+                except StoreUnavailable:
+                    # A user of Redis who may not read streams that way still sees the record.
+                    threading.Event().wait(min(_PAUSE, left))
+                record = store.read(election)
+        later = record if _led_anew(record, asked.term) else None
+        return Handover(
+            election,
+            asked.holder,
+            asked.term,
+            leader=later.holder if later else None,
+            term=later.term if later else None,
+        )
+
+    def hold(
+        self, node: str, elections: Iterable[str], duration: float | None = None
+    ) -> dict[str, bool]:
+        """Keep ``node`` out of ``elections``, for ``duration`` seconds if given.
+
+        Returns for each of them whether ``node`` is a candidate there. If it leads, it gives
+        way as soon as what it does has come to an end.
+
+        Raises:
+            LeaderError: the name or the duration cannot be used.
+            StoreUnavailable: Redis did not answer. Some may have been told.
+        """
+        check_node(node)
+        if duration is not None and not 0 < duration <= _LONGEST_HOLD:
+            raise LeaderError(
+                f"a hold of {duration:g} s is not possible: it must be above 0 and"
+                f" {_LONGEST_HOLD:,} s at most"
+            )
+        with self.visit() as store:
+            return {name: store.hold(name, node, duration) for name in elections}
+
+    def free(self, node: str, elections: Iterable[str]) -> dict[str, bool]:
+        """Let ``node`` into ``elections`` again; for each of them, whether it was held.
+
+        Raises:
+            LeaderError: the name cannot be used.
+            StoreUnavailable: Redis did not answer. Some may have been told.
+        """
+        check_node(node)
+        with self.visit() as store:
+            return {name: store.free(name, node) for name in elections}
+
+    def held(self, election: str) -> dict[str, float]:
+        """The nodes kept out of ``election``, candidates or not, and for how many seconds more.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        with self.visit() as store:
+            return store.held(election)
+
     def leader(self, election: str) -> Leader | None:
         """Who leads ``election``, or ``None`` when nobody does.
 
@@ -313,11 +425,13 @@ class Leadership:
         listener: Listener | None = None,
         priority: int | None = None,
         pulse: Pulse | None = None,
+        role: str = "process",
     ) -> Campaign | None:
         """Take part in ``election`` as ``holder``; ``None`` where one always leads.
 
         ``priority`` is ``leader_priority`` unless it is given. ``pulse`` is of what must
-        move while this process leads.
+        move while this process leads. ``role`` is what the register of candidates says of
+        this process.
 
         Raises:
             LeaderError: the settings cannot be used.
@@ -330,7 +444,7 @@ class Leadership:
             runner = self._running()
             self._nodes.add(holder)
             self._entered.add(election)
-            campaign = self._new_campaign(check_name(election), holder, priority)
+            campaign = self._new_campaign(check_name(election), check_node(holder), priority, role)
             campaign.pulse = pulse
             if listener is not None:
                 campaign.listeners.append(listener)
@@ -347,21 +461,28 @@ class Leadership:
         """Whether ``campaign`` is this process's, not that of the one it was forked from."""
         return campaign in self._campaigns
 
-    def resign(self, campaign: Campaign, successor: str | None = None) -> threading.Event:
+    def resign(
+        self, campaign: Campaign, successor: str | None = None, reason: str | None = None
+    ) -> threading.Event:
         """Give up; the event is set when that is done. Harmless when not leading.
 
-        May be called from a signal handler.
+        May be called from a signal handler. ``reason`` is what the history will say.
         """
         if self._runner is None:
             done = threading.Event()
             done.set()
             return done
-        return self._runner.resign(campaign, successor)
+        return self._runner.resign(campaign, successor, reason)
 
-    def step_down(self, campaign: Campaign, successor: str | None = None) -> None:
-        """Give the lease up, to ``successor`` if one is named, and go on as a candidate."""
+    def step_down(
+        self, campaign: Campaign, successor: str | None = None, reason: str | None = None
+    ) -> None:
+        """Give the lease up, to ``successor`` if one is named, and go on as a candidate.
+
+        ``reason`` is what the history will say.
+        """
         if self._runner is not None:
-            self._runner.step_down(campaign, successor)
+            self._runner.step_down(campaign, successor, reason)
 
     def retire(self, campaign: Campaign) -> None:
         """Forget a campaign that has resigned for good; its place is used again."""
@@ -502,24 +623,47 @@ class Leadership:
             self._runner = Runner(
                 self._store(self._source, self._source.connect),
                 app=app_identity(self.app),
+                patience=self.settings.timing.operation_timeout,
                 on_foreign=self._foreign,
                 observer=self.tell,
             )
             atexit.register(_resign_at_exit, weakref.ref(self))
         return self._runner
 
-    def _new_campaign(self, name: str, holder: str, priority: int | None) -> Campaign:
+    def _new_campaign(self, name: str, holder: str, priority: int | None, role: str) -> Campaign:
+        priority = self.settings.priority if priority is None else priority
         election = Election(
             name,
             holder=holder,
             nonce=uuid.uuid4().hex,
             timing=self.settings.timing,
             app=app_identity(self.app),
-            priority=self.settings.priority if priority is None else priority,
+            priority=priority,
             preempt=self.settings.preempt,
+            facts=self._facts(role, priority).text(),
         )
         belief = self._allotted.pop(name) if name in self._allotted else self._new_belief(name)
         return Campaign(election, belief)
+
+    def _facts(self, role: str, priority: int) -> Facts:
+        """What a candidate of this process says of itself; no address, no password."""
+        settings = self.settings
+        return Facts(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            role=role,
+            app=app_identity(self.app),
+            versions=_versions(),
+            settings={
+                **{f"leader_{name}": value for name, value in asdict(settings.timing).items()},
+                "leader_namespace": settings.namespace,
+                "leader_queue": settings.queue,
+                "leader_priority": priority,
+                "leader_preempt": settings.preempt,
+                "leader_history_size": settings.history_size,
+                "leader_wait_replicas": settings.wait_replicas,
+            },
+        )
 
     def _new_belief(self, name: str) -> Belief:
         self._inherit()
@@ -599,7 +743,21 @@ def app_identity(app: Celery) -> str:
     """What tells this app from another: its name and its tasks, as ``name|digest``."""
     names = sorted(name for name in app.tasks if not name.startswith("celery."))
     digest = hashlib.sha1("\n".join(names).encode(), usedforsecurity=False).hexdigest()[:12]
-    return f"{app.main or ''}|{digest}"
+    return f"{printable(app.main or '')[:_LONGEST_APP]}|{digest}"
+
+
+def _led_anew(record: Record | None, term: int) -> bool:
+    return record is not None and record.led and record.term > term
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of what decides how a candidate behaves."""
+    packages = ("celery_leader", "celery", "redis")
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+    }
 
 
 @contextlib.contextmanager
@@ -637,7 +795,7 @@ class LeaderElection:
     def __init__(self, app: Celery, name: str, *, node: str | None = None) -> None:
         self._leadership = leadership_of(app)
         self._name = check_name(name)
-        self._node = node or self._leadership.free_node_name(name)
+        self._node = check_node(node) if node else self._leadership.free_node_name(name)
         self._campaign: Campaign | None = None
         self._started = False
 

@@ -30,7 +30,7 @@ from celery.schedules import crontab, schedule
 from .app import ALWAYS_TERM, Leadership, leadership_of, refusing_clearly, worker_pid
 from .clock import now
 from .dispatch import Dispatcher
-from .election import Change, Deposed, Elected, Outranked
+from .election import Change, Deposed, Elected, GiveWay
 from .errors import LeaderError, StoreUnavailable
 from .plan import (
     CATCH_UP_OPTION,
@@ -91,7 +91,8 @@ class LeaderMixin:
         self._shared: dict[str, str] = {}
         self._farewell: threading.Event | None = None
         self._elected = threading.Event()
-        self._superior: str | None = None
+        self._order: GiveWay | None = None
+        self._turn = threading.Lock()
         # Set in the process that ``celery worker -B`` makes, and in no other.
         self._worker_pid = worker_pid()
         self._campaign: Campaign | None = None
@@ -110,7 +111,9 @@ class LeaderMixin:
         node = self._leadership.free_node_name("beat")
         self._pulse = self._leadership.new_pulse("the beat")
         self._show_life()
-        self._campaign = self._leadership.campaign(BEAT, node, self._on_change, pulse=self._pulse)
+        self._campaign = self._leadership.campaign(
+            BEAT, node, self._on_change, pulse=self._pulse, role="beat"
+        )
         self._dispatcher = Dispatcher(app, self._leadership, self._campaign)
         if self._worker_pid is not None:
             # What a worker stops its beat with; by default that is the end, lease or not.
@@ -130,7 +133,11 @@ class LeaderMixin:
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """One turn of the scheduler while leading; otherwise wait a step to be elected."""
         self._show_life()
-        wait = self._turn(*args, **kwargs)
+        try:
+            with self._turn:
+                wait = self._one_turn(*args, **kwargs)
+        finally:
+            self._give_way()
         self._show_life(rest=wait)
         return wait
 
@@ -139,7 +146,7 @@ class LeaderMixin:
         if self._pulse is not None:
             self._pulse.beat(now(), rest)
 
-    def _turn(self, *args: Any, **kwargs: Any) -> float:
+    def _one_turn(self, *args: Any, **kwargs: Any) -> float:
         self._end_without_worker()
         term = self.leading_term()
         if term is None:
@@ -147,11 +154,6 @@ class LeaderMixin:
             # The service sleeps between ticks where nothing can wake it; here something can.
             timing = self._leadership.settings.timing
             self._elected.wait(min(_STEP, timing.renew_interval, self.max_interval))
-            return 0
-        if self._superior is not None:
-            assert self._campaign is not None
-            superior, self._superior = self._superior, None
-            self._leadership.step_down(self._campaign, superior)
             return 0
         try:
             if term != self._led_term:
@@ -164,6 +166,16 @@ class LeaderMixin:
             self._note_failure("the schedule", exc)
             return self._retry_delay()
         return wait if self._worker_pid is None else min(wait, _STEP)
+
+    def _give_way(self) -> None:
+        """Do as this leader is told, unless a turn is under way, which does it at its end."""
+        while self._order is not None and self._turn.acquire(blocking=False):
+            try:
+                order, self._order = self._order, None
+                if order is not None and self._campaign is not None:
+                    self._leadership.step_down(self._campaign, order.successor, order.reason)
+            finally:
+                self._turn.release()
 
     def _end_without_worker(self) -> None:
         # A worker that is killed leaves its embedded beat behind, which would lead on.
@@ -319,12 +331,14 @@ class LeaderMixin:
     def _on_change(self, change: Change) -> None:
         match change:
             case Elected():
-                self._superior = None
+                self._order = None
                 self._elected.set()
             case Deposed():
                 self._elected.clear()
-            case Outranked(_, superior):
-                self._superior = superior
+            case GiveWay():
+                # Between two turns the service sleeps, for minutes where nothing is due.
+                self._order = change
+                self._give_way()
 
 
 class LeaderPersistentScheduler(LeaderMixin, beat.PersistentScheduler):  # type: ignore[misc]

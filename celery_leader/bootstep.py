@@ -26,7 +26,7 @@ from kombu.common import ignore_errors
 
 from .app import leadership_of, refusing_clearly
 from .clock import now
-from .election import Change, Deposed, Outranked
+from .election import Change, Deposed, GiveWay
 from .observe import Event
 from .receive import PATIENCE, consumers, forget_fetched, give_all_back, put, running_elections
 from .runner import Campaign
@@ -104,7 +104,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             for name in self._eligible:
                 listener = functools.partial(self._on_change, name)
                 campaign = self._leadership.campaign(
-                    name, c.hostname, listener, self._priority, self._pulse
+                    name, c.hostname, listener, self._priority, self._pulse, role="worker"
                 )
                 if campaign is not None:
                     self._campaigns[name] = campaign
@@ -191,11 +191,12 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Give the lease to whom it goes to, once no leader-only body of it runs here."""
         # Between tasks, and not in the middle of one.
         while not self._gone.wait(_GLANCE):
-            superior = self._leadership.giving_way.get(name)
-            if superior is None:
+            order = self._leadership.giving_way.get(name)
+            if order is None:
                 return
             if not self._consumes(name) and name not in running_elections():
-                self._leadership.step_down((self._campaigns or {})[name], superior)
+                campaign = (self._campaigns or {})[name]
+                self._leadership.step_down(campaign, order.successor, order.reason)
                 return
 
     def stop(self, c: Any) -> None:
@@ -222,8 +223,11 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _on_change(self, name: str, change: Change) -> None:
         match change:
-            case Outranked(_, superior) if not self._closing:
-                self._leadership.giving_way[name] = superior
+            case GiveWay() if not self._closing:
+                waits = name in self._leadership.giving_way
+                self._leadership.giving_way[name] = change
+                if waits:
+                    return  # for another reason, or another's sake, and now for this
                 threading.Thread(
                     target=self._give_way_in_time,
                     args=(name,),

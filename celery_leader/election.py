@@ -30,8 +30,10 @@ from .known import KnownLeader
 from .lease import (
     Acquire,
     Announcement,
+    Ended,
     Granted,
     Missing,
+    Order,
     Record,
     Refused,
     Release,
@@ -62,10 +64,10 @@ class Elected:
 class Deposed:
     """This candidate leads no longer.
 
-    ``reason`` is ``resigned``, ``transferred``, ``expired`` (nobody renewed in
-    time: the process was paused), ``lost contact`` (no attempt was answered) or
-    ``lost`` (the record is another's) or ``stalled`` (what it leads for stood still; see
-    ``watchdog``). ``led_for``: how long it led, in seconds.
+    ``reason`` is ``resigned``, ``transferred``, ``held``, ``outranked``, ``expired`` (nobody
+    renewed in time: the process was paused), ``lost contact`` (no attempt was answered),
+    ``lost`` (the record is another's), ``stalled`` (what it leads for stood still; see
+    ``watchdog``), or what the caller gave. ``led_for``: how long it led, in seconds.
     """
 
     term: int
@@ -87,17 +89,20 @@ class Followed:
 
 
 @dataclass(frozen=True, slots=True)
-class Outranked:
-    """While this candidate leads with ``term``, the candidate ``superior`` has a higher priority.
+class GiveWay:
+    """While this candidate leads with ``term``, it is to give the lease up: see ``step_down``.
 
-    Said once for each such candidate, and only where pre-emption is wanted.
+    Said once for each such order. ``reason`` is ``resigned`` or ``transferred`` (somebody asked
+    for it), ``held`` (its node is kept out of the race) or ``outranked`` (``successor`` has a
+    higher priority, and pre-emption is wanted).
     """
 
     term: int
-    superior: str
+    reason: str
+    successor: str | None
 
 
-Change = Elected | Deposed | Followed | Outranked
+Change = Elected | Deposed | Followed | GiveWay
 
 
 class Election:
@@ -111,6 +116,7 @@ class Election:
         app: tells projects that share a store apart.
         priority: the higher comes first at a handover or an expiry.
         preempt: whether to say when a candidate of higher priority is there.
+        facts: what this candidate says of itself in the register.
         chance: where jitter comes from; a simulator passes a seeded one.
     """
 
@@ -124,6 +130,7 @@ class Election:
         app: str = "",
         priority: int = 0,
         preempt: bool = False,
+        facts: str = "",
         chance: random.Random | None = None,
     ) -> None:
         self.name = name
@@ -136,6 +143,8 @@ class Election:
         self._app = app
         self._priority = priority
         self._preempt = preempt
+        self._facts = facts
+        self._introduced = False
         self._chance = chance or random.Random()
         self._attempt = 0
         self._changes: list[Change] = []
@@ -147,7 +156,7 @@ class Election:
         self._renew_at = 0.0
         self._failures = 0
         self._rewriting = False
-        self._superior: str | None = None
+        self._order: Order | None = None
         # As a candidate.
         self._campaigning = False
         self._ask_at = 0.0
@@ -161,7 +170,10 @@ class Election:
         self._clock_offset: float | None = None
         # While giving up.
         self._releasing = False
+        self._leaving = False
         self._successor: str | None = None
+        self._reason = "resigned"
+        self._untold: tuple[Deposed, float] | None = None
 
     # -- what is asked of it ------------------------------------------------
 
@@ -195,6 +207,11 @@ class Election:
         return self._campaigning
 
     @property
+    def gives_way(self) -> bool:
+        """Whether this candidate leads and knows that it is to give the lease up."""
+        return self._order is not None
+
+    @property
     def idle(self) -> bool:
         """Whether there is nothing left to do: not campaigning and nothing to give up."""
         return not self._campaigning and not self._releasing
@@ -217,44 +234,60 @@ class Election:
         """Stop campaigning; give the lease up, for ``successor`` if one is named.
 
         Harmless when not leading. Leading ends at once, before the store is told.
+        ``reason`` is what the history will say of it.
         """
         self._campaigning = False
         if self._term is not None:
-            self._depose(reason or ("transferred" if successor else "resigned"), now)
+            self._give_up(now, successor, reason)
+        elif not self._releasing and (self._in_doubt or self._attempt):
+            # An attempt without a reply may have left us a lease nobody uses; and who was
+            # never elected is to leave the register.
             self._releasing = True
+            self._leaving = not self._in_doubt
             self._successor = successor
-        elif self._in_doubt and not self._releasing:
-            # An attempt without a reply may have left us a lease nobody uses.
-            self._releasing = True
-            self._successor = successor
+            self._reason = reason or "resigned"
         self._failures = 0
         self._ask_at = now
 
-    def step_down(self, now: float, successor: str | None = None) -> None:
+    def step_down(
+        self, now: float, successor: str | None = None, reason: str | None = None
+    ) -> None:
         """Give the lease up, for ``successor`` if one is named, and go on as a candidate.
 
         Harmless when not leading. Leading ends at once, before the store is told.
         """
         if self._term is None:
             return
-        self._depose("transferred" if successor else "resigned", now)
-        self._releasing = True
-        self._successor = successor
+        self._give_up(now, successor, reason)
         self._ask_at = now
 
+    def _give_up(self, now: float, successor: str | None, reason: str | None) -> None:
+        self._reason = reason or ("transferred" if successor else "resigned")
+        self._depose(self._reason, now)
+        self._releasing = True
+        self._leaving = False
+        self._successor = successor
+
     def heard(self, news: Announcement, now: float) -> None:
-        """Somebody was elected or resigned, or a lease is kept for somebody."""
+        """Something was announced: a lease is free, or this candidate is meant."""
         self.cursor = news.cursor
         self._heard_who_leads(news, now)
-        if news.kind in ("resigned", "reserved") and news.node != self.holder:
-            reserved = news.successor not in (None, self.holder)
-            self._ask_at = now + (self.timing.renew_retry_delay if reserved else 0.0)
-        elif self._term is not None and news.term > self._term:
-            self._renew_at = now
-        elif self._missing_since is not None:
-            # There is a record again, or was: what was waited for begins anew.
-            self._missing_since = None
-            self._ask_at = now
+        ours = news.node == self.holder
+        match news.kind:
+            case "resigned" | "reserved" if not ours:
+                reserved = news.successor not in (None, self.holder)
+                self._ask_at = now + (self.timing.renew_retry_delay if reserved else 0.0)
+            case "freed" if ours and self._term is None:
+                self._ask_at = now
+            case "asked" | "held" if ours:
+                # What is wanted stands in the answer to a renewal.
+                self._renew_at = now
+            case "elected" if self._term is not None and news.term > self._term:
+                self._renew_at = now
+            case "elected" | "resigned" | "reserved" if self._missing_since is not None:
+                # There is a record again, or was: what was waited for begins anew.
+                self._missing_since = None
+                self._ask_at = now
 
     def contradicted(self, term: int, now: float, *, gone: bool) -> None:
         """The store refused an act done with ``term``.
@@ -311,7 +344,15 @@ class Election:
             app=self._app,
             priority=self._priority,
             reservation=self.timing.reservation,
+            ended=self._what_ended(now),
+            facts="" if self._introduced else self._facts,
         )
+
+    def _what_ended(self, now: float) -> Ended | None:
+        if self._untold is None:
+            return None
+        deposed, at = self._untold
+        return Ended(deposed.term, deposed.reason, max(0.0, now - at))
 
     def _renew(self) -> Renew:
         assert self._term is not None
@@ -323,15 +364,19 @@ class Election:
             lease_duration=self.timing.lease_duration,
             priority=self._priority,
             preempted=self._preempt,
+            facts="" if self._introduced else self._facts,
         )
 
     def _release(self) -> Release:
         return Release(
             election=self.name,
+            holder=self.holder,
             nonce=self._nonce,
             attempt=self._next_attempt(),
             successor=self._successor,
             reservation=self.timing.reservation,
+            reason=self._reason,
+            leaving=not self._campaigning,
         )
 
     def _may_make_record(self, now: float) -> bool:
@@ -370,17 +415,24 @@ class Election:
             # The answer to a release shows no record: it is not a look at the clock
             # from which what the next record says could be judged.
             gained = self._server_clock_gained(reply.server_time, now)
+        if not isinstance(request, Renew):
+            self._untold = None
         match request, reply:
             case Release(), _:
+                self._introduced = not request.leaving
                 self._releasing = False
                 # Who stepped down lets the others ask first.
                 self._ask_at = now + (self.timing.reservation if self._campaigning else 0.0)
             case _, Granted():
                 self._granted(request, reply, sent_at=sent_at, now=now)
             case _, Refused():
+                self._introduced = reply.known
                 self._refused(reply.record, now=now, gained=gained)
+                self._wait_for_hold(reply.held_for, now)
             case _, Missing():
+                self._introduced = reply.known
                 self._missing(now)
+                self._wait_for_hold(reply.held_for, now)
             case _, Released():  # pragma: no cover - only a Release is answered so
                 raise AssertionError(f"{request} was answered {reply}")
 
@@ -391,8 +443,9 @@ class Election:
         self._failures += 1
         given_up = self._failures >= self.timing.renew_attempts
         if self._releasing:
-            # The record expires by itself; a process that shuts down must not wait for it.
-            self._releasing = not given_up
+            # The record expires by itself; a process that shuts down must not wait for it,
+            # and even less for its place in the register.
+            self._releasing = not (given_up or self._leaving)
             self._ask_at = retry_at
         elif self._term is not None:
             self._renew_at = retry_at
@@ -408,6 +461,7 @@ class Election:
         self.cursor = max(self.cursor, reply.cursor, key=cursor_order)
         self._saw(reply.term, timing.lease_duration)
         self._see_lease_run_out(now)
+        self._introduced = reply.known
         self._missing_since = None
         self._watched = None
         self._failures = 0
@@ -431,9 +485,10 @@ class Election:
             self._term = reply.term
             self.known.leads(self.holder, reply.term, now)
             self._changes.append(Elected(reply.term))
-        if reply.superior not in (None, self._superior):
-            self._changes.append(Outranked(reply.term, str(reply.superior)))
-        self._superior = reply.superior
+        order, before = reply.order, self._order
+        self._order = order
+        if order is not None and order != before:
+            self._changes.append(GiveWay(reply.term, order.reason, order.successor))
 
     def _refused(self, record: Record, *, now: float, gained: float) -> None:
         self.record = record
@@ -481,17 +536,24 @@ class Election:
         self._missing_since = self._missing_from(now)
         self._ask_at = self._makes_record_at(now) + self._jitter()
 
+    def _wait_for_hold(self, held_for: float | None, now: float) -> None:
+        # That it was let in is announced; asked now and then, it stays in the register.
+        if held_for is not None and self._term is None:
+            self._ask_at = now + min(held_for, self.timing.lease_duration) + self._jitter()
+
     # -- small parts --------------------------------------------------------
 
     def _depose(self, reason: str, at: float) -> None:
         assert self._term is not None
-        self._changes.append(Deposed(self._term, reason, at - self._elected_at))
+        deposed = Deposed(self._term, reason, at - self._elected_at)
+        self._changes.append(deposed)
+        self._untold = deposed, at
         self.known.nobody(at)
         self._term = None
         self._valid_until = 0.0
         self._failures = 0
         self._rewriting = False
-        self._superior = None
+        self._order = None
 
     def _saw(self, term: int, lease_duration: float) -> None:
         self._seen_term = max(self._seen_term, term)

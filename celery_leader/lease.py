@@ -14,8 +14,27 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .errors import LeaderError, StoreUnavailable
+from .facts import Facts
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+_LONGEST_NODE = 255  # bytes
+
+
+def check_node(node: str) -> str:
+    """Return ``node`` if it can be a node name.
+
+    Raises:
+        LeaderError: it cannot.
+    """
+    if not isinstance(node, str) or not node.isprintable() or not node.strip():
+        raise LeaderError(f"node name {node!r} is not allowed: it must be text that can be printed")
+    if len(node.encode()) > _LONGEST_NODE:
+        raise LeaderError(
+            f"node name {node[:40]!r}... is not allowed: it must have {_LONGEST_NODE} bytes at most"
+        )
+    return node
 
 
 def check_name(name: str, what: str = "election name") -> str:
@@ -156,6 +175,18 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of a leadership, told when the store could be reached again.
+
+    ``ago`` is how many seconds before the request it ended, by the candidate's clock.
+    """
+
+    term: int
+    reason: str
+    ago: float
+
+
+@dataclass(frozen=True, slots=True)
 class Acquire:
     """Ask for the lease.
 
@@ -175,6 +206,8 @@ class Acquire:
             be made anew.
         priority: a live candidate of a higher one comes first when a lease is over.
         reservation: how long, in seconds, the lease is then kept for that one.
+        ended: what became of this candidate's last leadership, where the store was not told.
+        facts: what this candidate says of itself, where the store does not know it yet.
     """
 
     election: str
@@ -190,6 +223,8 @@ class Acquire:
     app: str
     priority: int
     reservation: float
+    ended: Ended | None = None
+    facts: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +233,7 @@ class Renew:
 
     Attributes:
         preempted: ask also whether a live candidate's priority is above ``priority``.
+        facts: what this candidate says of itself, where the store does not know it yet.
     """
 
     election: str
@@ -207,45 +243,73 @@ class Renew:
     lease_duration: float
     priority: int
     preempted: bool
+    facts: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
     """Give the lease up, or for ``reservation`` seconds to ``successor``.
 
-    Where none is named it is kept for the live candidate of the highest priority, unless
-    all have the same.
+    Where none is named, or one that is held, it is kept for the live candidate of the
+    highest priority, unless all have the same.
+
+    Attributes:
+        reason: why, as the history will say.
+        leaving: this candidate goes for good, and out of the register.
     """
 
     election: str
+    holder: str
     nonce: str
     attempt: int
     successor: str | None
     reservation: float
+    reason: str = "resigned"
+    leaving: bool = False
 
 
 Request = Acquire | Renew | Release
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """What a leader is told to give way for, and to whom.
+
+    ``reason`` is ``resigned`` or ``transferred`` (somebody gave that order), ``held`` (its
+    node is kept out of the race) or ``outranked`` (``successor`` has a higher priority).
+    """
+
+    reason: str
+    successor: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Granted:
     """The lease is the asker's from now, with this term.
 
-    ``superior``: a live candidate of higher priority, where a ``Renew`` asked for it.
+    Attributes:
+        order: what a ``Renew`` is to be told; the lease is renewed all the same.
+        known: whether the store has what the asker says of itself.
     """
 
     term: int
     cursor: str
     server_time: float
-    superior: str | None = None
+    order: Order | None = None
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """It is not; the record says whose it is and for how long."""
+    """It is not; the record says whose it is and for how long.
+
+    ``held_for``: the asker is kept out of the race for so many seconds (for ever: infinity).
+    """
 
     record: Record
     server_time: float
+    held_for: float | None = None
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +317,8 @@ class Missing:
     """There is no record, or only one older than the asker has seen: no evidence."""
 
     server_time: float
+    held_for: float | None = None
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,10 +333,18 @@ Reply = Granted | Refused | Missing | Released
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """One line of an election's history: ``elected``, ``resigned`` or ``reserved``.
+    """One line of an election's history.
 
-    ``reserved``: a lease that had expired is kept for ``successor``, whose priority is higher
-    than that of who found it.
+    Attributes:
+        kind: ``elected``; ``resigned``; ``reserved`` (a lease that had expired is kept for
+            ``successor``, whose priority is higher than that of who found it); ``ended``
+            (what became of an earlier leadership, told late); ``asked`` (the leader is to give
+            way); ``held`` or ``freed`` (a node is kept out of the race, or let in again).
+        node: who was elected, resigned, and so on; of ``asked``, who led.
+        term: its term, or that of who led.
+        successor: to whom the lease goes, where that was said.
+        reason: why a leadership ended. Of ``elected``: the one before, where nobody said.
+        ended_at: when, by the store's clock, where that is not the moment of the line.
     """
 
     election: str
@@ -279,15 +353,27 @@ class Announcement:
     node: str
     term: int
     successor: str | None
+    reason: str | None = None
+    ended_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node that asked for the lease or renewed it, how long ago in seconds, and its priority."""
+    """A node that asked for the lease or renewed it.
+
+    Attributes:
+        node: its name.
+        seen_ago: how long ago it was last heard of, in seconds.
+        priority: the higher comes first.
+        held_for: it is kept out of the race for so many seconds (for ever: infinity).
+        facts: what it says of itself, if that can be read.
+    """
 
     node: str
     seen_ago: float
     priority: int = 0
+    held_for: float | None = None
+    facts: Facts | None = None
 
 
 class LeaseStore(Protocol):
@@ -301,21 +387,14 @@ class LeaseStore(Protocol):
         ...
 
     def announcements(
-        self, cursors: dict[str, str], timeout: float, wake: int
+        self, cursors: dict[str, str], timeout: float, wake: int | None, patience: float = 1.0
     ) -> list[Announcement]:
         """Wait for news of these elections past these cursors.
 
         Returns at the first news, after ``timeout`` seconds, or as soon as the
-        file descriptor ``wake`` can be read; then with what there is.
+        file descriptor ``wake`` can be read; then with what there is. A store that
+        has not answered ``patience`` seconds after that time is unavailable.
         """
-        ...
-
-    def read(self, election: str) -> Record | None:
-        """The record of ``election``; ``None`` when there is none."""
-        ...
-
-    def candidates(self, election: str) -> list[Candidate]:
-        """Who has been heard of lately."""
         ...
 
     def close(self) -> None:

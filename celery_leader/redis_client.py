@@ -72,7 +72,11 @@ class RedisClient:
         return self._told(replies)
 
     def run(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]) -> list[Any]:
-        """Run scripts in one round trip, or two when Redis does not know one yet."""
+        """Run scripts in one round trip, or two when Redis does not know one yet.
+
+        A script that finds a key in a state it cannot work with is answered with a sentence
+        that names the key.
+        """
         with self._talking() as connection:
             replies = self._exchange(connection, [script.by_sha(*rest) for script, *rest in calls])
             unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -80,6 +84,9 @@ class RedisClient:
                 texts = [calls[i][0].by_text(*calls[i][1:]) for i in unknown]
                 for i, reply in zip(unknown, self._exchange(connection, texts), strict=True):
                     replies[i] = reply
+            for i, reply in enumerate(replies):
+                if isinstance(reply, ResponseError):
+                    replies[i] = self._of_a_key(connection, reply, *calls[i][:2]) or reply
         return self._told(replies)
 
     def wait_for_replicas(self, count: int) -> None:
@@ -102,8 +109,32 @@ class RedisClient:
                 f" {self._setting} confirmed the lease"
             )
 
-    def wait_for(self, command: Sequence[Any], timeout: float, wake: int) -> Any:
+    def _of_a_key(
+        self, connection: Any, exc: ResponseError, script: Script, keys: Sequence[str]
+    ) -> StoreUnavailable | None:
+        """Which of a script's ``keys`` made it fail, where it was one of them."""
+        if DAMAGED in str(exc):
+            return StoreUnavailable(
+                f"in {self._setting}, the record in {keys[0]} is damaged; delete that key"
+            )
+        if "WRONGTYPE" not in str(exc):
+            return None
+        expected = list(zip(keys, script.types, strict=False))
+        types = self._exchange(connection, [["TYPE", key] for key, _ in expected])
+        for (key, wanted), found in zip(expected, types, strict=True):
+            if isinstance(found, bytes) and found.decode() not in ("none", wanted):
+                return StoreUnavailable(
+                    f"in {self._setting}, the key {key} is a {found.decode()} and must be a"
+                    f" {wanted}; delete that key"
+                )
+        return None
+
+    def wait_for(
+        self, command: Sequence[Any], timeout: float, wake: int | None, patience: float
+    ) -> Any:
         """Send a blocking command; return its reply, or ``None`` once ``wake`` can be read.
+
+        ``patience``: how many seconds the reply may be later than ``timeout``.
 
         A command that is still blocked is given up by closing the connection: Redis
         then drops it, and nothing else of ours is on that socket.
@@ -113,8 +144,9 @@ class RedisClient:
             sock = connection._sock
             with selectors.DefaultSelector() as selector:
                 selector.register(sock, selectors.EVENT_READ)
-                selector.register(wake, selectors.EVENT_READ)
-                events = selector.select(timeout + self._operation_timeout)
+                if wake is not None:
+                    selector.register(wake, selectors.EVENT_READ)
+                events = selector.select(timeout + patience)
                 ready = [key.fileobj for key, _ in events]
             if sock in ready:
                 return connection.read_response()
@@ -193,10 +225,20 @@ class RedisClient:
         return StoreUnavailable(advice)
 
 
-class Script:
-    """A Lua script, called by its digest and sent whole when Redis does not know it."""
+#: What a script says when the record in its first key makes no sense.
+DAMAGED = "celery-leader: damaged"
 
-    def __init__(self, text: str) -> None:
+
+class Script:
+    """A Lua script, called by its digest and sent whole when Redis does not know it.
+
+    Args:
+        text: the script.
+        types: what its first keys must be, as ``TYPE`` says it.
+    """
+
+    def __init__(self, text: str, types: Sequence[str] = ()) -> None:
+        self.types = types
         self._text = text
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 

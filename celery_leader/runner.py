@@ -28,7 +28,7 @@ from .election import (
     Elected,
     Election,
     Followed,
-    Outranked,
+    GiveWay,
     Wait,
     cursor_order,
 )
@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 Listener = Callable[[Change], None]
 
 _NO_NEWS = 60.0  # seconds; how long to sleep when nothing at all is due
+_LATE = 0.15  # seconds; how much later than asked Redis may end a blocking read
 _DEAF = 30.0  # seconds; the longest pause between blocking reads that fail
 _FLAP = "%s: Redis answers again after %d failed attempt(s)"
 
@@ -107,6 +108,7 @@ class _Start:
 class _Resign:
     campaign: Campaign
     successor: str | None
+    reason: str | None
     done: threading.Event
 
 
@@ -114,6 +116,7 @@ class _Resign:
 class _StepDown:
     campaign: Campaign
     successor: str | None
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,7 @@ class Runner:
     Args:
         store: where leases live; used by this thread only.
         app: how this app names itself in records.
+        patience: how late, in seconds, Redis may be with a blocking read of a follower.
         on_foreign: called once with a record that another app seems to have made.
         observer: told what happens, in this thread; must return at once and raise nothing.
     """
@@ -152,10 +156,12 @@ class Runner:
         store: LeaseStore,
         *,
         app: str = "",
+        patience: float = 1.0,
         on_foreign: Callable[[str, Record], None] | None = None,
         observer: Observer = lambda _: None,
     ) -> None:
         self._store = store
+        self._patience = patience
         self._app = app
         self._on_foreign = on_foreign
         self._observer = observer
@@ -182,24 +188,29 @@ class Runner:
             self._thread.start()
         self.wake()
 
-    def resign(self, campaign: Campaign, successor: str | None = None) -> threading.Event:
+    def resign(
+        self, campaign: Campaign, successor: str | None = None, reason: str | None = None
+    ) -> threading.Event:
         """Stop leading at once, and give the lease up as soon as the thread can.
 
         Returns an event that is set when that has been done, or tried as often as
-        a renewal would be. May be called from a signal handler.
+        a renewal would be. May be called from a signal handler. ``reason`` is what the
+        history will say.
         """
         campaign.wanted = False
         campaign.belief.withdraw()
         done = threading.Event()
-        self._orders.append(_Resign(campaign, successor, done))
+        self._orders.append(_Resign(campaign, successor, reason, done))
         self.wake()
         return done
 
-    def step_down(self, campaign: Campaign, successor: str | None = None) -> None:
+    def step_down(
+        self, campaign: Campaign, successor: str | None = None, reason: str | None = None
+    ) -> None:
         """Stop leading at once, give the lease to ``successor`` if named, and campaign on."""
         campaign.wanted = False
         campaign.belief.withdraw()
-        self._orders.append(_StepDown(campaign, successor))
+        self._orders.append(_StepDown(campaign, successor, reason))
         self.wake()
 
     def retire(self, campaign: Campaign, then: Callable[[], None]) -> None:
@@ -318,12 +329,12 @@ class Runner:
                     if campaign not in self._campaigns:
                         self._campaigns.append(campaign)
                     campaign.election.campaign(now())
-                case _Resign(campaign, successor, done):
+                case _Resign(campaign, successor, reason, done):
                     campaign.farewells.append(done)
-                    campaign.election.resign(now(), successor)
+                    campaign.election.resign(now(), successor, reason)
                     self._publish(campaign)
-                case _StepDown(campaign, successor):
-                    campaign.election.step_down(now(), successor)
+                case _StepDown(campaign, successor, reason):
+                    campaign.election.step_down(now(), successor, reason)
                     self._publish(campaign)
                     campaign.wanted = campaign.election.campaigning or campaign.stalled
                 case _Retire(campaign, then):
@@ -354,16 +365,20 @@ class Runner:
 
     def _wait(self, timeout: float) -> None:
         followed: dict[str, str] = {}
+        leads = False
         for campaign in self._campaigns:
             election = campaign.election
-            if election.campaigning and election.term(now()) is None:
+            if election.campaigning and not election.gives_way:
+                leads = leads or election.term(now()) is not None
                 cursor = followed.get(election.name, election.cursor)
                 followed[election.name] = min(cursor, election.cursor, key=cursor_order)
-        if not followed or self._failed or now() < self._deaf_until:
+        # A renewal must not wait for Redis to end a read.
+        block, patience = (timeout - _LATE, _LATE) if leads else (timeout, self._patience)
+        if not followed or self._failed or now() < self._deaf_until or block <= 0:
             self._sleep(timeout)
             return
         try:
-            news = self._store.announcements(followed, timeout, self._wake_read)
+            news = self._store.announcements(followed, block, self._wake_read, patience)
         except StoreUnavailable as exc:
             self._lose_touch(exc)
             return
@@ -490,13 +505,14 @@ def _log(campaign: Campaign, change: Change) -> None:
             logger.info(
                 "%s: %s leads, term %d, node %s follows", name, leader, term, node, extra=fields
             )
-        case Outranked(_, superior):
-            fields |= {"leader_superior": superior}
+        case GiveWay(_, reason, successor):
+            fields |= {"leader_reason": reason, "leader_successor": successor}
             logger.info(
-                "%s: outranked, term %d, node %s: %s has a higher priority",
+                "%s: to give way, term %d, node %s: %s%s",
                 name,
                 term,
                 node,
-                superior,
+                reason,
+                f", for {successor}" if successor else "",
                 extra=fields,
             )

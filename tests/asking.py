@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_leader.lease import Acquire, Release, Renew
+from celery_leader.lease import Acquire, Ended, Release, Renew
 
 NAME = "beat"
 LONG = 600.0
@@ -23,6 +23,8 @@ def acquire(
     app: str = "proj|1",
     priority: int = 0,
     reservation: float = LONG,
+    ended: Ended | None = None,
+    facts: str = "",
 ) -> Acquire:
     return Acquire(
         election=election,
@@ -38,6 +40,8 @@ def acquire(
         app=app,
         priority=priority,
         reservation=reservation,
+        ended=ended,
+        facts=facts,
     )
 
 
@@ -51,6 +55,7 @@ def renew(
     lease_duration: float = LONG,
     priority: int = 0,
     preempted: bool = False,
+    facts: str = "",
 ) -> Renew:
     return Renew(
         election=election,
@@ -60,6 +65,7 @@ def renew(
         lease_duration=lease_duration,
         priority=priority,
         preempted=preempted,
+        facts=facts,
     )
 
 
@@ -71,11 +77,16 @@ def release(
     nonce: str | None = None,
     successor: str | None = None,
     reservation: float = LONG,
+    reason: str = "resigned",
+    leaving: bool = False,
 ) -> Release:
     return Release(
         election=election,
+        holder=holder,
         nonce=nonce or f"life of {holder}",
         attempt=attempt,
         successor=successor,
         reservation=reservation,
+        reason=reason,
+        leaving=leaving,
     )

@@ -7,18 +7,23 @@ is given to it, and tests can have it lose requests, replies and data.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import select
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from celery_leader.errors import StoreUnavailable
+from celery_leader.errors import LeaderError, StoreUnavailable
+from celery_leader.facts import facts_from
+from celery_leader.history import Reign, reigns
 from celery_leader.lease import (
     Acquire,
     Announcement,
     Candidate,
+    Ended,
     Granted,
     Missing,
+    Order,
     Record,
     Refused,
     Release,
@@ -47,6 +52,8 @@ class Row:
     elected_at: int
     app: str
     event: str
+    asked: str = ""
+    asked_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,8 @@ class FakeStore:
         self._last_ids: dict[str, tuple[int, int]] = {}
         self._seen: dict[str, dict[str, int]] = {}
         self._priorities: dict[str, dict[str, int]] = {}
+        self._held: dict[str, dict[str, int]] = {}
+        self._facts: dict[str, dict[str, tuple[str, str]]] = {}
         self._history_size = history_size
         self._requests_to_lose = 0
         self._replies_to_lose = 0
@@ -98,6 +107,8 @@ class FakeStore:
         self._last_ids.clear()
         self._seen.clear()
         self._priorities.clear()
+        self._held.clear()
+        self._facts.clear()
 
     def copy_of(self, election: str) -> Row | None:
         """The record as a replica may have it."""
@@ -124,13 +135,14 @@ class FakeStore:
         return replies
 
     def announcements(
-        self, cursors: dict[str, str], timeout: float, wake: int
+        self, cursors: dict[str, str], timeout: float, wake: int | None, patience: float = 1.0
     ) -> list[Announcement]:
         """News past ``cursors``, waiting for it as ``XREAD BLOCK`` does."""
         deadline = time.monotonic() + timeout
         while True:
             news = self.news(cursors)
-            if news or time.monotonic() >= deadline or select.select([wake], [], [], 0.002)[0]:
+            woken = select.select([] if wake is None else [wake], [], [], 0.002)[0]
+            if news or time.monotonic() >= deadline or woken:
                 return news
 
     def read(self, election: str) -> Record | None:
@@ -145,9 +157,59 @@ class FakeStore:
         latest_first = sorted(seen.items(), key=lambda item: (item[1], item[0]), reverse=True)
         priorities = self._priorities.get(election, {})
         return [
-            Candidate(node, max(0.0, now - at / 1000), priorities.get(node, 0))
+            Candidate(
+                node,
+                max(0.0, now - at / 1000),
+                priorities.get(node, 0),
+                self._held_for(election, node),
+                facts_from(self._facts.get(election, {}).get(node, ("", ""))[1]),
+            )
             for node, at in latest_first
         ]
+
+    def history_of(self, election: str, count: int) -> list[Reign]:
+        """The last ``count`` leaderships, the latest first."""
+        lines = self.history.get(election, [])
+        return reigns(lines, self.read(election), self._now())[:count]
+
+    def ask(self, election: str, successor: str | None) -> Record:
+        """Have the leader give way, to ``successor`` if one is named."""
+        row = self.rows.get(election)
+        if row is None or row.state != "held" or row.expires_at <= self._now_ms():
+            raise LeaderError("nobody leads")
+        if successor:
+            at = self._seen.get(election, {}).get(successor)
+            if successor == row.holder:
+                raise LeaderError("leads already")
+            if at is None or at < self._now_ms() - 1.5 * row.lease:
+                raise LeaderError("is no live candidate")
+            if self._held_for(election, successor) is not None:
+                raise LeaderError("is held")
+        row.asked, row.asked_for = "transferred" if successor else "resigned", successor or ""
+        row.event = self._announce(
+            election, "asked", row.holder, row.term, successor, reason=row.asked
+        )
+        return self._record(row)
+
+    def hold(self, election: str, node: str, duration: float | None) -> bool:
+        """Keep ``node`` out of the race, for ``duration`` seconds if given; whether it is known."""
+        till = 0 if duration is None else self._now_ms() + max(1, _ms(duration))
+        self._held.setdefault(election, {})[node] = till
+        self._announce(election, "held", node, self._term(election))
+        return node in self._seen.get(election, {})
+
+    def free(self, election: str, node: str) -> bool:
+        """Let ``node`` into the race again; whether it was held."""
+        was_held = self._held_for(election, node) is not None
+        self._held.get(election, {}).pop(node, None)
+        if was_held:
+            self._announce(election, "freed", node, self._term(election))
+        return was_held
+
+    def held(self, election: str) -> dict[str, float]:
+        """The nodes that are kept out, and for how many seconds more."""
+        left = {node: self._held_for(election, node) for node in self._held.get(election, {})}
+        return {node: seconds for node, seconds in left.items() if seconds is not None}
 
     def close(self) -> None:
         """There is no connection to drop."""
@@ -175,50 +237,84 @@ class FakeStore:
 
     def _acquire(self, request: Acquire) -> Reply:
         row = self.rows.get(request.election)
+        held = None if request.live_term else self._held_for(request.election, request.holder)
         self._note_seen(request, request.holder)
+        if request.ended is not None:
+            self._tell(request, request.ended)
+        known = self._known(request.election, request.holder, request.nonce)
         term = row.term if row else 0
         if row is None or term < request.seen_term:
-            if request.from_missing or request.live_term > term:
+            if held is None and (request.from_missing or request.live_term > term):
                 return self._grant(request, row)
-            return Missing(self._now())
+            return Missing(self._now(), held, known)
         ours = row.nonce == request.nonce
         left = row.expires_at - self._now_ms()
-        if ours and request.attempt <= row.attempt:
-            return self._refusal(row)
         watched = request.watched == (term, row.renewals)
         silent = watched and request.silent
+        refusal = dataclasses.replace(self._refusal(row), held_for=held, known=known)
+        if (ours and request.attempt <= row.attempt) or held is not None:
+            return refusal
         if row.state == "released":
             return self._grant(request, row)
         if row.state == "reserved":
             if row.successor == request.holder or left <= 0 or silent:
                 return self._grant(request, row)
-            return self._refusal(row)
+            return refusal
         if ours:
             if left <= 0 or term <= request.seen_term:
                 return self._grant(request, row)
             row.renewals += request.attempt - row.attempt
             row.attempt = request.attempt
             row.expires_at = self._now_ms() + _ms(request.lease_duration)
-            return Granted(row.term, row.event, self._now())
+            return Granted(row.term, row.event, self._now(), known=known)
         if silent or (watched and left <= 0):
-            return self._succeed(request, row)
-        return self._refusal(row)
+            return self._succeed(request, row, known)
+        return refusal
 
-    def _succeed(self, request: Acquire, row: Row) -> Reply:
+    def _succeed(self, request: Acquire, row: Row, known: bool) -> Reply:
         best = self._foremost(request.election, request.holder, _ms(request.lease_duration))
         if best is None or best.highest <= request.priority:
             return self._grant(request, row)
-        row.event = self._announce(request.election, "reserved", row.holder, row.term, best.node)
+        row.event = self._announce(
+            request.election,
+            "reserved",
+            row.holder,
+            row.term,
+            best.node,
+            ended_at=row.expires_at / 1000,
+        )
         row.renewals += 1
         row.state = "reserved"
         row.successor = best.node
         row.expires_at = self._now_ms() + _ms(request.reservation)
-        return self._refusal(row)
+        return dataclasses.replace(self._refusal(row), known=known)
+
+    def _tell(self, request: Acquire, ended: Ended) -> None:
+        lines = self.history.get(request.election, [])
+        if any(line.kind == "ended" and line.term == ended.term for line in lines[-20:]):
+            return
+        self._announce(
+            request.election,
+            "ended",
+            request.holder,
+            ended.term,
+            reason=ended.reason,
+            ended_at=(self._now_ms() - _ms(ended.ago)) / 1000,
+        )
 
     def _grant(self, request: Acquire, row: Row | None) -> Granted:
         now = self._now_ms()
         term = max((row.term if row else 0) + 1, request.seen_term + 1, self._now_us())
-        event = self._announce(request.election, "elected", request.holder, term, "")
+        expired = row is not None and row.term >= request.seen_term and row.state == "held"
+        lost = row is None or row.term < request.seen_term
+        event = self._announce(
+            request.election,
+            "elected",
+            request.holder,
+            term,
+            reason="record lost" if lost else "expired" if expired else None,
+            ended_at=row.expires_at / 1000 if expired and row is not None else None,
+        )
         self.rows[request.election] = Row(
             holder=request.holder,
             nonce=request.nonce,
@@ -234,7 +330,8 @@ class FakeStore:
             app=request.app,
             event=event,
         )
-        return Granted(term, event, self._now())
+        known = self._known(request.election, request.holder, request.nonce)
+        return Granted(term, event, self._now(), known=known)
 
     def _renew(self, request: Renew) -> Reply:
         row = self.rows.get(request.election)
@@ -253,25 +350,35 @@ class FakeStore:
         row.lease = _ms(request.lease_duration)
         row.expires_at = self._now_ms() + row.lease
         self._note_seen(request, row.holder)
-        superior = None
-        if request.preempted:
+        order = None
+        if row.asked:
+            order = Order(row.asked, row.asked_for or None)
+        elif self._held_for(request.election, row.holder) is not None:
+            order = Order("held", None)
+        elif request.preempted:
             best = self._foremost(request.election, row.holder, row.lease)
             if best is not None and best.highest > request.priority:
-                superior = best.node
-        return Granted(row.term, row.event, self._now(), superior)
+                order = Order("outranked", best.node)
+        known = self._known(request.election, row.holder, request.nonce)
+        return Granted(row.term, row.event, self._now(), order, known)
 
     def _release(self, request: Release) -> Reply:
-        row = self.rows.get(request.election)
+        election, node = request.election, request.holder
+        if request.leaving:
+            life, _ = self._facts.get(election, {}).get(node, (request.nonce, ""))
+            if life == request.nonce:
+                self._forget(election, node)
+        row = self.rows.get(election)
         if row is None or row.nonce != request.nonce or request.attempt <= row.attempt:
             return Released(self._now())
         row.attempt = request.attempt
         if row.state == "held":
             successor = request.successor or ""
-            best = self._foremost(request.election, row.holder, row.lease)
-            if not successor and best is not None and best.highest > best.lowest:
-                successor = best.node
+            if not successor or self._held_for(election, successor) is not None:
+                best = self._foremost(election, row.holder, row.lease)
+                successor = best.node if best is not None and best.highest > best.lowest else ""
             row.event = self._announce(
-                request.election, "resigned", row.holder, row.term, successor
+                election, "resigned", row.holder, row.term, successor, reason=request.reason
             )
             row.state = "reserved" if successor else "released"
             row.successor = successor
@@ -294,9 +401,30 @@ class FakeStore:
         seen = self._seen.setdefault(request.election, {})
         seen[node] = now = self._now_ms()
         self._priorities.setdefault(request.election, {})[node] = request.priority
+        if request.facts:
+            facts = self._facts.setdefault(request.election, {})
+            facts[node] = request.nonce, request.facts
         oldest = now - 3 * _ms(request.lease_duration)
         for other in [other for other, at in seen.items() if at <= oldest]:
-            del seen[other]
+            self._forget(request.election, other)
+
+    def _forget(self, election: str, node: str) -> None:
+        for register in (self._seen, self._priorities, self._facts):
+            register.get(election, {}).pop(node, None)  # type: ignore[attr-defined]
+
+    def _known(self, election: str, node: str, nonce: str) -> bool:
+        return self._facts.get(election, {}).get(node, ("", ""))[0] == nonce
+
+    def _held_for(self, election: str, node: str) -> float | None:
+        till = self._held.get(election, {}).get(node)
+        if till is None:
+            return None
+        left = till - self._now_ms() if till else float("inf")
+        return left / 1000 if left > 0 else None
+
+    def _term(self, election: str) -> int:
+        row = self.rows.get(election)
+        return row.term if row else 0
 
     def _foremost(self, election: str, node: str, lease: int) -> Foremost | None:
         seen, priorities = self._seen.get(election, {}), self._priorities.get(election, {})
@@ -306,21 +434,33 @@ class FakeStore:
         others = [
             (priorities.get(each, 0), at, each)
             for each, at in seen.items()
-            if each != node and at >= oldest
+            if each != node and at >= oldest and self._held_for(election, each) is None
         ]
         if not others:
             return None
         highest, _, best = max(others)
         return Foremost(best, highest, min(others)[0])
 
-    def _announce(self, election: str, kind: str, node: str, term: int, successor: str) -> str:
+    def _announce(
+        self,
+        election: str,
+        kind: str,
+        node: str,
+        term: int,
+        successor: str | None = None,
+        *,
+        reason: str | None = None,
+        ended_at: float | None = None,
+    ) -> str:
         millis, sequence = self._last_ids.get(election, (0, 0))
         now = self._now_ms()
         number = (now, 0) if now > millis else (millis, sequence + 1)
         self._last_ids[election] = number
         cursor = f"{number[0]}-{number[1]}"
         lines = self.history.setdefault(election, [])
-        lines.append(Announcement(election, cursor, kind, node, term, successor or None))
+        lines.append(
+            Announcement(election, cursor, kind, node, term, successor or None, reason, ended_at)
+        )
         del lines[: -self._history_size]
         return cursor
 

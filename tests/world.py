@@ -106,6 +106,7 @@ class Node:
             app="proj|1",
             priority=self.priority,
             preempt=True,
+            facts="{}",
             chance=random.Random(self.seed),
         )
 
@@ -158,7 +159,7 @@ class Node:
 
     def news(self) -> list[Announcement]:
         """What it has not heard yet, and listens for."""
-        if self.leads or not self.election.campaigning:
+        if self.election.gives_way or not self.election.campaigning:
             return []
         return self.world.store.news({NAME: self.election.cursor})
 

@@ -80,6 +80,24 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Somebody asks whoever leads to give way, to ``successor`` or to anybody."""
+
+    at: float
+    successor: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The node is kept out of the race, for ``seconds`` or for ever, and let in after ``away``."""
+
+    at: float
+    node: int
+    seconds: float | None
+    away: float
+
+
+@dataclass(frozen=True, slots=True)
 class SetClock:
     """The server's clock is set."""
 
@@ -153,7 +171,7 @@ class SlowWrite:
     there: float
 
 
-Planned = Pause | Cut | Kill | Resign | Transfer | SetClock | Evict | Flush | RollBack
+Planned = Pause | Cut | Kill | Resign | Transfer | Ask | Hold | SetClock | Evict | Flush | RollBack
 OnMessage = LoseRequest | LoseReply | Slow | Repeat | SlowWrite
 Fault = Planned | OnMessage
 
@@ -280,7 +298,7 @@ def draw(seed: int, weather: Weather, *, storm: float = 120.0) -> Schedule:
 
 
 def _planned(chance: random.Random, weather: Weather, count: int, storm: float) -> list[Fault]:
-    kinds: list[type] = [Pause, Pause, Cut, Cut, Resign, Transfer]
+    kinds: list[type] = [Pause, Pause, Cut, Cut, Resign, Transfer, Ask, Hold]
     kinds += [Kill, Kill] * weather.restarts
     kinds += [SetClock] * (weather.clock_back or weather.clock_forward)
     faults: list[Fault] = []
@@ -313,6 +331,11 @@ def _one(chance: random.Random, kind: type, weather: Weather, count: int, moment
         return Resign(moment, node, successor, chance.uniform(0, 8))
     if kind is Transfer:
         return Transfer(moment, node, successor)
+    if kind is Ask:
+        return Ask(moment, successor)
+    if kind is Hold:
+        ends = chance.choice([None, chance.uniform(0, 3 * LEASE)])
+        return Hold(moment, node, ends, chance.uniform(0, 4 * LEASE))
     by = chance.choice([chance.uniform(0, 2), chance.uniform(0, 3 * LEASE), 3600.0])
     signs = [-1] * weather.clock_back + [1] * weather.clock_forward
     return SetClock(moment, by * chance.choice(signs))

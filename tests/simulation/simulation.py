@@ -9,21 +9,25 @@ storm: somebody leads soon, and goes on.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 
-from celery_leader.election import Elected, Election, Outranked, Wait, cursor_order
+from celery_leader.election import Elected, Election, GiveWay, Wait, cursor_order
+from celery_leader.errors import LeaderError
 from celery_leader.lease import Acquire, Missing, Refused, Release, Reply, Request
 from tests.fake_store import FakeStore, Row
 from tests.simulation.schedule import (
     LEASE,
+    Ask,
     Cut,
     Evict,
     Fault,
     Flush,
+    Hold,
     Kill,
     LoseReply,
     LoseRequest,
@@ -195,10 +199,10 @@ class Simulation:
         for change in actor.election.take_changes():
             self._note("%s: %s", actor.name, change)
             self.last_change_at = self.now
-            if isinstance(change, Outranked):
+            if isinstance(change, GiveWay):
                 self._at(
                     self.now + self._chance(actor.number, actor.requests, 3).uniform(0, 3),
-                    self._living(actor, partial(self._make_way, actor, change.superior)),
+                    self._living(actor, partial(self._make_way, actor, change)),
                 )
             if not isinstance(change, Elected):
                 continue
@@ -221,6 +225,7 @@ class Simulation:
             timing=self.schedule.timing(number),
             priority=self.schedule.nodes[number].priority,
             preempt=True,
+            facts="{}",
             chance=self._chance(number, actor.life, 1),
         )
         actor.election.campaign(actor.local(self.now))
@@ -381,11 +386,12 @@ class Simulation:
 
     def _hear(self, actor: Actor) -> None:
         local, election = actor.local(self.now), actor.election
-        if actor.busy or actor.cut_off or not election.campaigning or election.term(local):
+        if actor.busy or actor.cut_off or not election.campaigning or election.gives_way:
             return
         for line in self.store.news({NAME: election.cursor}):
             if cursor_order(line.cursor) > cursor_order(election.cursor):
-                actor.found_missing = False
+                if line.kind in ("elected", "resigned", "reserved"):
+                    actor.found_missing = False
                 election.heard(line, local)
         self._step(actor)
 
@@ -441,6 +447,10 @@ class Simulation:
                 self._resign(self.actors[fault.node], fault)
             case Transfer():
                 self._transfer(self.actors[fault.node], fault.successor)
+            case Ask():
+                self._ask(fault.successor)
+            case Hold():
+                self._hold(fault)
             case SetClock():
                 self._set_clock(fault.by)
             case Evict() if self._may_be_lost():
@@ -485,9 +495,28 @@ class Simulation:
         successor = None if number is None else self.actors[number].name
         self._order(actor, lambda local: actor.election.step_down(local, successor))
 
-    def _make_way(self, actor: Actor, superior: str) -> None:
-        """What a leader does that is outranked, once it has the time."""
-        self._order(actor, lambda local: actor.election.step_down(local, superior))
+    def _make_way(self, actor: Actor, order: GiveWay) -> None:
+        """What a leader does that is told to give way, once it has the time."""
+        self._order(
+            actor,
+            lambda local: actor.election.step_down(local, order.successor, order.reason),
+        )
+
+    def _ask(self, number: int | None) -> None:
+        with contextlib.suppress(LeaderError):
+            self.store.ask(NAME, None if number is None else self.actors[number].name)
+            self._spread_news(len(self.actors), int(1000 * self.now))
+
+    def _hold(self, fault: Hold) -> None:
+        self.store.hold(NAME, self.actors[fault.node].name, fault.seconds)
+        self._spread_news(len(self.actors), int(1000 * self.now))
+        over = min(self.now + fault.away, self.schedule.storm)
+        self._at(over, partial(self._free, self.actors[fault.node]))
+
+    def _free(self, actor: Actor) -> None:
+        self._note("%s: let in again", actor.name)
+        self.store.free(NAME, actor.name)
+        self._spread_news(len(self.actors), int(1000 * self.now))
 
     def _set_clock(self, by: float) -> None:
         if any(actor.clock_steps_seen < self._clock_steps for actor in self.actors if actor.alive):
@@ -540,7 +569,8 @@ class _Brief:
             "silent",
             "from_missing",
             "successor",
-            "superior",
+            "order",
+            "held_for",
         )
         values = [(name, getattr(self._message, name, None)) for name in shown]
         said = ", ".join(f"{name}={value}" for name, value in values if value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_leader.election import Elected, Outranked, Wait
+from celery_leader.election import Elected, GiveWay, Wait
 from celery_leader.lease import Acquire, Granted, Missing, Refused, Release, Renew, State, Timing
 from tests.world import LEASE, NAME, World
 
@@ -237,11 +237,11 @@ def test_at_an_expiry_the_highest_priority_comes_first_and_a_dead_one_is_waited_
 def test_a_leader_is_told_once_of_each_candidate_that_outranks_it(world: World) -> None:
     leader = world.leader("a")
     world.run(3 * LEASE.renew_interval)
-    assert not any(isinstance(change, Outranked) for change in leader.changes)
+    assert not any(isinstance(change, GiveWay) for change in leader.changes)
     world.follower("high", priority=1)
     world.run(3 * LEASE.renew_interval)
-    told = [change for change in leader.changes if isinstance(change, Outranked)]
-    assert told == [Outranked(leader.terms[-1], "high")]
+    told = [change for change in leader.changes if isinstance(change, GiveWay)]
+    assert told == [GiveWay(leader.terms[-1], "outranked", "high")]
     assert leader.leads, "to step down is for whoever knows what runs"
 
 

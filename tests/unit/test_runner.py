@@ -58,12 +58,12 @@ class Store(FakeStore):
         return super().perform(requests)
 
     def announcements(
-        self, cursors: dict[str, str], timeout: float, wake: int
+        self, cursors: dict[str, str], timeout: float, wake: int | None, patience: float = 1.0
     ) -> list[Announcement]:
         self.waits += 1
         if self.deaf:
             raise StoreUnavailable("a blocking read is not allowed here")
-        return super().announcements(cursors, timeout, wake)
+        return super().announcements(cursors, timeout, wake, patience)
 
 
 class Fleet:

@@ -1,0 +1,88 @@
+"""What a candidate says of itself in the register, and how that is read back.
+
+One short JSON text per candidate. Whoever can write to Redis can write anything there,
+so reading is forgiving: what is not as expected is left out, and nothing in it is ever
+evaluated. No secrets: what is said is listed here, and an address is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+#: Bytes; more than that of one candidate is not kept.
+MOST_BYTES = 2048
+
+Setting = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Where a candidate runs, what it runs, and the settings that all should share.
+
+    Attributes:
+        host: the machine's name.
+        pid: the process.
+        role: ``worker``, ``beat`` or ``process``.
+        app: the app's name and a digest of its tasks, as ``name|digest``.
+        versions: of ``celery_leader``, ``celery``, ``redis`` and ``python``.
+        settings: those of ``leader_*`` that bear on others, by their names.
+    """
+
+    host: str = ""
+    pid: int = 0
+    role: str = ""
+    app: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """As it is kept; empty where it would be too long."""
+        text = json.dumps(asdict(self), separators=(",", ":"))
+        return text if len(text) <= MOST_BYTES else ""
+
+
+def facts_from(text: str) -> Facts | None:
+    """What ``text`` says, or ``None`` if it is none of ours."""
+    try:
+        said = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict):
+        return None
+    return Facts(
+        host=_string(said.get("host")),
+        pid=_whole(said.get("pid")),
+        role=_string(said.get("role")),
+        app=_string(said.get("app")),
+        versions={k: printable(v) for k, v in _items(said, "versions") if isinstance(v, str)},
+        settings={k: _setting(v) for k, v in _items(said, "settings") if isinstance(v, Setting)},
+    )
+
+
+def printable(text: str) -> str:
+    """``text`` with a mark in place of what could harm a terminal or cannot be encoded."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _string(value: Any) -> str:
+    return printable(value) if isinstance(value, str) else ""
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _setting(value: Setting) -> Setting:
+    return printable(value) if isinstance(value, str) else value
+
+
+def _items(said: dict[str, Any], name: str) -> list[tuple[str, Any]]:
+    value = said.get(name)
+    return [(printable(k), v) for k, v in value.items()] if isinstance(value, dict) else []

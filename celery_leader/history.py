@@ -1,0 +1,110 @@
+"""Who led, from when, until when, and why no longer: read from an election's lines.
+
+A leader says the reason when it gives the lease up. What it could not say then is known
+as ``expired`` to the one who takes over, and more exactly once the former leader is back.
+Lines that make no sense are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from .lease import Announcement, Record, State
+
+EXPIRED = "expired"
+RECORD_LOST = "record lost"
+
+# What only the next leader, or the record, tells; who led itself knows better.
+_GUESSES = (None, EXPIRED, RECORD_LOST)
+
+
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """One leadership. Moments are seconds since 1970 by the store's clock.
+
+    Attributes:
+        node: who led.
+        term: with which term.
+        elected_at: from when.
+        ended_at: until when, as far as known; ``None`` while it lasts, and where nobody knows.
+        reason: why it ended; ``None`` while it lasts.
+        successor: to whom the lease was given, where one was named.
+    """
+
+    node: str
+    term: int
+    elected_at: float
+    ended_at: float | None = None
+    reason: str | None = None
+    successor: str | None = None
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it had not ended when it was read."""
+        return self.reason is None
+
+
+def reigns(lines: Iterable[Announcement], record: Record | None, read_at: float) -> list[Reign]:
+    """The leaderships in ``lines`` (the oldest first), the latest first.
+
+    Args:
+        lines: an election's history; its beginning may have been cut off.
+        record: the election's record as it stood at ``read_at``.
+        read_at: a moment of the store's clock.
+    """
+    found: dict[int, Reign] = {}
+    current: int | None = None
+    for line in lines:
+        if line.kind == "elected":
+            former = found.get(current or 0)
+            if former is not None and former.lasts:
+                ended_at = moment_of(line) if line.ended_at is None else line.ended_at
+                found[former.term] = replace(
+                    former, ended_at=ended_at, reason=line.reason or EXPIRED
+                )
+            current = line.term
+            found[current] = Reign(line.node, line.term, moment_of(line))
+        elif line.term in found and line.kind in _ENDS:
+            found[line.term] = _ENDS[line.kind](found[line.term], line)
+    last = found.get(current or 0)
+    if last is not None and last.lasts:
+        found[last.term] = _as_recorded(last, record, read_at)
+    return sorted(found.values(), key=lambda reign: reign.term, reverse=True)
+
+
+def moment_of(line: Announcement) -> float:
+    """When ``line`` was written, by the store's clock."""
+    return int(line.cursor.partition("-")[0]) / 1000
+
+
+def _resigned(reign: Reign, line: Announcement) -> Reign:
+    # Lines of the first format named no reason.
+    reason = line.reason or "resigned"
+    return replace(reign, ended_at=moment_of(line), reason=reason, successor=line.successor)
+
+
+def _reserved(reign: Reign, line: Announcement) -> Reign:
+    if not reign.lasts:
+        return reign
+    ended_at = moment_of(line) if line.ended_at is None else line.ended_at
+    return replace(reign, ended_at=ended_at, reason=EXPIRED, successor=line.successor)
+
+
+def _told_late(reign: Reign, line: Announcement) -> Reign:
+    if reign.reason not in _GUESSES or (line.reason == "lost" and reign.reason is not None):
+        return reign
+    known = [moment for moment in (reign.ended_at, line.ended_at) if moment is not None]
+    return replace(reign, ended_at=min(known, default=None), reason=line.reason or EXPIRED)
+
+
+_ENDS = {"resigned": _resigned, "reserved": _reserved, "ended": _told_late}
+
+
+def _as_recorded(reign: Reign, record: Record | None, read_at: float) -> Reign:
+    """The latest reign, of whose end no line tells."""
+    if record is None or record.term < reign.term:
+        return replace(reign, reason=RECORD_LOST)
+    if record.state is State.HELD and record.term == reign.term and record.remaining <= 0:
+        return replace(reign, ended_at=read_at + record.remaining, reason=EXPIRED)
+    return reign
