@@ -507,12 +507,20 @@ def _log(campaign: Campaign, change: Change) -> None:
             )
         case GiveWay(_, reason, successor):
             fields |= {"leader_reason": reason, "leader_successor": successor}
+            why = _why(reason, successor)
             logger.info(
-                "%s: to give way, term %d, node %s: %s%s",
-                name,
-                term,
-                node,
-                reason,
-                f", for {successor}" if successor else "",
-                extra=fields,
+                "%s: to give way, term %d, node %s: %s", name, term, node, why, extra=fields
             )
+
+
+def _why(reason: str, successor: str | None) -> str:
+    """What a leader is to give way for, for people."""
+    match reason:
+        case "outranked":
+            return f"{successor} has a higher priority"
+        case "held":
+            return "its node is held"
+        case "transferred":
+            return f"somebody asked for a transfer to {successor}"
+        case _:
+            return "somebody asked it to resign"
