@@ -21,11 +21,13 @@ EXAMPLE ?=
 PLAIN_EXAMPLES := quickstart rabbitmq sentinel systemd
 LARGER_EXAMPLES := django fastapi kubernetes
 EXAMPLES := $(PLAIN_EXAMPLES) $(LARGER_EXAMPLES)
+MINUTES ?= 30
+SOAK ?=
 
 .DEFAULT_GOAL := help
 # Two at once would install into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo test coverage test-schedulers test-oldest test-operations chaos chaos-beats chaos-tasks simulate lint types contract bench clean
+.PHONY: help demo test coverage test-schedulers test-oldest test-operations chaos chaos-beats chaos-tasks simulate lint types contract bench bench-peers soak clean
 
 help:
 	@echo 'make demo      three workers and three beats, their leaders stopped and killed (under a minute)'
@@ -45,6 +47,8 @@ help:
 	@echo 'make types     mypy --strict'
 	@echo 'make contract  the direction of imports'
 	@echo 'make bench     the benchmarks; make bench BENCH=--quick for a short form'
+	@echo 'make bench-peers  beside stock beat, redbeat, single-beat and others: writes docs/benchmarks.md and .svg'
+	@echo 'make soak      all faults for long, and what each process holds: make soak MINUTES=30'
 	@echo 'make clean     remove .venv and what the tools left'
 
 demo: $(VENV)/.demo
@@ -102,8 +106,14 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run $(BENCH)
 	$(BIN)/python -m benchmarks.dispatch $(BENCH)
 
+bench-peers: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.peers $(BENCH)
+
+soak: $(VENV)/.bench
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(SOAK)
+
 clean:
-	rm -rf $(VENV) $(OLDEST) .*_cache .coverage* demo-report.json
+	rm -rf $(VENV) $(OLDEST) .*_cache .coverage* demo-report.json soak-report.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp for each set of packages; a new pyproject.toml makes .venv anew.
@@ -125,6 +135,10 @@ $(OLDEST)/.test: pyproject.toml tests/oldest.txt
 	'$(OLDEST_PYTHON)' -m venv $(OLDEST)
 	$(OLDEST)/bin/python $(INSTALL) 'pip>=21.3'
 	$(OLDEST)/bin/python $(INSTALL) --constraint tests/oldest.txt --editable '.[test,demo]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.made: pyproject.toml

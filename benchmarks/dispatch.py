@@ -38,24 +38,24 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for size in sizes:
         rates = {
-            name: max(_rate(make, size) for _ in range(rounds))
-            for name, make in (("stock", _stock), ("redbeat", _redbeat), ("leader", _leader))
+            name: max(rate(make, size) for _ in range(rounds))
+            for name, make in (("stock", stock), ("redbeat", redbeat), ("leader", leader))
         }
         print(
             f"| {size} | {rates['stock']:.0f} | {rates['redbeat'] or float('nan'):.0f}"
             f" | {rates['leader']:.0f} | {rates['leader'] / rates['stock']:.2f} |",
             flush=True,
         )
-    plain, fenced, ratio = _plain_against_fenced(batches=10 if quick else 60)
+    plain, fenced, ratio = plain_against_fenced(batches=10 if quick else 60)
     print(f"\nPlain publish {plain:.0f} /s, fenced dispatch {fenced:.0f} /s: {ratio:.2f}")
     with RedisServer() as server:
-        print(f"Taking over 10,000 entries: {_takeover(server, 10_000):.2f} s")
-        print(f"Idle with 10,000 entries: {_idle_cpu(server, 10_000):.2%} of one CPU")
+        print(f"Taking over 10,000 entries: {takeover(server, 10_000):.2f} s")
+        print(f"Idle with 10,000 entries: {idle_cpu(server, 10_000):.2%} of one CPU")
 
 
-def _rate(make: Callable[[Celery, int], Any], size: int) -> float:
+def rate(make: Callable[[Celery, int], Any], size: int) -> float:
     with RedisServer() as server:
-        app = _app(server.url)
+        app = app_on(server.url)
         scheduler = make(app, size)
         if scheduler is None:
             return 0.0
@@ -77,14 +77,14 @@ def _rate(make: Callable[[Celery, int], Any], size: int) -> float:
         return float(rate)
 
 
-def _plain_against_fenced(batches: int) -> tuple[float, float, float]:
+def plain_against_fenced(batches: int) -> tuple[float, float, float]:
     """What kombu's own transport publishes per second, what ``-S leader`` does, and the ratio.
 
     In turns of few messages, so that whatever else the machine does slows down both; medians.
     """
     with RedisServer() as server:
-        app = _app(server.url)
-        scheduler = _leader(app, (batches + 1) * _BATCH)
+        app = app_on(server.url)
+        scheduler = leader(app, (batches + 1) * _BATCH)
         with app.producer_or_acquire() as producer, server.client() as client:
             while client.llen("celery") < _BATCH:
                 scheduler.tick()
@@ -112,7 +112,7 @@ def _batches_per_second(act: Callable[[], Any]) -> float:
     return 1 / (time.perf_counter() - started)
 
 
-def _app(url: str) -> Celery:
+def app_on(url: str) -> Celery:
     app = Celery("bench", broker=url, set_as_current=False)
     app.conf.update(redbeat_redis_url=url, redbeat_lock_key=None, beat_max_loop_interval=1)
     return install(app)
@@ -124,17 +124,25 @@ def _entries(app: Celery, size: int, ago: float) -> dict[str, dict[str, Any]]:
     return {f"e{i}": {"task": "bench", "schedule": every, "last_run_at": last} for i in range(size)}
 
 
-def _stock(app: Celery, size: int) -> Any:
+def stock(app: Celery, size: int) -> Any:
     app.conf.beat_schedule = _entries(app, size, 2 * _HOUR)
     return beat.Scheduler(app)
 
 
-def _leader(app: Celery, size: int) -> Any:
+def leader(app: Celery, size: int) -> Any:
     app.conf.beat_schedule = _entries(app, size, 2 * _HOUR)
     return LeaderScheduler(app)
 
 
-def _redbeat(app: Celery, size: int) -> Any:
+def leased_beat(app: Celery, size: int) -> Any:
+    from celery_leased_beat.scheduler import LeasedScheduler
+
+    app.conf.update(CELERY_LEASE_URL=app.conf.broker_url)
+    app.conf.beat_schedule = _entries(app, size, 2 * _HOUR)
+    return LeasedScheduler(app)
+
+
+def redbeat(app: Celery, size: int) -> Any:
     try:
         from redbeat import RedBeatScheduler, RedBeatSchedulerEntry
     except ImportError:
@@ -147,10 +155,10 @@ def _redbeat(app: Celery, size: int) -> Any:
     return RedBeatScheduler(app)
 
 
-def _takeover(server: RedisServer, size: int) -> float:
+def takeover(server: RedisServer, size: int) -> float:
     """Seconds from the election to being ready to dispatch, with the state of a predecessor."""
     for first in (True, False):
-        app = _app(server.url)
+        app = app_on(server.url)
         app.conf.beat_schedule = _entries(app, size, 0)
         scheduler = LeaderScheduler(app)
         wait_until(lambda s=scheduler: s.leading_term(), what="the election")
@@ -164,9 +172,9 @@ def _takeover(server: RedisServer, size: int) -> float:
     raise AssertionError
 
 
-def _idle_cpu(server: RedisServer, size: int) -> float:
+def idle_cpu(server: RedisServer, size: int) -> float:
     """The share of one CPU that a leading beat uses with nothing due, over five seconds."""
-    app = _app(server.url)
+    app = app_on(server.url)
     app.conf.beat_schedule = _entries(app, size, 0)
     scheduler = LeaderScheduler(app)
     wait_until(lambda: scheduler.leading_term(), what="the election")

@@ -12,11 +12,12 @@ import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos.app import Schedule
 from tests.chaos.beats import Beats
-from tests.chaos.command import judged
+from tests.chaos.command import Plan, judged
 from tests.chaos.drainer import Drainer
 from tests.chaos.faults import KINDS, Done, Scene, schedule
 from tests.chaos.judge import Judge, Report, Row, Window
@@ -30,7 +31,7 @@ _CALM = "no fault"
 
 
 def main() -> int:
-    options = _options()
+    options = parsed()
     what = (
         f"{options.beats} beats, lease {options.lease:g} s, catch-up {options.catch_up!r},"
         f" fence {'on' if options.fence else 'OFF'}"
@@ -41,18 +42,25 @@ def main() -> int:
         what=what,
         whose="beats",
         run=_run,
-        table=_table,
+        table=table,
         harm_expected=options.expect_duplicates,
         harm=lambda report: report.duplicates,
     )
 
 
 def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, list[str]]:
+    faults = schedule(seed, [kind for kind in KINDS if options.only in kind])
+    return run(options, Plan(faults), logs)
+
+
+def run(options: argparse.Namespace, plan: Plan, logs: Path) -> tuple[Report, list[str]]:
+    """Put beats under the faults of ``plan``; the report, and notes beside it."""
     sizes = Schedule(burst=options.burst)
     config = {
         "lease": options.lease,
         "catch_up": options.catch_up,
         "schedule": {"steady": sizes.steady, "burst": sizes.burst},
+        "imports": plan.imports,
     }
     stalls = Stalls()
     happened: list[tuple[str, Done]] = []
@@ -63,6 +71,7 @@ def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, li
         beats = stack.enter_context(
             Beats(options.beats, server.port, _SCHEDULERS[options.fence], config, logs)
         )
+        plan.watch(beats.all)
         scene = Scene(server, beats, drainer, options.lease)
         stack.callback(scene.close)
         begun = _now()
@@ -72,9 +81,8 @@ def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, li
         happened.append((_CALM, Done(_now(), options.lease + 1)))
         time.sleep(2)
         end = time.monotonic() + 60 * options.minutes
-        faults = schedule(seed, [kind for kind in KINDS if options.only in kind])
         while time.monotonic() < end:
-            fault = next(faults)
+            fault = next(plan.faults)
             done = scene.bring_about(fault)
             happened.append((fault.kind, done))
             line = f"{_clock(done.begins)}  {fault.kind}"
@@ -129,7 +137,8 @@ def _log_notes(logs: Path) -> list[str]:
     return [f"{count} x {sign!r} in the logs in {logs}" for sign, count in counts.items()]
 
 
-def _table(report: Report) -> str:
+def table(report: Report) -> str:
+    """The report as text."""
     head = "| fault | times | due | dispatched | duplicates | missed | longest gap | died |"
     lines = [head, "|---|" + "---:|" * 7]
     for row in [*report.rows, report.total]:
@@ -160,7 +169,8 @@ def _now() -> int:
     return time.time_ns() // 1000
 
 
-def _options() -> argparse.Namespace:
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options, by default those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=3.0, help="how long (default 3)")
     parser.add_argument("--seed", type=int, help="of the schedule of faults; by default drawn")
@@ -172,7 +182,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="the faults whose name has this in it")
     parser.add_argument("--expect-duplicates", action="store_true")
     parser.add_argument("--keep-logs", action="store_true")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 _EXAMPLES = 5
 _BEFORE_NOTED = 20_000  # microseconds from the guard's look until that was noted
+_AT_WORK = 1_000_000  # microseconds from a body's start until its task is surely done with
 _SLOW = 100_000  # microseconds from there to the first act; more, and it was not running
 
 
@@ -55,6 +56,14 @@ class Frozen:
     node: str
     begins: int
     ends: int
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """A node that lost a pool process, and the moment, in microseconds."""
+
+    node: str
+    at: int
 
 
 @dataclass(slots=True)
@@ -110,6 +119,7 @@ class Accounts:
         states: by id, Celery's own state of it, where it has one.
         traces: by id, what became of its message.
         frozen: who could not run, and when.
+        killed: whose pool process was killed, and when.
     """
 
     def __init__(
@@ -119,12 +129,14 @@ class Accounts:
         states: Mapping[str, str],
         traces: Mapping[str, Trace],
         frozen: Sequence[Frozen],
+        killed: Sequence[Killed],
     ) -> None:
         self._starts = starts
         self._ended = set(ended)
         self._states = states
         self._traces = traces
         self._frozen = frozen
+        self._killed = killed
         self._found: dict[str, list[str]] = defaultdict(list)
         self._lost: list[str] = []
 
@@ -191,10 +203,11 @@ class Accounts:
         return trace is not None and trace.lost_on_its_way
 
     def _chord_was_given_up(self, unit: Sent, open_: Sequence[str]) -> bool:
-        """Whether a header task was killed after it had claimed to call the body, and ran again.
+        """Whether a header task was killed when it was to be counted, or to call the body.
 
-        Celery's claim outlives it for some seconds, so the second run leaves the call to
-        the first.
+        Celery's claim to the call outlives it for some seconds, so a second run leaves the
+        call to the first. There is none if the success was stored already: then Celery takes
+        the task for done, though nothing has counted it.
         """
         *header, body = unit.ids
         return (
@@ -202,7 +215,15 @@ class Accounts:
             and list(open_) == [body]
             and body not in self._traces
             and all(self._states.get(task_id) == "SUCCESS" for task_id in header)
-            and any(sum(start.id == task_id for start in self._starts) > 1 for task_id in header)
+            and any(map(self._ended_before_its_time, header))
+        )
+
+    def _ended_before_its_time(self, task_id: str) -> bool:
+        starts = [start for start in self._starts if start.id == task_id]
+        return len(starts) > 1 or any(
+            start.node == killed.node and 0 <= killed.at - start.at < _AT_WORK
+            for start in starts
+            for killed in self._killed
         )
 
     def _fate(self, task_id: str) -> str:

@@ -5,6 +5,7 @@ A beat reads its configuration, JSON, from the variable ``CELERY_LEADER_CHAOS``;
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ def build(config: dict[str, Any]) -> Celery:
     }
     install(app)
     app.task(name="chaos.nothing", shared=False)(_nothing)
+    for module in config["imports"]:
+        importlib.import_module(module)
     return app
 
 

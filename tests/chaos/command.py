@@ -8,9 +8,13 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
+
+from tests.chaos.faults import Fault
+from tests.chaos.supervised import Supervised
 
 
 class Judged(Protocol):
@@ -20,6 +24,21 @@ class Judged(Protocol):
 
 
 R = TypeVar("R", bound=Judged)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run of chaos is made of, beside its options.
+
+    Attributes:
+        faults: in order, without end.
+        imports: modules that every process imports with its app.
+        watch: is given the places of the processes when they have been started.
+    """
+
+    faults: Iterator[Fault]
+    imports: tuple[str, ...] = ()
+    watch: Callable[[Sequence[Supervised]], None] = lambda places: None
 
 
 def judged(

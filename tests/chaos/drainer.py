@@ -140,12 +140,7 @@ class Drainer:
             f"Redis has lost data: {trimmed} messages read, not {self._received}"
         )
         at = int(time[0]) * 1_000_000 + int(time[1])
-        known_before = self._latest_term
-        arrived = [_arrival(raw, at, known_before) for raw in reversed(newest_first)]
-        trap = self._trap
-        if trap is not None:
-            trap.see(arrived)
-        self.arrivals += arrived
+        self._arrived(list(reversed(newest_first)), at)
         self._received += len(newest_first)
         for cursor, fields in history:
             self._cursor = "(" + cursor.decode()
@@ -154,18 +149,31 @@ class Drainer:
                 self._latest_term = int(line[b"term"])
                 self.elections[self._latest_term] = line[b"node"].decode()
 
+    def _arrived(self, messages: list[bytes], at: int) -> None:
+        known_before = self._latest_term
+        arrived = [_arrival(raw, at, known_before) for raw in messages]
+        trap = self._trap
+        if trap is not None:
+            trap.see(arrived)
+        self.arrivals += arrived
+
 
 def _arrival(raw: bytes, at: int, elected_before: int) -> Arrival:
     headers = json.loads(raw)["headers"]
-    origin = headers["origin"]  # gen<pid>@<host>
     return Arrival(
         entry=headers[ENTRY],
         tick=micros(datetime.datetime.fromisoformat(headers["leader_tick"])),
         term=headers["leader_term"],
-        pid=int(origin.partition("@")[0].removeprefix("gen")),
+        pid=sender(headers),
         at=at,
         elected_before=elected_before,
     )
+
+
+def sender(headers: dict[str, Any]) -> int:
+    """The process that sent a message with these headers."""
+    name: str = headers["origin"]  # gen<pid>@<host>
+    return int(name.partition("@")[0].removeprefix("gen"))
 
 
 def micros(moment: datetime.datetime) -> int:

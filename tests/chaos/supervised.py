@@ -38,6 +38,8 @@ class Supervised:
 
     #: Seconds from SIGTERM; used up by a failure only.
     ends_within = 30.0
+    #: What would end it only wakes it, if it was stopped.
+    spared = False
 
     def __init__(self, name: str, proxy: LossyProxy, logs: Path) -> None:
         self.name = name
@@ -106,7 +108,10 @@ class Supervised:
             if self._process is None:
                 return
             if number in (signal.SIGTERM, signal.SIGKILL):
-                self._told_at = time.monotonic()
+                if self.spared:
+                    number = signal.SIGCONT
+                else:
+                    self._told_at = time.monotonic()
             with contextlib.suppress(ProcessLookupError):
                 kill(self._process.pid, number)
 

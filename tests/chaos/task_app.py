@@ -7,6 +7,7 @@ A process reads its configuration, JSON, from the variable ``VARIABLE``.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import time
@@ -79,7 +80,7 @@ class Noted(Task):  # type: ignore[misc]
 
 
 def build(config: dict[str, Any]) -> Celery:
-    """The app that ``config`` asks for: ``broker``, ``redis``, ``lease``, ``how``."""
+    """The app that ``config`` asks for: ``broker``, ``redis``, ``lease``, ``how``, ``imports``."""
     app = Celery("chaos", broker=config["broker"], backend=config["redis"].replace("/0", "/1"))
     app.conf.update(
         leader_lease_duration=config["lease"],
@@ -112,6 +113,8 @@ def build(config: dict[str, Any]) -> Celery:
         define(app, Records(config["redis"]), leader_only, leader_only(on_follower="skip"))
     else:
         define(app, Records(config["redis"]), lambda task: task, lambda task: task)
+    for module in config["imports"]:
+        importlib.import_module(module)
     return app
 
 

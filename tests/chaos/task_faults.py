@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from tests.chaos.accounts import Frozen
+from tests.chaos.accounts import Frozen, Killed
 from tests.chaos.faults import Fault
 from tests.chaos.task_app import RECORD
 from tests.chaos.workers import Worker, Workers
@@ -84,11 +84,13 @@ class Scene:
         self._lease = lease
         #: Who was stopped whole, and when.
         self.frozen: list[Frozen] = []
+        #: Whose pool process was killed, and when.
+        self.killed: list[Killed] = []
         self._acts: dict[str, Any] = {
             "leader SIGTERM": lambda fault: self._leader().tell(signal.SIGTERM),
             "leader SIGKILL": lambda fault: self._leader().tell_all(signal.SIGKILL),
             "leader SIGKILL, its pool lives on": lambda f: self._leader().tell(signal.SIGKILL),
-            "leader's pool process SIGKILL": lambda fault: self._leader().kill_one_child(),
+            "leader's pool process SIGKILL": self._pool_process_killed,
             "leader SIGSTOP": self._leader_frozen,
             "leader SIGSTOP, its pool goes on": self._leader_stopped,
             "connections reset": self._connections_reset,
@@ -120,6 +122,11 @@ class Scene:
             worker.tell_all(signal.SIGCONT)
 
     # -- processes ---------------------------------------------------------------
+
+    def _pool_process_killed(self, fault: Fault) -> None:
+        leader = self._leader()
+        self.killed.append(Killed(leader.node, time.time_ns() // 1000))
+        leader.kill_one_child()
 
     def _leader_frozen(self, fault: Fault) -> None:
         leader = self._leader()

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import redis
@@ -21,7 +22,7 @@ from celery import Celery
 
 from tests.chaos import task_app
 from tests.chaos.accounts import Accounts, Report, Row
-from tests.chaos.command import judged
+from tests.chaos.command import Plan, judged
 from tests.chaos.faults import schedule
 from tests.chaos.proxy import quiet_port
 from tests.chaos.sender import Sender
@@ -35,7 +36,7 @@ _STARTS_WITHIN = 20.0  # seconds a worker may take; part of what is waited for a
 
 
 def main() -> int:
-    options = _options()
+    options = parsed()
     what = f"{options.workers} workers, lease {options.lease:g} s, tasks {options.how}"
     return judged(
         options,
@@ -43,20 +44,32 @@ def main() -> int:
         what=what,
         whose="workers",
         run=_run,
-        table=_table,
+        table=table,
         harm_expected=options.expect_follower_starts,
         harm=lambda report: report.on_followers,
     )
 
 
 def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, list[str]]:
+    faults = schedule(seed, [kind for kind in KINDS if options.only in kind])
+    return run(options, seed, Plan(faults), logs)
+
+
+def run(options: argparse.Namespace, seed: int, plan: Plan, logs: Path) -> tuple[Report, list[str]]:
+    """Put workers under the faults of ``plan``; the report, and notes beside it."""
     unrecovered: list[str] = []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(RedisServer(port=quiet_port()))
         journal = stack.enter_context(Journal(server.port))
         witness = stack.enter_context(Witness(server.port))
-        config = {"redis": server.url, "lease": options.lease, "how": options.how}
+        config = {
+            "redis": server.url,
+            "lease": options.lease,
+            "how": options.how,
+            "imports": plan.imports,
+        }
         workers = stack.enter_context(Workers(options.workers, server.port, config, logs))
+        plan.watch(workers.all)
         client = redis.Redis(host="127.0.0.1", port=server.port, decode_responses=True)
         stack.enter_context(client)
         kind = Electing(client, workers)
@@ -71,7 +84,7 @@ def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, li
         sender = stack.enter_context(
             Sender(app, stranger, queues, seed, lambda: len(witness.ended))
         )
-        _let_go_wrong(options, seed, scene, unrecovered)
+        _let_go_wrong(options.minutes, plan, scene, unrecovered)
         sender.stop()
 
         ids = {task_id for unit in sender.sent for task_id in unit.ids}
@@ -92,7 +105,9 @@ def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, li
     for watcher in (journal, witness, sender):
         if watcher.error is not None:
             raise watcher.error
-    accounts = Accounts(witness.starts, witness.ended, states, journal.traces, scene.frozen)
+    accounts = Accounts(
+        witness.starts, witness.ended, states, journal.traces, scene.frozen, scene.killed
+    )
     report = accounts.of_ids(sender.sent)
     if options.how != task_app.PLAIN:
         accounts.judge_starts(report)
@@ -108,14 +123,11 @@ def _run(options: argparse.Namespace, seed: int, logs: Path) -> tuple[Report, li
     return report, notes + [_of(death) for death in deaths if death.told]
 
 
-def _let_go_wrong(
-    options: argparse.Namespace, seed: int, scene: Scene, unrecovered: list[str]
-) -> None:
-    end = time.monotonic() + 60 * options.minutes
-    faults = schedule(seed, [kind for kind in KINDS if options.only in kind])
+def _let_go_wrong(minutes: float, plan: Plan, scene: Scene, unrecovered: list[str]) -> None:
+    end = time.monotonic() + 60 * minutes
     time.sleep(2)
     while time.monotonic() < end:
-        fault = next(faults)
+        fault = next(plan.faults)
         at = _clock(time.time_ns() // 1000)
         print(f"{at}  {fault.kind}", file=sys.stderr, flush=True)
         scene.bring_about(fault)
@@ -130,7 +142,7 @@ def _let_go_wrong(
 def _senders(
     url: str, config: dict[str, object], stack: contextlib.ExitStack
 ) -> tuple[Celery, Celery]:
-    app = task_app.build({**config, "broker": url})
+    app = task_app.build({**config, "broker": url, "imports": ()})
     app.set_current()
     stranger = Celery("stranger", broker=url, set_as_current=False)
     for each in (app, stranger):
@@ -142,7 +154,8 @@ def _of(death: Death) -> str:
     return f"{death.name} {death.what} at {_clock(death.at)}; see {death.log}"
 
 
-def _table(report: Report) -> str:
+def table(report: Report) -> str:
+    """The report as text."""
     head = "| sent by | sent | ran | ran twice | skipped | lost by Celery | unfinished |"
     total = Row("all")
     lines = [head, "|---|" + "---:|" * 6]
@@ -160,7 +173,8 @@ def _clock(moment: int) -> str:
     return f"{at}.{moment % 1_000_000 // 1000:03}"
 
 
-def _options() -> argparse.Namespace:
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options, by default those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.tasks", description=__doc__)
     parser.add_argument("--minutes", type=float, default=2.0, help="how long (default 2)")
     parser.add_argument("--seed", type=int, help="of the schedule of faults; by default drawn")
@@ -173,7 +187,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="the faults whose name has this in it")
     parser.add_argument("--expect-follower-starts", action="store_true")
     parser.add_argument("--keep-logs", action="store_true")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from tests.chaos.accounts import Accounts, Frozen, Report, Sent, Start, Trace
+from tests.chaos.accounts import Accounts, Frozen, Killed, Report, Sent, Start, Trace
 from tests.chaos.faults import schedule
 from tests.chaos.task_faults import KINDS
 from tests.chaos.witness import Journal
@@ -26,9 +26,10 @@ def judged(
     states: dict[str, str] | None = None,
     traces: dict[str, Trace] | None = None,
     frozen: tuple[Frozen, ...] = (),
+    killed: tuple[Killed, ...] = (),
 ) -> Report:
     handled = {task_id: Trace(queued=1, taken=1) for task_id in ended}
-    accounts = Accounts(starts, ended, states or {}, handled | (traces or {}), frozen)
+    accounts = Accounts(starts, ended, states or {}, handled | (traces or {}), frozen, killed)
     return accounts.report([sent])
 
 
@@ -117,6 +118,21 @@ def test_a_chord_is_celerys_loss_only_if_a_header_task_ran_again():
     assert (twice.rows[0].lost_by_celery, twice.violations) == (1, [])
     taken = judged(LED, LED, sent=chord, states={"a": "SUCCESS"}, traces={"b": Trace(1, 1)})
     assert "unfinished: chord b" in taken.violations[0]
+
+
+def test_a_chord_is_celerys_loss_if_a_header_task_lost_its_process_after_it_was_stored():
+    chord = Sent("chord", ("a", "b"))
+
+    def found(killed: Killed) -> Report:
+        return judged(LED, sent=chord, states={"a": "SUCCESS"}, killed=(killed,))
+
+    assert found(Killed("one@chaos", NOW + SECOND // 2)).violations == []
+    for other in (
+        Killed("two@chaos", NOW + SECOND // 2),
+        Killed("one@chaos", NOW - SECOND // 2),
+        Killed("one@chaos", NOW + 2 * SECOND),
+    ):
+        assert "unfinished: chord b" in found(other).violations[0]
 
 
 def test_a_task_is_skipped_only_where_that_was_asked():
