@@ -48,6 +48,7 @@ from .plan import (
     utc,
 )
 from .runner import Campaign
+from .scrape import serve_metrics
 from .settings import BEAT
 from .tasks import adopt_tasks, installed
 from .watchdog import Pulse
@@ -108,6 +109,8 @@ class LeaderMixin:
                 " will fail: call celery_leader.install(app) where the app is made",
                 BEAT,
             )
+        with refusing_clearly():
+            serve_metrics(app)
         node = self._leadership.free_node_name("beat")
         self._pulse = self._leadership.new_pulse("the beat")
         self._show_life()

@@ -30,6 +30,7 @@ from .election import Change, Deposed, GiveWay
 from .observe import Event
 from .receive import PATIENCE, consumers, forget_fetched, give_all_back, put, running_elections
 from .runner import Campaign
+from .scrape import serve_metrics
 from .settings import WORKER, check_elections, check_priority
 from .tasks import adopt_tasks, leader_queue, options_of
 from .watchdog import Pulse
@@ -59,6 +60,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._leadership = leadership = leadership_of(c.app)
         with refusing_clearly():
             leadership.check()
+            serve_metrics(c.app)
             settings = leadership.settings
             named = settings.elections
             if elections is not None:

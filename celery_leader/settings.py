@@ -25,6 +25,7 @@ DEFAULT_WATCHDOG = 60.0
 
 _LEAST_WATCHDOG = 1.0
 _MOST_PRIORITY = 1000
+_LAST_PORT = 65535
 _MOST = 10**9  # of anything; some thirty years, for durations
 
 
@@ -50,6 +51,8 @@ class Settings:
     wait_replicas: int
     beat_catch_up: CatchUp
     beat_catch_up_max: int
+    metrics_port: int | None
+    metrics_address: str
 
     @classmethod
     def of(cls, app: Celery) -> Settings:
@@ -81,6 +84,8 @@ class Settings:
                 _given(app, "leader_beat_catch_up", "one"), "leader_beat_catch_up"
             ),
             beat_catch_up_max=_count(app, "leader_beat_catch_up_max", 100),
+            metrics_port=_port(app, "leader_metrics_port"),
+            metrics_address=_text(app, "leader_metrics_address", "0.0.0.0"),
         )
 
 
@@ -163,6 +168,22 @@ def _count(app: Celery, setting: str, default: int, *, least: int = 1) -> int:
     if count < least or count != int(count):
         raise LeaderError(f"{setting} is {count!r}: it must be a whole number, {least} or more")
     return int(count)
+
+
+def _port(app: Celery, setting: str) -> int | None:
+    if _given(app, setting, None) is None:
+        return None
+    port = _count(app, setting, 0, least=0)
+    if port > _LAST_PORT:
+        raise LeaderError(f"{setting} is {port!r}: it must be a port, {_LAST_PORT} at most")
+    return port
+
+
+def _text(app: Celery, setting: str, default: str) -> str:
+    value = _given(app, setting, default)
+    if not isinstance(value, str) or not value:
+        raise LeaderError(f"{setting} is {value!r}: it must be a text")
+    return value
 
 
 def _timing(app: Celery) -> Timing:

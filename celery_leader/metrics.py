@@ -1,0 +1,187 @@
+"""Elections as Prometheus metrics, of this process; needs the package prometheus-client.
+
+Guaranteed: a scrape reads memory only and asks nothing of Redis, so a process that is cut
+off is still scraped, and renewals and dispatches do not wait for it. Not guaranteed: that
+what a process knows of the others is so now; ``celery leader status`` asks Redis.
+
+``leader_metrics_port`` has workers and beats serve them. For a registry of your own, or
+another process: ``LeaderMetrics(app, registry)``. The pool processes of a worker count nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+
+from celery import Celery
+
+from .app import leadership_of, worker_pid
+from .errors import LeaderError
+from .observe import (
+    Dispatched,
+    DispatchRefused,
+    Event,
+    Forwarded,
+    LeaderChanged,
+    LeaderDeposed,
+    Renewed,
+    Skipped,
+    Standing,
+    Unanswered,
+)
+from .settings import BEAT
+
+try:
+    from prometheus_client import REGISTRY, Counter, Histogram, start_http_server
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector, CollectorRegistry
+except ImportError as exc:
+    raise LeaderError(
+        "metrics need prometheus-client: pip install 'celery-leader[prometheus]'"
+    ) from exc
+
+_Family = CounterMetricFamily | GaugeMetricFamily
+
+_CANDIDATE = ("election", "node")
+
+#: Seconds; from a Redis next door to the longest operation timeout anybody should set.
+_LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class LeaderMetrics(Collector):
+    """The metrics of one app's elections in this process.
+
+    Args:
+        app: the Celery app. What happened before this object was made is not counted.
+        registry: where they are registered; each registry takes those of one app.
+
+    Raises:
+        LeaderError: the registry has metrics of these names already.
+    """
+
+    def __init__(self, app: Celery, registry: CollectorRegistry = REGISTRY) -> None:
+        self._leadership = leadership_of(app)
+        self._leaderless: dict[tuple[str, str], float] = {}
+
+        def counter(name: str, what: str, *labels: str) -> Counter:
+            return Counter(f"celery_leader_{name}", what, (*_CANDIDATE, *labels), registry=registry)
+
+        try:
+            registry.register(self)
+        except ValueError as exc:
+            raise LeaderError(
+                f"this Prometheus registry has metrics of celery_leader already: {exc}"
+            ) from exc
+        self._changes = counter("transitions", "Leaderships that this node heard of.")
+        self._depositions = counter("depositions", "Ends of this node's own leading.", "reason")
+        self._failed_renewals = counter(
+            "failed_renewals", "Attempts to renew this node's lease that got no answer."
+        )
+        self._unanswered = counter(
+            "unanswered", "Requests of any kind to the Redis of the leases without an answer."
+        )
+        self._latency = Histogram(
+            "celery_leader_renewal_seconds",
+            "From the request to renew a lease to its answer.",
+            _CANDIDATE,
+            registry=registry,
+            buckets=_LATENCIES,
+        )
+        self._dispatched = counter("dispatched", "Ticks whose message this beat has sent.")
+        self._refused = counter("dispatch_refused", "Ticks that Redis refused.", "reason")
+        self._forwarded = counter("forwarded", "Messages given to the leader queue.", "task")
+        self._skipped = counter("skipped", "Leader-only tasks skipped.", "task", "by")
+        self._leadership.observe(self._count)
+
+    def describe(self) -> Iterator[Metric]:
+        """The names of what ``collect`` yields, without a value."""
+        yield from _families()
+
+    def collect(self) -> Iterator[Metric]:
+        """How each candidate of this process stands; no I/O."""
+        leading, term, renewal, contact, leaderless = _families()
+        for standing in self._leadership.standings():
+            labels = (standing.election, standing.node)
+            leading.add_metric(labels, float(standing.leading))
+            term.add_metric(labels, standing.term or standing.leader_term)
+            # Of who does not lead nobody waits for a renewal.
+            if standing.leading and standing.last_renewal is not None:
+                renewal.add_metric(labels, standing.last_renewal)
+            if standing.last_contact is not None:
+                contact.add_metric(labels, standing.last_contact)
+            leaderless.add_metric(labels, self._grown(standing))
+        yield from (leading, term, renewal, contact, leaderless)
+
+    def _grown(self, standing: Standing) -> float:
+        """Leaderless seconds, which are taken back where the leader turns out to have led on."""
+        labels = (standing.election, standing.node)
+        most = max(standing.leaderless_seconds, self._leaderless.get(labels, 0.0))
+        self._leaderless[labels] = most
+        return most
+
+    def _count(self, event: Event) -> None:
+        if worker_pid() is not None:
+            return  # nobody scrapes a pool process, which was forked with who knows what locked
+        match event:
+            case Renewed(election, node, _, latency):
+                self._latency.labels(election, node).observe(latency)
+            case Unanswered(election, node, term):
+                self._unanswered.labels(election, node).inc()
+                if term is not None:
+                    self._failed_renewals.labels(election, node).inc()
+            case Dispatched(election, node):
+                self._dispatched.labels(election, node).inc()
+            case DispatchRefused(election, node, _, _, reason):
+                self._refused.labels(election, node, reason).inc()
+            case Forwarded(election, node, task):
+                self._forwarded.labels(election, node, task).inc()
+            case Skipped(election, node, task, _, by):
+                self._skipped.labels(election, node, task, by).inc()
+            case LeaderChanged(election, node):
+                self._begin(election, node)
+                self._changes.labels(election, node).inc()
+            case LeaderDeposed(election, node, _, reason):
+                self._depositions.labels(election, node, reason).inc()
+
+    def _begin(self, election: str, node: str) -> None:
+        # What is not there before its first event has no rate then.
+        for metric in (self._failed_renewals, self._unanswered, self._latency):
+            metric.labels(election, node)
+        if election == BEAT:
+            self._dispatched.labels(election, node)
+
+
+def _families() -> tuple[_Family, ...]:
+    def family(kind: Callable[..., _Family], name: str, what: str) -> _Family:
+        return kind(f"celery_leader_{name}", what, labels=_CANDIDATE)
+
+    return (
+        family(GaugeMetricFamily, "leading", "1 while this node leads, 0 while it follows."),
+        family(GaugeMetricFamily, "term", "The latest term that this node knows of."),
+        family(
+            GaugeMetricFamily,
+            "seconds_since_renewal",
+            "Since this leader last got or kept its lease; absent while it follows.",
+        ),
+        family(
+            GaugeMetricFamily,
+            "seconds_since_contact",
+            "Since the Redis of the leases last answered this process.",
+        ),
+        family(
+            CounterMetricFamily,
+            "leaderless_seconds",
+            "For how long, as far as this node knows, nobody led.",
+        ),
+    )
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """Serve the registry of this process over HTTP, in a thread; returns what it listens on.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    server, _ = start_http_server(port, address)
+    listening: socket.socket = server.socket
+    return listening

@@ -1,0 +1,53 @@
+"""Serves this process's metrics over HTTP, where ``leader_metrics_port`` asks for it.
+
+Guaranteed: a worker or beat whose port cannot be had starts without metrics, and says so: a
+leader matters more. Not guaranteed: that who may scrape is who should; the port is open to
+whoever reaches ``leader_metrics_address``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+
+from celery import Celery
+
+from .app import leadership_of, worker_pid
+
+logger = logging.getLogger(__name__)
+
+_served: weakref.WeakSet[Celery] = weakref.WeakSet()
+
+
+def serve_metrics(app: Celery) -> None:
+    """Serve the metrics of this process, once, if ``leader_metrics_port`` is set.
+
+    Beats inside of workers serve none, because the port is their worker's.
+
+    Raises:
+        LeaderError: prometheus-client is not installed, or its registry has metrics of
+            another app of this process.
+    """
+    settings = leadership_of(app).settings
+    if settings.metrics_port is None or app in _served or worker_pid() is not None:
+        return
+    from .metrics import LeaderMetrics, listen  # needs an optional package, and says which
+
+    LeaderMetrics(app)
+    _served.add(app)
+    address, port = settings.metrics_address, settings.metrics_port
+    try:
+        listening = listen(address, port)
+    except OSError as exc:
+        logger.error(
+            "leader_metrics_port: no metrics here, because %s:%d cannot be had (%s); give each"
+            " process of a host a port of its own, or 0 for any free one",
+            address,
+            port,
+            exc,
+        )
+        return
+    # Or orphaned pool processes would keep the port of a worker that was killed.
+    os.register_at_fork(after_in_child=listening.close)
+    logger.info("metrics at http://%s:%d/metrics", *listening.getsockname()[:2])
