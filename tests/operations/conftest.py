@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.fleet.conftest import own_redis as own_redis
 from tests.fleet.conftest import pytest_runtest_makereport as pytest_runtest_makereport
 from tests.fleet.fleet import Fleet, Process
 from tests.operations.proj import SIGNALLED

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.fleet.conftest import NewFleet
 from tests.fleet.fleet import ROOT, Fleet, Process
+from tests.operations.conftest import NewFleet
 from tests.operations.prometheus import BINARY, Prometheus
 from tests.redis_process import RedisServer, free_port
 from tests.waiting import wait_until
