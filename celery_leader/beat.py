@@ -24,9 +24,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from celery import beat
+from celery import beat, signals
 from celery.schedules import crontab, schedule
 
+from . import control
 from .app import ALWAYS_TERM, Leadership, leadership_of, refusing_clearly, worker_pid
 from .clock import now
 from .dispatch import Dispatcher
@@ -98,6 +99,7 @@ class LeaderMixin:
         self._worker_pid = worker_pid()
         self._campaign: Campaign | None = None
         self._pulse: Pulse | None = None
+        self._service: Any = None
         self._dispatcher: Dispatcher | None = None
         super().__init__(app, *args, lazy=lazy, **kwargs)  # type: ignore[call-arg]
         if lazy and not self._leadership.always_leads():
@@ -111,6 +113,7 @@ class LeaderMixin:
             )
         with refusing_clearly():
             serve_metrics(app)
+        signals.beat_init.connect(self._on_beat_init)
         node = self._leadership.free_node_name("beat")
         self._pulse = self._leadership.new_pulse("the beat")
         self._show_life()
@@ -133,9 +136,25 @@ class LeaderMixin:
             return ALWAYS_TERM if self._leadership.always_leads() else None
         return self._campaign.term()
 
+    def _on_beat_init(self, sender: Any, **_: Any) -> None:
+        if sender.scheduler is self:
+            self._service = sender
+
+    def _answer_remote_control(self) -> None:
+        """Have this beat answer to the commands of elections too, where it answers at all."""
+        # Celery's mailbox for beats knows ``ping`` only, and has no place to add to: it exists
+        # from Celery 5.7 on, where it was asked for, once the service has begun.
+        service, self._service = self._service, None
+        mailbox = getattr(service, "_pidbox", None)
+        handlers = getattr(getattr(mailbox, "node", None), "handlers", None)
+        if isinstance(handlers, dict):
+            handlers.update(control.HANDLERS)
+
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """One turn of the scheduler while leading; otherwise wait a step to be elected."""
         self._show_life()
+        if self._service is not None:
+            self._answer_remote_control()
         try:
             with self._turn:
                 wait = self._one_turn(*args, **kwargs)

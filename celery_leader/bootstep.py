@@ -24,6 +24,7 @@ from celery.concurrency.solo import TaskPool as SoloPool
 from kombu import Consumer, Producer, Queue
 from kombu.common import ignore_errors
 
+from . import control
 from .app import leadership_of, refusing_clearly
 from .clock import now
 from .election import Change, Deposed, GiveWay
@@ -56,6 +57,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(c, **kwargs)
+        control.register()
         adopt_tasks(c.app)
         self._leadership = leadership = leadership_of(c.app)
         with refusing_clearly():
@@ -219,7 +221,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def info(self, c: Any) -> dict[str, Any]:
         """What ``celery inspect stats`` says of this worker's elections."""
-        return {"leader": {name: self._leadership.term(name) for name in self._eligible}}
+        return {"leader": control.standings(self._leadership)}
 
     # -- from the election thread -----------------------------------------------
 

@@ -14,12 +14,16 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.utils.nodenames import default_nodename, host_format
 from kombu.exceptions import OperationalError
 
+from . import control
 from .app import Leadership, leadership_of
 from .errors import LeaderError, StoreUnavailable
 from .health import Finding, Wanted, examine, last_contacts, patience, process_runs
 from .lease import Candidate, Record
 from .redis_store import RedisStore
 from .tasks import adopt_tasks
+
+# Celery's command line imports this module, and must know what nodes can be asked.
+control.register()
 
 _NO_LEADER = 1
 _UNWELL = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from celery import chord
@@ -57,15 +58,17 @@ def test_only_the_leader_consumes_from_the_leader_queue(crew: Fleet, leader: Pro
 def test_inspect_stats_says_which_worker_leads_and_with_which_term(
     crew: Fleet, leader: Process
 ) -> None:
-    def stats() -> dict[str, dict[str, int | None]] | None:
+    def stats() -> dict[str, dict[str, Any]] | None:
         found = crew.app.control.inspect(timeout=10, limit=3).stats() or {}
         return {n: s["leader"] for n, s in found.items()} if len(found) == 3 else None
 
     found = wait_until(stats, what="three answers to inspect stats")
     assert found is not None
     term = crew.history()[-1].term
-    assert found.pop(leader.node)["worker"] == term
-    assert all(of["worker"] is None for of in found.values())
+    leading = found.pop(leader.node)["worker"]
+    assert (leading["leading"], leading["term"]) == (True, term)
+    for of in found.values():
+        assert (of["worker"]["leading"], of["worker"]["leader"]) == (False, leader.node)
 
 
 @pytest.mark.parametrize("how", ["delay", "apply_async", "send_task"])
