@@ -33,7 +33,7 @@ from celery import Celery
 from .belief import Address, Belief, BeliefPage, beliefs_at
 from .broker import LeaseSource, lease_source
 from .clock import now
-from .election import Election, GiveWay
+from .election import Change, Election, GiveWay
 from .errors import LeaderError, NotLeader, StoreUnavailable
 from .facts import Facts, printable
 from .history import Reign
@@ -813,7 +813,7 @@ class LeaderElection:
         """Campaign from now on, in the background; returns at once."""
         if self._campaign is None or not self._leadership.runs(self._campaign):
             # In a forked child: the campaign it inherits is its parent's.
-            self._campaign = self._leadership.campaign(self._name, self._node)
+            self._campaign = self._leadership.campaign(self._name, self._node, self._on_change)
         self._started = True
         return self
 
@@ -877,6 +877,11 @@ class LeaderElection:
             led = threading.Event() if self._campaign.led.is_set() else self._campaign.led
             led.wait(min(_GLANCE, deadline - now()))
         return True
+
+    def _on_change(self, change: Change) -> None:
+        # What runs in this leader's name is its caller's, who asks; nothing here could wait for it.
+        if isinstance(change, GiveWay) and self._campaign is not None:
+            self._leadership.step_down(self._campaign, change.successor, change.reason)
 
     def __enter__(self) -> LeaderElection:
         return self.start()

@@ -211,6 +211,8 @@ class RedisClient:
                 advice = f"what answers at {setting} is not Redis: {text}"
             case ResponseError() if "NOAUTH" in text or "Authentication" in text:
                 advice = f"Redis asks for a password; put it into {setting}: {text}"
+            case ResponseError() if "The user executing the script can't" in text:
+                advice = f"the Redis user in {setting} may not do this: {text}"
             case ResponseError() if "unknown command" in text.lower():
                 advice = f"{setting} names a server older than Redis 6.2: {text}"
             case ResponseError() if "WRONGTYPE" in text:

@@ -936,3 +936,62 @@ def test_a_leader_told_that_its_record_is_missing_writes_it_again_at_once(world:
     assert leader.leads
     assert not leader.depositions
     assert leader.terms[1] > leader.terms[0]
+
+
+# -- orders, holds and reasons ------------------------------------------------------------------
+
+
+def test_a_leader_hears_an_order_at_once_and_renews_to_learn_what_it_is(world: World) -> None:
+    leader, follower = world.leader("a"), world.follower("b")
+    world.store.ask(NAME, "b")
+    world.run(0.01)
+    order = GiveWay(leader.terms[-1], "transferred", "b")
+    assert [change for change in leader.changes if isinstance(change, GiveWay)] == [order]
+    assert leader.leads, "to step down is for whoever knows what runs"
+    leader.step_down("b")
+    world.run(0.01)
+    assert follower.leads
+
+
+def test_an_order_whose_line_was_not_heard_is_told_at_the_next_renewal(world: World) -> None:
+    leader = world.leader("a")
+    world.store.ask(NAME, None)
+    leader.election.cursor = world.store.history[NAME][-1].cursor
+    world.run(LEASE.renew_interval + 0.1)
+    assert any(isinstance(change, GiveWay) for change in leader.changes)
+
+
+def test_a_held_candidate_does_not_ask_all_the_time_and_is_there_when_it_is_let_in(
+    world: World,
+) -> None:
+    world.store.hold(NAME, "a", None)
+    node = world.node("a")
+    world.run(5 * LEASE.lease_duration)
+    assert not node.leads
+    assert len(node.requests) <= 7
+    world.store.free(NAME, "a")
+    world.run(0.01)
+    assert node.leads
+
+
+def test_what_a_leader_could_not_say_it_says_with_its_next_request(world: World) -> None:
+    leader = world.leader("a")
+    world.pass_time(2 * LEASE.lease_duration)
+    leader.settle()
+    reigns = world.store.history_of(NAME, 5)
+    assert [reign.reason for reign in reigns] == [None, "expired"]
+    told = [line for line in world.store.history[NAME] if line.kind == "ended"]
+    assert [line.term for line in told] == [leader.terms[0]]
+
+
+def test_a_follower_that_goes_leaves_the_register_with_one_try(world: World) -> None:
+    world.leader("a")
+    follower = world.follower("b")
+    follower.resign()
+    follower.settle()
+    assert [each.node for each in world.store.candidates(NAME)] == ["a"]
+    another = world.follower("c")
+    another.resign()
+    world.store.lose_requests(5)
+    another.turn()
+    assert another.election.idle, "a process that shuts down must not wait for that"

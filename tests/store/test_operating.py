@@ -1,0 +1,429 @@
+"""What people ask of the elections' Redis: orders, holds, history, register; and what harms none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from celery_leader.app import LeaderElection, leadership_of
+from celery_leader.errors import LeaderError, StoreUnavailable
+from celery_leader.facts import MOST_BYTES, Facts, facts_from
+from celery_leader.lease import Ended, Granted, Order, Refused, Reply, Request
+from celery_leader.redis_store import RedisStore
+from tests.asking import LONG, NAME, acquire, release, renew
+from tests.fake_store import FakeStore
+from tests.redis_process import RedisServer
+from tests.store.conftest import MakeApp, MakeStore
+from tests.waiting import wait_until
+
+KEYS = {
+    kind: f"celery-leader:celery:{kind}:{NAME}"
+    for kind in ("election", "history", "candidates", "priorities", "held", "facts")
+}
+#: What the README says a user of Redis needs for the leases.
+LEASE_COMMANDS = [
+    "evalsha",
+    "eval",
+    "time",
+    "type",
+    "hmget",
+    "hset",
+    "hget",
+    "hgetall",
+    "hkeys",
+    "hdel",
+    "hexists",
+    "hincrby",
+    "zadd",
+    "zrem",
+    "zscore",
+    "zrange",
+    "zrevrange",
+    "zrangebyscore",
+    "zrevrangebyscore",
+    "xadd",
+    "xread",
+    "xrevrange",
+    "pexpire",
+    "exists",
+]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def store(request: pytest.FixtureRequest) -> RedisStore | FakeStore:
+    if request.param == "memory":
+        return FakeStore(time.time)
+    make: MakeStore = request.getfixturevalue("make_store")
+    return make()
+
+
+def lead(store: RedisStore | FakeStore, node: str = "a", attempt: int = 1) -> Granted:
+    (reply,) = store.perform([acquire(node, attempt)])
+    assert isinstance(reply, Granted), reply
+    return reply
+
+
+# -- orders ---------------------------------------------------------------------------------
+
+
+def test_an_order_is_told_with_the_next_renewal_and_is_for_that_term_only(
+    store: RedisStore | FakeStore,
+) -> None:
+    term = lead(store).term
+    store.perform([acquire("b")])
+    assert store.ask(NAME, "b").term == term
+    (told,) = store.perform([renew("a", 2, term)])
+    assert isinstance(told, Granted)
+    assert told.order == Order("transferred", "b")
+    store.perform([release("a", 3, successor="b", reason="transferred")])
+    granted = lead(store, "b", 2)
+    (told,) = store.perform([renew("b", 3, granted.term)])
+    assert isinstance(told, Granted)
+    assert told.order is None
+
+
+def test_a_lease_is_not_transferred_to_who_cannot_have_it(store: RedisStore | FakeStore) -> None:
+    with pytest.raises(LeaderError, match="nobody leads"):
+        store.ask(NAME, None)
+    term = lead(store).term
+    store.perform([acquire("b")])
+    store.hold(NAME, "b", None)
+    for node, why in (("a", "leads already"), ("ghost", "no live candidate"), ("b", "is held")):
+        with pytest.raises(LeaderError, match=why):
+            store.ask(NAME, node)
+    (told,) = store.perform([renew("a", 2, term)])
+    assert isinstance(told, Granted)
+    assert told.order is None
+
+
+# -- holds ----------------------------------------------------------------------------------
+
+
+def test_a_held_node_is_refused_until_it_is_let_in(store: RedisStore | FakeStore) -> None:
+    assert not store.hold(NAME, "a", None), "it is no candidate yet"
+    (reply,) = store.perform([acquire("a")])
+    assert not isinstance(reply, Granted)
+    assert store.hold(NAME, "a", LONG)
+    assert 0 < store.held(NAME)["a"] <= LONG
+    lead(store, "b")
+    assert store.free(NAME, "a")
+    assert not store.free(NAME, "a")
+    store.perform([release("b", 2)])
+    lead(store, "a", 2)
+
+
+def test_a_hold_with_a_duration_ends_by_itself(store: RedisStore | FakeStore) -> None:
+    store.hold(NAME, "a", 0.05)
+    assert not isinstance(store.perform([acquire("a")])[0], Granted)
+    wait_until(lambda: not store.held(NAME), what="the hold to end")
+    lead(store, "a", 2)
+
+
+def test_a_held_leader_keeps_its_lease_and_is_told_to_give_way(
+    store: RedisStore | FakeStore,
+) -> None:
+    term = lead(store).term
+    store.hold(NAME, "a", None)
+    (told,) = store.perform([renew("a", 2, term)])
+    assert isinstance(told, Granted)
+    assert told.order == Order("held", None)
+
+
+def test_a_lease_is_not_kept_for_a_held_successor(store: RedisStore | FakeStore) -> None:
+    lead(store)
+    store.hold(NAME, "b", None)
+    store.perform([acquire("b", priority=5)])
+    store.perform([release("a", 2, successor="b")])
+    lead(store, "c")
+
+
+# -- the history ------------------------------------------------------------------------------
+
+
+def history(store: RedisStore | FakeStore) -> list[tuple[str, str | None]]:
+    found = store.history_of(NAME, 10) if isinstance(store, FakeStore) else store.history(NAME, 10)
+    return [(reign.node, reign.reason) for reign in found]
+
+
+def test_the_history_says_who_led_and_why_no_longer(store: RedisStore | FakeStore) -> None:
+    lead(store)
+    store.perform([release("a", 2, reason="stalled")])
+    lead(store, "b")
+    store.perform([release("b", 2, successor="c", reason="transferred")])
+    lead(store, "c")
+    assert history(store) == [("c", None), ("b", "transferred"), ("a", "stalled")]
+
+
+def test_what_a_leader_could_not_say_is_expired_until_it_is_back(
+    store: RedisStore | FakeStore,
+) -> None:
+    (reply,) = store.perform([acquire("a", lease_duration=0.03)])
+    assert isinstance(reply, Granted)
+    wait_until(lambda: store.read(NAME).remaining < 0, what="the lease to expire")  # type: ignore[union-attr]
+    assert history(store) == [("a", "expired")]
+    record = store.read(NAME)
+    assert record is not None
+    store.perform([acquire("b", watched=(record.term, record.renewals))])
+    assert history(store) == [("b", None), ("a", "expired")]
+    for attempt in (2, 3):
+        told = Ended(reply.term, "lost contact", 1.0)
+        assert isinstance(store.perform([acquire("a", attempt, ended=told)])[0], Refused)
+    assert history(store) == [("b", None), ("a", "lost contact")]
+
+
+def test_lines_of_the_first_format_are_read(
+    make_store: MakeStore, redis_server: RedisServer
+) -> None:
+    store = make_store()
+    with redis_server.client() as client:
+        for kind, node, term in (("elected", "a", 5), ("resigned", "a", 5), ("elected", "b", 6)):
+            fields = {"kind": kind, "node": node, "term": term, "successor": ""}
+            client.xadd(KEYS["history"], fields)  # type: ignore[arg-type]
+        for fields in ({"kind": "elected", "node": "x", "term": "many"}, {b"\xff": b"\xfe"}):
+            client.xadd(KEYS["history"], fields)  # type: ignore[arg-type]
+    assert history(store) == [("b", "record lost"), ("a", "resigned")]
+
+
+# -- the register -------------------------------------------------------------------------------
+
+
+def test_facts_are_asked_for_once_per_life_and_go_with_the_candidate(
+    store: RedisStore | FakeStore,
+) -> None:
+    facts = Facts(host="h", pid=7, role="beat", settings={"leader_priority": 3})
+    (first,) = store.perform([acquire("a")])
+    assert isinstance(first, Granted)
+    assert not first.known
+    (second,) = store.perform([renew("a", 2, first.term, facts=facts.text())])
+    assert isinstance(second, Granted)
+    assert second.known
+    assert [each.facts for each in store.candidates(NAME)] == [facts]
+    (other,) = store.perform([acquire("a", nonce="another life")])
+    assert isinstance(other, Refused)
+    assert not other.known
+    store.perform([release("a", 1, nonce="another life", leaving=True)])
+    assert store.candidates(NAME), "that was another life of it"
+    store.perform([release("a", 3, leaving=True)])
+    assert store.candidates(NAME) == []
+
+
+def test_what_is_no_fact_is_left_out() -> None:
+    assert facts_from("[" * 100_000) is None
+    assert facts_from('{"pid": NaN}') is None
+    assert facts_from('{"host": 5, "pid": "x", "versions": [], "settings": {"a": {}}}') == Facts()
+    read = facts_from('{"host": "a\\u001b[2Jb\\ud800"}')
+    assert read is not None
+    assert read.host.isprintable()
+    assert Facts(host="x" * MOST_BYTES).text() == ""
+
+
+def test_a_candidate_says_no_password(make_app: MakeApp, redis_server: RedisServer) -> None:
+    url = f"redis://:s3cret@127.0.0.1:{redis_server.port}/0"
+    facts = leadership_of(make_app(url))._facts("worker", 0)
+    assert "s3cret" not in facts.text()
+    assert facts.settings["leader_lease_duration"] == 25.0
+
+
+# -- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["election", "history", "candidates", "priorities", "facts"])
+def test_a_key_of_a_wrong_type_is_named(
+    kind: str, make_store: MakeStore, redis_server: RedisServer
+) -> None:
+    store = make_store()
+    with redis_server.client() as client:
+        client.lpush(KEYS[kind], "x")
+    (reply,) = store.perform([acquire("a", priority=1, facts="{}")])
+    assert isinstance(reply, StoreUnavailable)
+    assert KEYS[kind] in str(reply)
+    assert "list" in str(reply)
+
+
+def test_no_value_in_any_key_is_more_than_one_clear_refusal(
+    make_store: MakeStore, redis_server: RedisServer
+) -> None:
+    seed = int(os.environ.get("CELERY_LEADER_TEST_SEED") or random.SystemRandom().randrange(10**9))
+    print(f"CELERY_LEADER_TEST_SEED={seed}")
+    chance = random.Random(seed)
+    store = make_store()
+    refusals = 0
+    for _ in range(150):
+        with redis_server.client() as client:
+            client.delete(*KEYS.values())
+            term = lead(store).term
+            store.perform([acquire("b", priority=1, facts='{"host":"h"}')])
+            for kind in chance.sample(sorted(KEYS), 2):
+                _spoil(client, kind, chance)
+        for act in (
+            lambda: store.perform([acquire("b", 2, from_missing=True)]),
+            lambda: store.perform([renew("a", 2, term, preempted=True)]),
+            lambda: store.read(NAME),
+            lambda: store.candidates(NAME),
+            lambda: store.history(NAME, 10),
+            lambda: store.ask(NAME, "b"),
+            lambda: store.hold(NAME, "c", 5),
+            lambda: store.held(NAME),
+            lambda: store.free(NAME, "c"),
+            lambda: store.perform([release("a", 3)]),
+        ):
+            try:
+                said = act()
+                found = said if isinstance(said, list) else []
+                texts = [str(each) for each in found if isinstance(each, StoreUnavailable)]
+            except LeaderError as exc:
+                texts = [str(exc)] if isinstance(exc, StoreUnavailable) else []
+            for text in texts:
+                refusals += 1
+                assert any(key in text for key in KEYS.values()), text
+        with contextlib.suppress(StoreUnavailable):  # of a history of another type
+            store.announcements({NAME: "0-0"}, 0.001, None)
+    assert refusals, "some of it was to be refused"
+
+
+def _bytes(chance: random.Random) -> bytes:
+    return chance.choice(
+        [
+            chance.randbytes(chance.randint(0, 40)),
+            str(chance.randint(-(10**20), 10**20)).encode(),
+            chance.choice([b"nan", b"inf", b"-1", b"1e400", b"0x10", b"{}", b"x" * 5000]),
+        ]
+    )
+
+
+def _spoil(client: object, kind: str, chance: random.Random) -> None:
+    key = KEYS[kind]
+    send = client.execute_command  # type: ignore[attr-defined]
+    if chance.random() < 0.3:
+        send("DEL", key)
+        send(*chance.choice([("SET", key, "x"), ("LPUSH", key, "x"), ("SADD", key, "x")]))
+    elif kind == "history":
+        send("XADD", key, "*", *(_bytes(chance) for _ in range(2 * chance.randint(1, 4))))
+        send("XADD", key, "*", "kind", "elected", "node", _bytes(chance), "term", _bytes(chance))
+    elif kind == "candidates":
+        score = chance.choice(["inf", "-inf", "1e300", "-5"])
+        send("ZADD", key, score, _bytes(chance) or b"x")
+    else:
+        fields = ["holder", "term", "expires_at", "state", "event", "renewals", "attempt", "asked"]
+        field = chance.choice([*fields, "a", "b", _bytes(chance)])
+        send("HSET", key, field, _bytes(chance))
+
+
+# -- the least that a user of Redis needs ---------------------------------------------------------
+
+
+def every_verb(store: RedisStore) -> None:
+    """Everything that a candidate and an operator do; raises what is refused."""
+
+    def do(*requests: Request) -> Reply:
+        (reply,) = store.perform(requests)
+        if isinstance(reply, StoreUnavailable):
+            raise reply
+        return reply
+
+    store.close()
+    reply = do(acquire("a", priority=1, facts="{}"))
+    assert isinstance(reply, Granted)
+    do(acquire("b", facts="{}", ended=Ended(1, "lost contact", 1.0)))
+    do(acquire("c", 1, nonce="c", facts="{}", priority=2))
+    do(renew("a", 2, reply.term, preempted=True))
+    store.announcements({NAME: "0-0"}, 0.001, None)
+    store.read(NAME)
+    store.candidates(NAME)
+    store.history(NAME, 5)
+    store.hold(NAME, "d", 5)
+    store.hold(NAME, "e", None)
+    store.held(NAME)
+    store.ask(NAME, "b")
+    store.free(NAME, "d")
+    do(release("c", 2, nonce="c", leaving=True))
+    do(release("a", 3, leaving=True))
+    do(release("never heard of", 1, leaving=True))
+
+
+@pytest.fixture
+def acl_store(own_redis: RedisServer, make_store: MakeStore) -> Callable[[list[str]], RedisStore]:
+    def make(commands: list[str]) -> RedisStore:
+        with own_redis.client() as client:
+            client.flushall()
+            client.execute_command(
+                "ACL", "SETUSER", "leases", "reset", "on", ">pw", "~celery-leader:*", "-@all",
+                *(f"+{command}" for command in commands),
+            )  # fmt: skip
+        return make_store(f"redis://leases:pw@127.0.0.1:{own_redis.port}/0")
+
+    return make
+
+
+def test_a_user_with_the_commands_of_the_readme_can_do_all_there_is(
+    acl_store: Callable[[list[str]], RedisStore],
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    listed = re.search(r"ACL SETUSER leases .* ~celery-leader:\* -@all (.*)\n", readme)
+    assert listed is not None
+    assert listed.group(1).split() == [f"+{command}" for command in LEASE_COMMANDS]
+    every_verb(acl_store(LEASE_COMMANDS))
+
+
+@pytest.mark.parametrize("missing", [each for each in LEASE_COMMANDS if each != "type"])
+def test_none_of_these_commands_can_be_left_out(
+    missing: str, acl_store: Callable[[list[str]], RedisStore]
+) -> None:
+    store = acl_store([command for command in LEASE_COMMANDS if command != missing])
+    with pytest.raises(StoreUnavailable, match="may not do this"):
+        every_verb(store)
+
+
+def test_type_is_what_names_a_key_of_a_wrong_type(
+    acl_store: Callable[[list[str]], RedisStore], own_redis: RedisServer
+) -> None:
+    for commands, named in (
+        (LEASE_COMMANDS, True),
+        ([each for each in LEASE_COMMANDS if each != "type"], False),
+    ):
+        store = acl_store(commands)
+        with own_redis.client() as client:
+            client.set(KEYS["history"], "x")
+        with pytest.raises(StoreUnavailable) as refusal:
+            store.history(NAME, 1)
+        assert (KEYS["history"] in str(refusal.value)) is named
+
+
+# -- with real candidates ----------------------------------------------------------------------
+
+
+def test_a_leader_hands_over_when_asked_and_gives_way_when_held(make_app: MakeApp) -> None:
+    elections = [LeaderElection(make_app(), NAME, node=node).start() for node in ("a", "b")]
+    a, b = elections
+    if not a.wait_until_leader(timeout=10):
+        a, b = b, a
+    asker = leadership_of(make_app())
+    wait_until(lambda: len(asker.candidates(NAME)) == 2, what="both to be candidates")
+    done = asker.hand_over(NAME, b.node, timeout=30)
+    assert (done.former, done.leader) == (a.node, b.node)
+    wait_until(b.is_leader, what="the other to know")
+    assert not a.is_leader()
+    assert asker.hold(b.node, [NAME]) == {NAME: True}
+    assert a.wait_until_leader(timeout=30)
+    reasons = [reign.reason for reign in asker.history(NAME, 3)]
+    assert reasons == [None, "held", "transferred"]
+    a.resign()
+    assert [each.node for each in asker.candidates(NAME)] == [b.node], "who goes leaves at once"
+    assert asker.free(b.node, [NAME]) == {NAME: True}
+    assert b.wait_until_leader(timeout=30)
+
+
+def test_who_is_alone_and_asked_to_resign_is_elected_again(make_app: MakeApp) -> None:
+    election = LeaderElection(make_app(), NAME, node="a").start()
+    assert election.wait_until_leader(timeout=10)
+    done = leadership_of(make_app()).hand_over(NAME, timeout=60)
+    assert (done.former, done.leader) == ("a", "a")
+    assert done.term is not None
+    assert done.term > done.former_term
