@@ -37,7 +37,7 @@ help:
 	@echo 'make test-schedulers  the other schedulers, RabbitMQ, and Celery'\''s own tests of beat'
 	@echo 'make test-oldest  unit and fleet tests on the oldest Celery, kombu and redis-py that are supported'
 	@echo 'make test-operations  signals, events, remote control, metrics and the watchdog, on real fleets'
-	@echo 'make test-examples  every example'
+	@echo 'make test-examples  every example; make test-sentinel  failovers of a Redis behind Sentinel'
 	@echo 'make coverage  what the tests of the core and the store run of the package'
 	@echo 'make chaos     beats, then workers under faults; make chaos-beats CHAOS="--minutes 10 --seed 7",'
 	@echo '               make chaos-tasks CHAOS_TASKS="--minutes 10 --seed 7"'
@@ -54,7 +54,7 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
 
-.PHONY: $(EXAMPLES:%=example-%) test-examples
+.PHONY: $(EXAMPLES:%=example-%) test-examples test-sentinel
 $(PLAIN_EXAMPLES:%=example-%): $(VENV)/.demo
 $(LARGER_EXAMPLES:%=example-%): $(VENV)/.examples
 
@@ -80,6 +80,9 @@ test-examples: $(VENV)/.dev $(VENV)/.examples
 
 test-operations: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/operations $(PYTEST)
+
+test-sentinel: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/sentinel $(PYTEST)
 
 chaos: chaos-beats chaos-tasks
 
