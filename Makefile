@@ -23,11 +23,13 @@ LARGER_EXAMPLES := django fastapi kubernetes
 EXAMPLES := $(PLAIN_EXAMPLES) $(LARGER_EXAMPLES)
 MINUTES ?= 30
 SOAK ?=
+EXPLORE ?=
+MUTANTS ?=
 
 .DEFAULT_GOAL := help
 # Two at once would install into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo test coverage test-schedulers test-oldest test-operations chaos chaos-beats chaos-tasks simulate lint types contract bench bench-peers soak clean
+.PHONY: help demo test coverage test-schedulers test-oldest test-operations chaos chaos-beats chaos-tasks simulate explore mutants lint types contract bench bench-peers soak clean
 
 help:
 	@echo 'make demo      three workers and three beats, their leaders stopped and killed (under a minute)'
@@ -43,6 +45,8 @@ help:
 	@echo '               make chaos-tasks CHAOS_TASKS="--minutes 10 --seed 7"'
 	@echo 'make simulate  a hundred thousand seeded schedules of faults (10 to 20 minutes);'
 	@echo '               make simulate SIMULATE="--schedules 5000 --seed 7"'
+	@echo 'make explore   every course of an election within bounds; make explore EXPLORE="--faults 1"'
+	@echo 'make mutants   deliberate bugs, and the test that catches each; MUTANTS="--only margin"'
 	@echo 'make lint      ruff: format and rules'
 	@echo 'make types     mypy --strict'
 	@echo 'make contract  the direction of imports'
@@ -94,6 +98,12 @@ chaos-tasks: $(VENV)/.dev
 
 simulate: $(VENV)/.dev
 	$(BIN)/python -m tests.simulation $(SIMULATE)
+
+explore: $(VENV)/.dev
+	$(BIN)/python -m tests.explorer $(EXPLORE)
+
+mutants: $(VENV)/.dev
+	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)

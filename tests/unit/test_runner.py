@@ -138,6 +138,19 @@ def test_resigning_ends_the_belief_at_once_although_the_thread_is_busy(fleet: Fl
     assert fleet.store.rows[NAME].state == "released"
 
 
+def test_a_deadline_counts_from_before_the_request_was_sent(fleet: Fleet) -> None:
+    runner, campaign = fleet.runner(), fleet.campaign("a")
+    fleet.store.answers.clear()
+    runner.start(campaign)
+    assert fleet.store.asked.wait(PATIENCE)
+    sent_before = clock.now()
+    slow_until = sent_before + 0.2
+    wait_until(lambda: clock.now() > slow_until, what="a slow answer")
+    fleet.store.answers.set()
+    assert campaign.led.wait(PATIENCE)
+    assert campaign.belief.valid_until <= sent_before + LONG.lease_duration - LONG.margin
+
+
 def test_a_belief_ends_by_its_deadline_although_the_thread_hangs(fleet: Fleet) -> None:
     _, campaign = fleet.leader("a", SHORT)
     fleet.store.answers.clear()

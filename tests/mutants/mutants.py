@@ -1,0 +1,488 @@
+"""Deliberate bugs, one at a time: every one of them must be caught by some test.
+
+A mutant replaces one piece of the source by another. ``tests`` are those likely to see it,
+asked first; where they do not, the whole of the quick tests is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+_CORE = ("tests/unit/test_election.py", "tests/simulation")
+_STORE = ("tests/store/test_store_contract.py", "tests/store/test_redis_store.py")
+_RUNNER = ("tests/unit/test_runner.py",)
+_DISPATCH = ("tests/store/test_schedule_store.py",)
+_PLAN = ("tests/unit/test_plan.py",)
+_MARKED = ("tests/unit/test_leader_tasks.py",)
+_HANDOVER = "tests/fleet/test_worker_handover.py::test_"
+_LEADING = "tests/fleet/test_worker_leading.py::test_"
+_WAYS = "tests/fleet/test_every_way_to_send.py::test_"
+_CONFIGURED = "tests/fleet/test_worker_configuration.py::test_"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One bug: in ``file`` of the package, ``old`` is ``new``, at each of its ``times`` places."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    times: int = 1
+
+    def applied_to(self, text: str) -> str:
+        """``text`` with the bug in it.
+
+        Raises:
+            ValueError: the source has changed, and the mutant is to be changed with it.
+        """
+        found = text.count(self.old)
+        if found != self.times:
+            raise ValueError(
+                f"mutant {self.name!r}: its text is {found} times in celery_leader/{self.file}"
+                f" and not {self.times}; bring it up to date:\n{self.old}"
+            )
+        return text.replace(self.old, self.new)
+
+    def path(self, root: Path) -> Path:
+        """The file it changes, in the tree at ``root``."""
+        return root / "celery_leader" / self.file
+
+
+def _election(name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, "election.py", old, new, _CORE)
+
+
+def _store(name: str, old: str, new: str, times: int = 1) -> Mutant:
+    return Mutant(name, "redis_store.py", old, new, _STORE, times)
+
+
+MUTANTS = (
+    # -- the state machine --------------------------------------------------------------
+    Mutant(
+        "no margin", "lease.py", "return max(0.05 * self.lease_duration, 0.1)", "return 0.0", _CORE
+    ),
+    _election(
+        "the deadline counts from the receipt",
+        "valid_until = sent_at + timing.lease_duration",
+        "valid_until = now + timing.lease_duration",
+    ),
+    _election(
+        "leading does not end by itself",
+        "return self._term if now < self._valid_until else None",
+        "return self._term",
+    ),
+    _election(
+        "a missing record counts as free",
+        "return now >= self._makes_record_at(now)",
+        "return True",
+    ),
+    _election(
+        "one witness only: the server's clock",
+        "watched=self._watched if now >= self._run_out_at else None",
+        "watched=self._watched",
+    ),
+    _election(
+        "a lease is silent at once",
+        "silent=self._watched is not None and now >= self._silent_at",
+        "silent=self._watched is not None",
+    ),
+    _election(
+        "an old copy's time is believed",
+        "old_copy = self._watched is not None and state < self._watched",
+        "old_copy = False",
+    ),
+    _election(
+        "the server's clock is never compared with our own",
+        "record.remaining + max(gained, 0.0)",
+        "record.remaining",
+    ),
+    _election(
+        "a clock set back is no reason for distrust",
+        'return moved if moved >= -self.timing.margin else float("inf")',
+        "return moved",
+    ),
+    _election(
+        "the attempts of a renewal never end",
+        "given_up = self._failures >= self.timing.renew_attempts",
+        "given_up = False",
+    ),
+    _election(
+        "who resigns in doubt leaves the lease behind",
+        "elif not self._releasing and (self._in_doubt or self._attempt):",
+        "elif False:",
+    ),
+    _election(
+        "a grant after resigning makes a leader",
+        "if not self._campaigning or self._releasing:",
+        "if False:",
+    ),
+    _election(
+        "a late grant is believed",
+        "if valid_until <= now:",
+        "if False:",
+    ),
+    _election(
+        "every attempt has the same number",
+        "self._attempt += 1",
+        "self._attempt = 1",
+    ),
+    _election(
+        "a leader whose record is gone lets go",
+        "if (older or ours) and not self._rewriting:",
+        "if False:",
+    ),
+    _election(
+        "the wait for a missing record goes on across another's leadership",
+        'case "elected" | "resigned" | "reserved" if self._missing_since is not None:',
+        'case "elected" if False:',
+    ),
+    _election(
+        "a bootstrap delay is not waited for",
+        "return self._longest_lease or self.timing.bootstrap_delay",
+        "return self._longest_lease",
+    ),
+    _election(
+        "what was granted is not remembered",
+        "self._seen_term = max(self._seen_term, term)",
+        "pass",
+    ),
+    _election(
+        "a refused candidate asks all the time",
+        "over_at = max(over_at, self._run_out_at)",
+        "pass",
+    ),
+    # -- the scripts of the lease -----------------------------------------------------------
+    _store(
+        "a term from a plain counter",
+        "math.max(term + 1, seen_term + 1, micros)",
+        "term + 1",
+    ),
+    _store(
+        "a term does not heed what the candidate saw",
+        "math.max(term + 1, seen_term + 1, micros)",
+        "math.max(term + 1, micros)",
+    ),
+    _store(
+        "a term is printed as a float",
+        "string.format('%.0f', math.max(term + 1, seen_term + 1, micros))",
+        "tostring(math.max(term + 1, seen_term + 1, micros))",
+    ),
+    _store(
+        "no nonce: a record of our name is ours",
+        "local ours = record.nonce == nonce",
+        "local ours = record.holder == holder",
+    ),
+    _store(
+        "whoever knows the term may renew",
+        "if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[3])",
+        "if tonumber(record.term) ~= tonumber(ARGV[3])",
+    ),
+    _store(
+        "whoever asks may release",
+        "if record.nonce ~= ARGV[2] or tonumber(ARGV[3]) <= tonumber(record.attempt) then",
+        "if tonumber(ARGV[3]) <= tonumber(record.attempt) then",
+    ),
+    _store(
+        "an overtaken acquire is granted",
+        "if ours and attempt <= tonumber(record.attempt) then",
+        "if false then",
+    ),
+    _store(
+        "an overtaken renewal is granted",
+        "   or tonumber(ARGV[2]) <= tonumber(record.attempt) then\n  return answer('refused')",
+        "   then\n  return answer('refused')",
+    ),
+    _store(
+        "an overtaken release is obeyed",
+        "if record.nonce ~= ARGV[2] or tonumber(ARGV[3]) <= tonumber(record.attempt) then",
+        "if record.nonce ~= ARGV[2] then",
+    ),
+    _store(
+        "a lease is renewed after it has run out",
+        "   or record.state ~= 'held' or record.left <= 0\n",
+        "   or record.state ~= 'held'\n",
+    ),
+    _store(
+        "a released lease is renewed",
+        "   or record.state ~= 'held' or record.left <= 0\n",
+        "   or record.left <= 0\n",
+    ),
+    _store(
+        "a release deletes the record",
+        'return answer(\'released\')\n"""',
+        "redis.call('DEL', KEYS[1])\nreturn answer('released')\n\"\"\"",
+    ),
+    _store(
+        "a renewal since it was watched does not count",
+        "local watched = tonumber(ARGV[7]) == term and ARGV[8] == record.renewals",
+        "local watched = tonumber(ARGV[7]) == term",
+    ),
+    _store(
+        "an expired lease is for who has not watched it",
+        "if silent or (watched and record.left <= 0) then",
+        "if silent or record.left <= 0 then",
+    ),
+    _store(
+        "a watched lease is taken although the server says it runs",
+        "if silent or (watched and record.left <= 0) then",
+        "if watched then",
+    ),
+    _store(
+        "silence is no reason to take a lease",
+        "if silent or (watched and record.left <= 0) then",
+        "if watched and record.left <= 0 then",
+    ),
+    _store(
+        "a reservation is for anybody",
+        "if record.successor == holder or record.left <= 0 or silent then",
+        "if true then",
+    ),
+    _store(
+        "a reservation has no end",
+        "if record.successor == holder or record.left <= 0 or silent then",
+        "if record.successor == holder then",
+    ),
+    _store(
+        "an older record is taken for the truth",
+        "local gone = not record.term or term < seen_term",
+        "local gone = not record.term",
+    ),
+    _store(
+        "a missing record is made by anybody",
+        "if not held and (from_missing or live_term > term) then return grant() end",
+        "if true then return grant() end",
+    ),
+    _store(
+        "an old copy that is renewed counts on as before",
+        "'renewals', ARGV[2] - record.attempt)",
+        "'renewals', 1)",
+    ),
+    _store(
+        "a lost reply to an acquire starts another term",
+        "if record.left <= 0 or term <= seen_term then return grant() end",
+        "if true then return grant() end",
+    ),
+    _store(
+        "the record has a time to live",
+        "redis.call('HINCRBY', KEYS[1], 'transitions', 1)",
+        "redis.call('HINCRBY', KEYS[1], 'transitions', 1)\n"
+        "  redis.call('PEXPIRE', KEYS[1], 2 * lease)",
+    ),
+    _store(
+        "priorities do not count",
+        "if not best or highest <= tonumber(ARGV[13]) then return grant() end",
+        "if true then return grant() end",
+    ),
+    _store(
+        "the key prefix of the broker is left out",
+        'return f"{self.prefix}celery-leader:',
+        'return f"celery-leader:',
+    ),
+    # -- the thread and what is believed ---------------------------------------------------
+    Mutant(
+        "the runner takes the time of sending from the receipt",
+        "runner.py",
+        "campaign.election.replied(request, reply, sent_at=sent_at, now=moment)",
+        "campaign.election.replied(request, reply, sent_at=moment, now=moment)",
+        _RUNNER,
+    ),
+    Mutant(
+        "resigning waits for the thread",
+        "runner.py",
+        "        campaign.wanted = False\n        campaign.belief.withdraw()\n        done = ",
+        "        done = ",
+        _RUNNER,
+    ),
+    Mutant(
+        "no answer is taken for a no",
+        "runner.py",
+        "campaign.election.unanswered(request, moment)",
+        "campaign.election.contradicted(getattr(request, 'term', 0), moment, gone=False)",
+        _RUNNER,
+    ),
+    Mutant(
+        "a new term is published beside the old deadline",
+        "belief.py",
+        "            cells[self._valid_until] = 0.0\n            cells[self._term] = float(term)",
+        "            cells[self._term] = float(term)",
+        ("tests/unit/test_belief.py",),
+    ),
+    # -- dispatch ---------------------------------------------------------------------------
+    Mutant(
+        "a dispatch of an old term goes through",
+        "schedule_store.py",
+        "if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])\n",
+        "if record.nonce ~= ARGV[1]\n",
+        _DISPATCH,
+        times=2,
+    ),
+    Mutant(
+        "a dispatch in another's name goes through",
+        "schedule_store.py",
+        "if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])\n",
+        "if tonumber(record.term) ~= tonumber(ARGV[2])\n",
+        _DISPATCH,
+        times=2,
+    ),
+    Mutant(
+        "a dispatch after the lease has run out goes through",
+        "schedule_store.py",
+        "or record.state ~= 'held' or record.left <= 0 then",
+        "or record.state ~= 'held' then",
+        _DISPATCH,
+        times=2,
+    ),
+    Mutant(
+        "a dispatch after the release goes through",
+        "schedule_store.py",
+        "or record.state ~= 'held' or record.left <= 0 then",
+        "or record.left <= 0 then",
+        _DISPATCH,
+        times=2,
+    ),
+    Mutant(
+        "a tick is not claimed",
+        "schedule_store.py",
+        "if state ~= ARGV[4] then return 'claimed' end",
+        "",
+        _DISPATCH,
+    ),
+    Mutant(
+        "a dispatch sent twice is not known again",
+        "schedule_store.py",
+        "if state == ARGV[5] then return 'repeated' end",
+        "",
+        _DISPATCH,
+    ),
+    Mutant(
+        "the state advances before the message is pushed",
+        "schedule_store.py",
+        "for i = 3, #KEYS do redis.call(ARGV[2 * i], KEYS[i], ARGV[2 * i + 1]) end\n"
+        "redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])\n",
+        "redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])\n"
+        "for i = 3, #KEYS do redis.call(ARGV[2 * i], KEYS[i], ARGV[2 * i + 1]) end\n",
+        _DISPATCH,
+    ),
+    Mutant(
+        "a missing record refuses a dispatch for good",
+        "schedule_store.py",
+        "if not record.term or tonumber(record.term) < tonumber(ARGV[2]) then return 'missing' end",
+        "if not record.term then return 'refused' end",
+        _DISPATCH,
+    ),
+    # -- beat --------------------------------------------------------------------------------
+    Mutant(
+        "the lead is asked for once per turn and not per entry",
+        "beat.py",
+        "            self._show_life()\n            term = self.leading_term()\n",
+        "            self._show_life()\n            term = self._led_term\n",
+        ("tests/beat/test_each_entry.py",),
+    ),
+    Mutant(
+        "a message is published outside of its claim",
+        "transport.py",
+        "if self._delivering and hold.open:",
+        "if False:",
+        ("tests/beat/test_transports.py",),
+    ),
+    Mutant(
+        "what was due is counted from the election",
+        "plan.py",
+        'return cls(restored, int(state["sequence"]), due, stored, bool(state.get("claimed")))',
+        "return None",
+        _PLAN,
+    ),
+    Mutant(
+        "each publisher of a tick has a task id of its own",
+        "plan.py",
+        "return str(uuid.uuid5(uuid.NAMESPACE_URL, name))",
+        "return str(uuid.uuid4())",
+        _PLAN,
+    ),
+    # -- the worker ---------------------------------------------------------------------------
+    Mutant(
+        "acknowledged before it is handed over",
+        "receive.py",
+        "    try:\n        skips =",
+        "    acknowledge()\n    acknowledge = lambda: None\n    try:\n        skips =",
+        ("tests/unit/test_receive.py",),
+    ),
+    Mutant(
+        "before_start is not asked",
+        "tasks.py",
+        "if options is not None and not _starts(self.app, options) and not self.request.is_eager:",
+        "if False:",
+        (_WAYS + "what_a_worker_held_when_it_lost_the_lead_is_refused_when_it_would_start",),
+    ),
+    Mutant(
+        "a follower lets leader-only messages in",
+        "receive.py",
+        "if leadership.term(options.election) is not None and not gives_way:",
+        "if not gives_way:",
+        (_LEADING + "a_follower_forwards_at_once_also_while_its_own_pool_is_busy",),
+    ),
+    Mutant(
+        "a follower consumes from the leader queue",
+        "bootstep.py",
+        "wanted = kept and self._leadership.term(name) is not None",
+        "wanted = kept",
+        (_LEADING + "only_the_leader_consumes_from_the_leader_queue",),
+    ),
+    Mutant(
+        "resigned before the pool has drained",
+        "bootstep.py",
+        "needed = {name for name in running_elections() if",
+        "needed = {name for name in set() if",
+        (_HANDOVER + "a_warm_shutdown_keeps_the_lease_until_the_running_task_is_done",),
+    ),
+    Mutant(
+        "a lost connection resigns",
+        "bootstep.py",
+        '        """The connection was lost, or a shutdown goes on: no reason to resign."""\n',
+        "        self._leadership.resign_all()\n",
+        (
+            "tests/fleet/test_worker_network.py::test_a_leader_whose_connections_are_torn_down_keeps_its_lease_and_its_queue",
+        ),
+    ),
+    Mutant(
+        "a body starts although the shutdown has begun",
+        "tasks.py",
+        "return leadership.term(options.election) is not None and not leadership.is_shut",
+        "return leadership.term(options.election) is not None",
+        (_HANDOVER + "a_fetched_task_does_not_start_once_the_shutdown_has_begun",),
+    ),
+    Mutant(
+        "what waits is given back in the wrong order",
+        "receive.py",
+        "for request in (*reversed(in_front), *behind):",
+        "for request in (*in_front, *behind):",
+        (
+            _HANDOVER
+            + "what_waits_in_a_worker_that_stops_runs_on_the_next_leader_at_once_and_in_order",
+        ),
+    ),
+    Mutant(
+        "what is handed over loses its expiry",
+        "receive.py",
+        'properties["expiration"] = int(properties["expiration"]) / 1000',
+        'del properties["expiration"]',
+        (_WAYS + "a_message_that_is_handed_over_arrives_as_it_was_sent",),
+    ),
+    Mutant(
+        "the leader's route comes before the user's",
+        "tasks.py",
+        "self._rtable = [*self._rtable, self._route]",
+        "self._rtable = [self._route, *self._rtable]",
+        (*_MARKED, _CONFIGURED + "routes_of_the_users_own_come_first_and_do_not_undo_the_others"),
+    ),
+    Mutant(
+        "a retry stays where its attempt came from",
+        "tasks.py",
+        "            queue = leader_queue(self.app, bound.election)\n        return super().signature",
+        "            pass\n        return super().signature",
+        (_WAYS + "a_retry_is_sent_to_the_leader_queue_even_if_the_attempt_came_by_another",),
+    ),
+)

@@ -1,0 +1,183 @@
+"""The script that dispatches a tick: what it refuses, and that it does all or nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+import pytest
+import redis
+
+from celery_leader.errors import StoreUnavailable
+from celery_leader.lease import Granted, LeaseStore, Request
+from celery_leader.redis_store import RedisStore
+from celery_leader.schedule_store import Mandate, Outcome, Push, ScheduleStore
+from tests.asking import LONG, NAME, acquire, release, renew
+from tests.fake_store import FakeStore
+from tests.store.conftest import MakeStore
+from tests.waiting import wait_until
+
+QUEUE = "celery"
+MESSAGE = Push("LPUSH", QUEUE, b"message")
+OLD, NEW = "", '{"sequence": 1}'
+
+
+class Shared:
+    """Leases and the schedule beside them, in one Redis."""
+
+    def __init__(self, leases: RedisStore, url: str) -> None:
+        self.leases = leases
+        self.schedule = ScheduleStore(leases._client.run, leases._keys, NAME)
+        self.redis = redis.Redis.from_url(url, decode_responses=True)
+
+    def ask(self, request: Request) -> object:
+        return self.leases.perform([request])[0]
+
+    def lead(self, holder: str, attempt: int = 1, lease: float = LONG) -> Mandate:
+        reply = self.ask(acquire(holder, attempt, lease_duration=lease))
+        assert isinstance(reply, Granted)
+        return Mandate(f"life of {holder}", reply.term)
+
+    def dispatch(self, mandate: Mandate, old: str = OLD, new: str = NEW) -> Outcome:
+        return self.schedule.dispatch(mandate, "tick", old, new, [MESSAGE])
+
+    @property
+    def messages(self) -> int:
+        return int(self.redis.llen(QUEUE))  # type: ignore[arg-type]
+
+    def nothing_happened(self) -> bool:
+        return self.messages == 0 and self.schedule.load() == {}
+
+
+@pytest.fixture
+def shared(make_store: MakeStore, redis_url: str) -> Shared:
+    return Shared(make_store(), redis_url)
+
+
+def test_a_leader_sends_and_its_state_moves_with_the_message(shared: Shared) -> None:
+    assert shared.dispatch(shared.lead("a")) is Outcome.SENT
+    assert shared.messages == 1
+    assert shared.schedule.load() == {"tick": NEW}
+
+
+def test_a_dispatch_that_comes_twice_is_known_again(shared: Shared) -> None:
+    mandate = shared.lead("a")
+    assert shared.dispatch(mandate) is Outcome.SENT
+    assert shared.dispatch(mandate) is Outcome.REPEATED
+    assert shared.messages == 1
+
+
+def test_a_tick_whose_state_is_another_is_not_sent(shared: Shared) -> None:
+    mandate = shared.lead("a")
+    assert shared.dispatch(mandate, old="of somebody else") is Outcome.CLAIMED
+    assert shared.nothing_happened()
+
+
+def test_the_term_before_sends_nothing_also_not_by_the_same_process(shared: Shared) -> None:
+    before = shared.lead("a")
+    shared.ask(release("a", 2))
+    now = shared.lead("a", 3)
+    assert shared.dispatch(before) is Outcome.REFUSED
+    assert shared.schedule.forget(before, ["tick"]) is Outcome.REFUSED
+    assert shared.nothing_happened()
+    assert shared.dispatch(now) is Outcome.SENT
+
+
+def test_another_sends_nothing_in_the_leaders_name(shared: Shared) -> None:
+    leader = shared.lead("a")
+    another = Mandate("life of b", leader.term)
+    assert shared.dispatch(another) is Outcome.REFUSED
+    assert shared.nothing_happened()
+
+
+def test_nothing_is_sent_once_the_lease_has_run_out_though_nobody_has_taken_it(
+    shared: Shared,
+) -> None:
+    leader = shared.lead("a", lease=0.02)
+    wait_until(lambda: _remaining(shared) < -0.005, what="the lease to run out")
+    assert shared.dispatch(leader) is Outcome.REFUSED
+    assert shared.nothing_happened()
+
+
+def test_nothing_is_sent_once_the_lease_is_kept_for_a_successor(shared: Shared) -> None:
+    leader = shared.lead("a")
+    shared.ask(release("a", 2, successor="b", reservation=LONG))
+    assert shared.dispatch(leader) is Outcome.REFUSED
+    assert shared.nothing_happened()
+
+
+def test_a_record_that_is_gone_or_an_old_copy_is_no_refusal(shared: Shared) -> None:
+    leader = shared.lead("a")
+    key = shared.leases._keys.of("election", NAME)
+    shared.redis.hset(key, "term", leader.term - 1)
+    assert shared.dispatch(leader) is Outcome.MISSING
+    shared.redis.delete(key)
+    assert shared.dispatch(leader) is Outcome.MISSING
+    assert shared.nothing_happened()
+
+
+def test_a_message_that_cannot_be_pushed_leaves_the_state_as_it_was(shared: Shared) -> None:
+    leader = shared.lead("a")
+    shared.redis.set(QUEUE, "no list")
+    with pytest.raises(StoreUnavailable):
+        shared.dispatch(leader)
+    assert shared.schedule.load() == {}
+    shared.redis.delete(QUEUE)
+    assert shared.dispatch(leader) is Outcome.SENT
+
+
+def test_what_is_forgotten_is_gone(shared: Shared) -> None:
+    leader = shared.lead("a")
+    shared.dispatch(leader)
+    assert shared.schedule.forget(leader, ["tick"]) is Outcome.SENT
+    assert shared.schedule.load() == {}
+
+
+def test_memory_and_redis_fence_alike(shared: Shared) -> None:
+    seed = int(os.environ.get("CELERY_LEADER_TEST_SEED") or random.SystemRandom().randrange(10**9))
+    print(f"CELERY_LEADER_TEST_SEED={seed}")
+    chance = random.Random(seed)
+    memory = FakeStore(time.time)
+    granted: list[tuple[str, int, int]] = [("a", 1, 1)]
+    seen = set()
+    for attempt in range(1, 400):
+        holder, (whose, theirs, ours) = chance.choice("abc"), chance.choice(granted[-3:])
+        kind = chance.random()
+        if kind < 0.5:
+            terms = _of_each(memory, shared.leases, lambda _: acquire(holder, attempt))
+            if terms is not None and terms not in [each[1:] for each in granted]:
+                granted.append((holder, *terms))
+        elif kind < 0.7:
+            both = (theirs, ours)
+            _of_each(memory, shared.leases, lambda i, h=holder: renew(h, attempt, both[i]))
+        else:
+            successor = chance.choice([None, "a", "b"])
+            _of_each(
+                memory,
+                shared.leases,
+                lambda _, h=holder, s=successor: release(h, attempt, successor=s),
+            )
+        nonce = f"life of {chance.choice([whose, whose, 'd'])}"
+        beside = chance.choice([0, 0, 0, -1, 1])
+        expected = memory.fenced_write(NAME, nonce, theirs + beside)
+        found = shared.schedule.dispatch(Mandate(nonce, ours + beside), str(attempt), "", "x", [])
+        words = {Outcome.SENT: "accepted", Outcome.REFUSED: "refused", Outcome.MISSING: "missing"}
+        assert words[found] == expected, f"step {attempt}"
+        seen.add(expected)
+    assert seen == {"accepted", "refused", "missing"}
+
+
+def _of_each(memory: LeaseStore, real: LeaseStore, request: object) -> tuple[int, int] | None:
+    """Ask both, with what ``request`` makes for each; the terms that were granted."""
+    replies = [store.perform([request(i)])[0] for i, store in enumerate((memory, real))]  # type: ignore[operator]
+    assert type(replies[0]) is type(replies[1])
+    if isinstance(replies[0], Granted) and isinstance(replies[1], Granted):
+        return replies[0].term, replies[1].term
+    return None
+
+
+def _remaining(shared: Shared) -> float:
+    record = shared.leases.read(NAME)
+    assert record is not None
+    return record.remaining
