@@ -356,6 +356,10 @@ _LEFT_OUT = frozenset(
         "_changes",
         "_attempt",
         "_elected_at",
+        "_facts",
+        "_introduced",
+        "_reason",
+        "_untold",
         "_renewed_at",
     }
 )
