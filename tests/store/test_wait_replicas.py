@@ -12,38 +12,26 @@ from celery_leader.lease import Granted, Refused, Reply
 from celery_leader.redis_store import RedisStore
 from tests.asking import NAME, acquire, release, renew
 from tests.redis_process import RedisServer
+from tests.sentinel.watched import EAGER, confirms, replica_of
 from tests.store.conftest import SETTING, MakeStore
-from tests.waiting import wait_until
 
 RECORD = f"celery-leader:celery:election:{NAME}"
 IMPATIENT = 1.0  # seconds for an answer, where no replica is going to give one
 
 
 @pytest.fixture
-def master(own_redis: RedisServer) -> RedisServer:
-    """A Redis that becomes a master with its first replica, which it must not keep waiting."""
-    with own_redis.client() as client:
-        client.config_set("repl-diskless-sync-delay", 0)
-    return own_redis
+def master(redis_binary_or_skip: str) -> Iterator[RedisServer]:
+    """A Redis that becomes a master with its first replica, which it does not keep waiting."""
+    with RedisServer(EAGER) as master:
+        yield master
 
 
 @pytest.fixture
 def replica(master: RedisServer) -> Iterator[RedisServer]:
     """A replica of ``master`` that has caught up with it."""
-    with RedisServer(("--replicaof", "127.0.0.1", str(master.port))) as replica:
+    with replica_of(master.port) as replica:
         confirms(master, 1)
         yield replica
-
-
-def confirms(master: RedisServer, count: int) -> None:
-    """Wait until ``count`` replicas of ``master`` confirm what is written."""
-
-    def confirmed() -> bool:
-        with master.client() as client:
-            client.set("a-write", 1)
-            return client.wait(count, 100) >= count
-
-    wait_until(confirmed, what=f"{count} replica(s) to confirm a write")
 
 
 def only(replies: list[Reply | StoreUnavailable]) -> Reply | StoreUnavailable:
@@ -105,7 +93,7 @@ def test_two_replicas_are_not_one(
     impatient = make_store(master.url, wait_replicas=2, operation_timeout=IMPATIENT)
     assert granted(impatient, acquire("a")) == [False]
     assert granted(one, acquire("a", 2)) == [True]
-    with RedisServer(("--replicaof", "127.0.0.1", str(master.port))):
+    with replica_of(master.port):
         confirms(master, 2)
         assert granted(two, acquire("a", 3)) == [True]
 
