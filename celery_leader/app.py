@@ -24,11 +24,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from billiard.process import current_process
-from celery import Celery
+from celery import Celery, _state
 
 from .belief import Address, Belief, BeliefPage, beliefs_at
 from .broker import LeaseSource, lease_source
@@ -47,6 +47,8 @@ from .signals import Delivery
 from .watchdog import Pulse
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: The term of a process that leads because there is nobody else to lead.
 ALWAYS_TERM = 1
@@ -119,6 +121,7 @@ class Leadership:
         self._runner: Runner | None = None
         self._nodes: set[str] = set()
         self._entered: set[str] = set()
+        self._staged: dict[str, Belief] = {}
         self._owner = os.getpid()
         self._reported_foreign = False
         self._observers: list[Observer] = []
@@ -337,9 +340,12 @@ class Leadership:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        if self.always_leads():
+        if election in self._staged or self.always_leads():
             moment = datetime.datetime.now(datetime.timezone.utc)
-            return Leader(node_name(election), ALWAYS_TERM, float("inf"), moment)
+            term = self.term(election) if election in self._staged else ALWAYS_TERM
+            if term is None:
+                return None
+            return Leader(node_name(election), term, float("inf"), moment)
         record = self.record(election)
         if record is None or not record.led:
             return None
@@ -382,6 +388,18 @@ class Leadership:
         """Before this process ends: let receivers hear of the end, if they do not take long."""
         if not self._delivery.finish(_LAST_SIGNALS):
             logger.warning("receivers of signals are still busy and are not waited for")
+
+    @contextlib.contextmanager
+    def staged(self, election: str) -> Iterator[Belief]:
+        """For tests: while open, the belief that this yields decides ``election``, and no Redis."""
+        staged, beliefs = self._staged.get(election), self._beliefs.get(election)
+        belief = BeliefPage().allot(check_name(election))
+        self._staged[election], self._beliefs[election] = belief, (belief,)
+        try:
+            yield belief
+        finally:
+            _put_back(self._staged, election, staged)
+            _put_back(self._beliefs, election, beliefs)
 
     # -- taking part ------------------------------------------------------------
 
@@ -427,7 +445,7 @@ class Leadership:
         pulse: Pulse | None = None,
         role: str = "process",
     ) -> Campaign | None:
-        """Take part in ``election`` as ``holder``; ``None`` where one always leads.
+        """Take part in ``election`` as ``holder``; ``None`` where there is nothing to win.
 
         ``priority`` is ``leader_priority`` unless it is given. ``pulse`` is of what must
         move while this process leads. ``role`` is what the register of candidates says of
@@ -436,6 +454,9 @@ class Leadership:
         Raises:
             LeaderError: the settings cannot be used.
         """
+        self._entered.add(election)
+        if election in self._staged:
+            return None
         if self.always_leads():
             self.tell(LeaderElected(election, holder, ALWAYS_TERM))
             self.tell(LeaderChanged(election, holder, ALWAYS_TERM, leader=holder))
@@ -443,7 +464,6 @@ class Leadership:
         with self._lock:
             runner = self._running()
             self._nodes.add(holder)
-            self._entered.add(election)
             campaign = self._new_campaign(check_name(election), check_node(holder), priority, role)
             campaign.pulse = pulse
             if listener is not None:
@@ -702,6 +722,13 @@ class Leadership:
         self._delivery = Delivery()
 
 
+def _put_back(beliefs: dict[str, T], election: str, before: T | None) -> None:
+    if before is None:
+        del beliefs[election]
+    else:
+        beliefs[election] = before
+
+
 _leaderships: weakref.WeakKeyDictionary[Celery, Leadership] = weakref.WeakKeyDictionary()
 
 
@@ -769,6 +796,17 @@ def refusing_clearly() -> Iterator[None]:
         if click.get_current_context(silent=True) is None:
             raise
         raise click.ClickException(str(exc)) from exc
+
+
+@contextlib.contextmanager
+def current(app: Celery) -> Iterator[None]:
+    """Make ``app`` the current app for a while."""
+    before = _state.get_current_app()
+    app.set_current()
+    try:
+        yield
+    finally:
+        before.set_current()
 
 
 class LeaderElection:
@@ -840,7 +878,8 @@ class LeaderElection:
         """The term this process leads with at this moment, or ``None``; no I/O."""
         if not self._started:
             return None
-        return ALWAYS_TERM if self._campaign is None else self._campaign.term()
+        campaign = self._campaign
+        return self._leadership.term(self._name) if campaign is None else campaign.term()
 
     def check(self) -> int:
         """The term this process leads with.

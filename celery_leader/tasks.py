@@ -26,7 +26,7 @@ from kombu import Queue
 from kombu.utils.compat import detect_environment
 
 from .abort import stopped_when_lost
-from .app import leadership_of, node_name, worker_pid
+from .app import current, leadership_of, node_name, worker_pid
 from .errors import LeaderError, NotLeader
 from .lease import check_name
 from .observe import Skipped
@@ -258,7 +258,7 @@ def _mapped(args: Any, kwargs: Any) -> str | None:
 def adopt_tasks(app: Celery) -> None:
     """Make every marked task of ``app`` a leader-only task."""
     for proxy, options in list(_shared):
-        with _current(app), contextlib.suppress(KeyError):
+        with current(app), contextlib.suppress(KeyError):
             _mark_task(proxy._get_current_object(), options)
     for task in list(app.tasks.values()):
         options_ = options_of(task)
@@ -266,16 +266,6 @@ def adopt_tasks(app: Celery) -> None:
             _adopt(task, options_)
     for name in _MAPS:
         _guard(app.tasks[name])
-
-
-@contextlib.contextmanager
-def _current(app: Celery) -> Iterator[None]:
-    before = _state.get_current_app()
-    app.set_current()
-    try:
-        yield
-    finally:
-        before.set_current()
 
 
 def _adopt(task: Any, options: LeaderOnly) -> None:
