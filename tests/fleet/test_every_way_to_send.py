@@ -393,6 +393,14 @@ def test_a_message_that_is_handed_over_arrives_as_it_was_sent(
     assert handed == straight
 
 
+def test_each_hand_over_is_one_more_hop(
+    pair: Fleet, leader: Process, follower: Process, label: str
+) -> None:
+    been_around = {"queue": follower.name, "headers": {"leader_hops": 3}}
+    seen = pair.send("lead", label, **been_around).get(timeout=30)
+    assert (seen["node"], seen["hops"]) == (leader.node, 4)
+
+
 # -- skipped --------------------------------------------------------------------------------
 
 
