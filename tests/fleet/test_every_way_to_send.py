@@ -538,6 +538,14 @@ def test_a_skipped_member_of_a_chord_has_the_errback_of_its_body_called(
     assert ran(pair, label)[-1]["failed"] == result.id
 
 
+def test_a_skipped_member_of_a_chord_that_ignores_its_result_does_not_leave_it_waiting(
+    pair: Fleet, leader: Process, follower: Process, s: Make
+) -> None:
+    skipped = s("skip_silent_step", 2, queue=follower.name)
+    with pytest.raises(ChordError, match="does not lead 'worker'"):
+        chord([s("step", 1), skipped], s("total")).apply_async().get(timeout=30)
+
+
 def test_a_skipped_task_that_ignores_its_result_still_ends_its_chain(
     pair: Fleet, leader: Process, follower: Process, s: Make, label: str
 ) -> None:
