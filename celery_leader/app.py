@@ -21,7 +21,7 @@ import socket
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -103,6 +103,25 @@ class Handover:
     term: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A short stay at the Redis that keeps the leases.
+
+    Attributes:
+        client: the connection.
+        store: the leases, over that connection.
+        keys: the names of this app's keys.
+        setting: the setting that names this Redis.
+        address: where it is, without a password.
+    """
+
+    client: RedisClient
+    store: RedisStore
+    keys: Keys
+    setting: str
+    address: str
+
+
 class Leadership:
     """One app's part in its elections, in this process."""
 
@@ -128,6 +147,8 @@ class Leadership:
         self._delivery = Delivery()
         #: Elections whose lease is to be given up, once no body needs it, and why.
         self.giving_way: dict[str, GiveWay] = {}
+        #: Seconds that Redis may take over one answer to a visit, if not as for a lease.
+        self.visit_timeout: float | None = None
         #: Elections that leader-only tasks name, filled in as tasks are found.
         self.task_elections: set[str] = set()
 
@@ -601,22 +622,23 @@ class Leadership:
         self._inherited = True
         return bool(found)
 
-    def _new_source(self) -> LeaseSource | None:
+    def _new_source(self, operation_timeout: float | None = None) -> LeaseSource | None:
         settings = self.settings
         return lease_source(
             self.app,
             url=settings.url,
             transport_options=settings.transport_options,
-            operation_timeout=settings.timing.operation_timeout,
+            operation_timeout=operation_timeout or settings.timing.operation_timeout,
         )
 
-    def _store(self, source: LeaseSource, connect: Callable[[], Any]) -> RedisStore:
-        client = RedisClient(
-            connect,
+    def _client(self, source: LeaseSource) -> RedisClient:
+        return RedisClient(
+            source.connect,
             setting=source.setting,
             operation_timeout=self.settings.timing.operation_timeout,
         )
-        keys = Keys(self.settings.namespace, source.key_prefix)
+
+    def _store(self, client: RedisClient, keys: Keys) -> RedisStore:
         return RedisStore(
             client,
             keys,
@@ -625,23 +647,36 @@ class Leadership:
         )
 
     @contextlib.contextmanager
-    def visit(self) -> Iterator[RedisStore]:
-        """A store over a connection of its own, for any thread, closed at the end."""
-        source = self._new_source()
+    def visit_server(self) -> Iterator[Visit]:
+        """A connection of its own to the Redis that keeps the leases, closed at the end.
+
+        For any thread.
+        """
+        patience = self.visit_timeout or self.settings.timing.operation_timeout
+        source = self._new_source(patience)
         if source is None:
             raise LeaderError("this app's broker is in-process memory: it keeps no elections")
-        store = self._store(source, source.connect_anywhere)
+        client = RedisClient(
+            source.connect_anywhere, setting=source.setting, operation_timeout=patience
+        )
+        keys = Keys(self.settings.namespace, source.key_prefix)
         try:
-            yield store
+            yield Visit(client, self._store(client, keys), keys, source.setting, source.address)
         finally:
-            store.close()
+            client.close()
+
+    @contextlib.contextmanager
+    def visit(self) -> Iterator[RedisStore]:
+        """A store over a connection of its own, for any thread, closed at the end."""
+        with self.visit_server() as visit:
+            yield visit.store
 
     def _running(self) -> Runner:
         if self._runner is None:
             self._source = self._new_source()
             assert self._source is not None
             self._runner = Runner(
-                self._store(self._source, self._source.connect),
+                self._store(self._client(self._source), self.keys),
                 app=app_identity(self.app),
                 patience=self.settings.timing.operation_timeout,
                 on_foreign=self._foreign,

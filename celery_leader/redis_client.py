@@ -24,6 +24,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .errors import StoreUnavailable
 
@@ -222,8 +223,17 @@ class RedisClient:
                 )
             case ResponseError():
                 advice = f"the Redis in {setting} refused: {text}"
+            case RedisTimeoutError() | TimeoutError():
+                advice = (
+                    f"the Redis in {setting} cannot be reached: {text}; it is stopped, overloaded"
+                    " or cut off"
+                )
             case _:
-                advice = f"the Redis in {setting} cannot be reached: {text}"
+                why = text.rstrip(".")
+                advice = (
+                    f"the Redis in {setting} cannot be reached: {why}; start it, or correct"
+                    f" {setting}"
+                )
         return StoreUnavailable(advice)
 
 

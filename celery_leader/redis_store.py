@@ -466,6 +466,23 @@ HISTORY, REGISTER = map(_script, (_HISTORY, _REGISTER))
 ASK, HOLD, FREE, HELD = map(_script, (_ASK, _HOLD, _FREE, _HELD))
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All there is to see of one election.
+
+    Attributes:
+        record: who leads, or led last.
+        candidates: who was heard of lately, the latest first.
+        held: nodes that are kept out, and for how many seconds more.
+        reigns: who led, the latest first.
+    """
+
+    record: Record | None
+    candidates: list[Candidate]
+    held: dict[str, float]
+    reigns: list[Reign]
+
+
 class RedisStore:
     """The ``LeaseStore`` over a ``RedisClient``.
 
@@ -550,10 +567,37 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis did not answer, or a key of the register is damaged.
         """
-        server_us, *found = self._run(REGISTER, election)
-        return [_candidate(int(server_us) / 1e6, *each) for each in found]
+        return _candidates(self._run(REGISTER, election))
 
     # -- what people ask ------------------------------------------------------
+
+    def survey(self, elections: Sequence[str], reign_count: int) -> dict[str, Survey]:
+        """All there is to see of ``elections``, in one round trip.
+
+        Raises:
+            StoreUnavailable: Redis did not answer, or a key is damaged.
+        """
+        # A leadership takes two lines, or some more where orders were given.
+        calls: list[tuple[Script, Sequence[str], Sequence[Any]]] = []
+        for name in elections:
+            keys = self._keys.election(name)
+            calls += [
+                (HISTORY, keys, [8 * reign_count + 1]),
+                (REGISTER, keys, []),
+                (HELD, keys, []),
+            ]
+        answers = self._client.run(calls)
+        return {
+            name: self._surveyed(name, reign_count, answers[i : i + 3])
+            for i, name in zip(range(0, len(answers), 3), elections, strict=True)
+        }
+
+    def _surveyed(self, election: str, reign_count: int, answers: Sequence[Any]) -> Survey:
+        for answer in answers:
+            if isinstance(answer, StoreUnavailable):
+                raise answer
+        record, found = self._history(election, answers[0])
+        return Survey(record, _candidates(answers[1]), _held_nodes(answers[2]), found[:reign_count])
 
     def history(self, election: str, count: int) -> list[Reign]:
         """The last ``count`` leaderships that are remembered, the latest first.
@@ -562,11 +606,15 @@ class RedisStore:
             StoreUnavailable: Redis did not answer, or a key is damaged.
         """
         most = max(self._history_size, 4 * count)
-        what, server_us, fields, found = self._run(HISTORY, election, [most])
+        _, found = self._history(election, self._run(HISTORY, election, [most]))
+        return found[:count]
+
+    def _history(self, election: str, answer: list[Any]) -> tuple[Record | None, list[Reign]]:
+        what, server_us, fields, found = answer
         read_at = int(server_us) / 1e6
         record = None if what == b"missing" else _record(fields, read_at)
         lines = [_announcement(election, _text(cursor), flat) for cursor, flat in reversed(found)]
-        return reigns(lines, record, read_at)[:count]
+        return record, reigns(lines, record, read_at)
 
     def ask(self, election: str, successor: str | None) -> Record:
         """Have the leader give way, to ``successor`` if one is named; the record as it is then.
@@ -611,8 +659,7 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        _, *found = self._run(HELD, election)
-        return {_text(node): _seconds_held(millis) or 0.0 for node, millis in found}
+        return _held_nodes(self._run(HELD, election))
 
     # -- small parts ------------------------------------------------------------
 
@@ -778,6 +825,16 @@ def _announcement(election: str, cursor: str, fields: list[Any]) -> Announcement
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 16
+
+
+def _candidates(answer: list[Any]) -> list[Candidate]:
+    server_us, *found = answer
+    return [_candidate(int(server_us) / 1e6, *each) for each in found]
+
+
+def _held_nodes(answer: list[Any]) -> dict[str, float]:
+    _, *found = answer
+    return {_text(node): _seconds_held(millis) or 0.0 for node, millis in found}
 
 
 def _candidate(

@@ -66,7 +66,18 @@ return 'sent'
 # -> entry, state, entry, state ...
 _LOAD = "return redis.call('HGETALL', KEYS[1])"
 
+# KEYS schedule
+# -> how many messages its entries have sent, all in all
+_DISPATCHED = """
+local flat, sent = redis.call('HGETALL', KEYS[1]), 0
+for i = 2, #flat, 2 do
+  sent = sent + (tonumber(string.match(flat[i], '"total_run_count": (%d+)')) or 0)
+end
+return string.format('%.0f', sent)
+"""
+
 DISPATCH, FORGET, LOAD = Script(_DISPATCH), Script(_FORGET), Script(_LOAD)
+DISPATCHED = Script(_DISPATCHED)
 
 
 class Outcome(enum.Enum):
@@ -124,6 +135,14 @@ class ScheduleStore:
         flat = _one(self._run([(LOAD, [self._schedule], [])]))
         texts = [item.decode("utf-8", "replace") for item in flat]
         return dict(zip(texts[::2], texts[1::2], strict=True))
+
+    def dispatched(self) -> int:
+        """How many messages its present entries have sent, all in all.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        return int(_one(self._run([(DISPATCHED, [self._schedule], [])])))
 
     def dispatch(
         self, mandate: Mandate, entry: str, old: str, new: str, pushes: Sequence[Push]

@@ -1,0 +1,107 @@
+"""What a real Redis says of itself, and that asking it changes nothing."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from time import monotonic
+
+from kombu import Connection
+
+from celery_leader import probe, redis_store, schedule_store
+from celery_leader.broker import LeaseSource
+from celery_leader.probe import Probe, Server
+from celery_leader.redis_client import Script
+from celery_leader.redis_store import Keys, RedisClient
+from tests.asking import acquire
+from tests.redis_process import RedisServer
+from tests.store.conftest import SETTING, MakeStore
+from tests.waiting import wait_until
+
+
+def look(url: str, prefix: str = "") -> Server:
+    source = LeaseSource(Connection(url), setting=SETTING, operation_timeout=10.0)
+    client = RedisClient(source.connect, setting=SETTING, operation_timeout=10.0)
+    asker = Probe(
+        client,
+        address=source.address,
+        setting=SETTING,
+        keys=Keys("celery", prefix),
+        clock=monotonic,
+    )
+    with closing(client):
+        return asker.look(["beat", "worker"], "celery")
+
+
+def test_a_redis_that_refuses_nothing_is_seen_as_it_is(
+    redis_url: str, make_store: MakeStore, redis_server: RedisServer
+) -> None:
+    make_store(namespace="shop").perform([acquire("a")])
+    make_store(prefix="acme:").perform([acquire("a")])
+    with redis_server.client() as client:
+        before = {key: client.dump(key) for key in client.scan_iter()}
+        server = look(redis_url)
+        assert {key: client.dump(key) for key in client.scan_iter()} == before
+        assert server.info["redis_version"] == client.info("server")["redis_version"]
+    assert server.info["role"] == "master"
+    assert server.config["timeout"] == "0"
+    assert (server.refused, server.transactions) == ({}, True)
+    assert server.namespaces == {"shop"}
+    assert 0 < server.typical_round_trip <= server.longest_round_trip
+    assert abs(server.ahead) < 1
+    assert look(redis_url, "acme:").namespaces == {"celery"}
+
+
+def test_what_a_user_may_not_do_is_named(own_redis: RedisServer) -> None:
+    with own_redis.client() as client:
+        client.execute_command(
+            *("ACL", "SETUSER", "guest", "on", ">pw", "~celery-leader:*", "+@all"),
+            *("-xadd", "-@admin", "-@dangerous"),
+        )
+    server = look(f"redis://guest:pw@127.0.0.1:{own_redis.port}/0")
+    assert set(server.refused) == {"XADD", "LPUSH"}  # the queue is none of its keys
+    assert "may not do this" in server.refused["XADD"]
+    assert server.info == {}  # which is one of the dangerous ones, as is CONFIG
+    assert server.config == {}
+
+
+def test_a_user_without_transactions_is_not_taken_for_one_with_all_rights(
+    own_redis: RedisServer,
+) -> None:
+    with own_redis.client() as client:
+        client.execute_command("ACL", "SETUSER", "guest", "on", ">pw", "~*", "+@all", "-multi")
+    server = look(f"redis://guest:pw@127.0.0.1:{own_redis.port}/0")
+    assert (server.refused, server.transactions) == ({}, False)
+
+
+def test_a_replica_refuses_what_writes(own_redis: RedisServer) -> None:
+    with RedisServer() as replica, replica.client() as client:
+        client.replicaof("127.0.0.1", own_redis.port)
+        wait_until(
+            lambda: client.info("replication")["master_link_status"] == "up", what="replication"
+        )
+        server = look(replica.url)
+    assert server.info["role"] == "slave"
+    assert {"HSET", "XADD", "ZADD", "LPUSH"} <= set(server.refused)
+    assert not {"HMGET", "XREAD", "ZRANGE"} & set(server.refused)
+
+
+def test_a_redis_without_the_replicas_it_wants_refuses_what_writes(own_redis: RedisServer) -> None:
+    with own_redis.client() as client:
+        client.config_set("min-replicas-to-write", 1)
+    server = look(own_redis.url)
+    assert server.config["min-replicas-to-write"] == "1"
+    assert "NOREPLICAS" in server.refused["HSET"]
+
+
+def test_every_command_that_a_script_runs_is_asked_for() -> None:
+    scripts = [
+        value._text
+        for module in (redis_store, schedule_store)
+        for value in vars(module).values()
+        if isinstance(value, Script)
+    ]
+    used = {command for text in scripts for command in re.findall(r"redis\.call\('(\w+)'", text)}
+    asked = {call[0] for call in probe._calls(Keys("celery"), "beat")}
+    assert len(used) > 10
+    assert used - asked == set()

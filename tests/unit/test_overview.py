@@ -1,0 +1,227 @@
+"""What people and scripts are shown of elections, from values that are given."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from celery_leader import screen
+from celery_leader.facts import Facts
+from celery_leader.history import Reign
+from celery_leader.lease import Candidate, Record, State, Timing
+from celery_leader.overview import Overview, changes, history_sheet, reign_as_json, span
+from celery_leader.screen import in_lines
+from celery_leader.watch import Diary, Look, Picture, Rate, Stream
+
+AT = 1_790_000_000.0
+
+
+def record(holder: str = "w1@a", **changed: Any) -> Record:
+    given: dict[str, Any] = {
+        "holder": holder,
+        "term": 7,
+        "state": State.HELD,
+        "remaining": 20.0,
+        "lease_duration": 25.0,
+        "renewals": 3,
+        "elected_at": AT,
+        "transitions": 4,
+        "successor": None,
+        "app": "proj|1",
+        "cursor": "1-0",
+    }
+    return Record(**{**given, **changed})
+
+
+def facts(**settings: Any) -> Facts:
+    return Facts("a", 12, "worker", "proj|1", {"celery": "5.7.0"}, settings)
+
+
+def overview(*candidates: Candidate, led: Record | None, **held: float) -> Overview:
+    return Overview("worker", led, candidates, held, Timing.of_lease(25))
+
+
+FLEET = overview(
+    Candidate("w2@b", 3.0, held_for=float("inf")),
+    Candidate("w3@c", 99.0, priority=5),
+    Candidate("w1@a", 0.5, facts=facts()),
+    led=record(),
+)
+
+
+def test_lines_name_the_leader_first_and_what_each_candidate_is() -> None:
+    assert in_lines(FLEET.sheet()).splitlines() == [
+        "worker: w1@a  term 7  20.0 s left  since 2026-09-21 14:13:20Z",
+        "    * w1@a  leader  seen 0.5 s ago               worker, pid 12 on a  celery 5.7.0",
+        "    - w2@b  held    seen 3.0 s ago",
+        "    ? w3@c  silent  seen 99.0 s ago  priority 5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("led", "line"),
+    [
+        (None, "worker: no leader"),
+        (record(remaining=-1.0), "worker: no leader  the last was w1@a, term 7"),
+        (record(state=State.RELEASED), "worker: no leader  the last was w1@a, term 7"),
+        (
+            record(state=State.RESERVED, successor="w2@b"),
+            "worker: no leader  kept for w2@b",
+        ),
+    ],
+)
+def test_where_nobody_leads_the_line_says_so(led: Record | None, line: str) -> None:
+    assert overview(led=led).headline() == line
+
+
+def test_settings_that_differ_and_held_nodes_that_are_not_there_are_remarked() -> None:
+    mixed = Overview(
+        "worker",
+        record(),
+        [
+            Candidate("w1@a", 1.0, facts=facts(leader_lease_duration=25.0, leader_priority=1)),
+            Candidate("w2@b", 1.0, facts=facts(leader_lease_duration=9.0, leader_priority=2)),
+        ],
+        {"w9@z": 61.0},
+    )
+    assert in_lines(mixed.sheet()).splitlines()[-2:] == [
+        "    w9@z is held for 1 min 1 s, and no candidate at present",
+        "    candidates differ in leader_lease_duration: 25.0 (w1@a); 9.0 (w2@b)",
+    ]
+
+
+def test_json_is_json_also_where_a_hold_has_no_end() -> None:
+    told = json.loads(json.dumps(FLEET.as_json(), allow_nan=False))
+    assert (told["leader"], told["term"], told["seconds_left"]) == ("w1@a", 7, 20.0)
+    assert told["since"] == "2026-09-21T14:13:20.000+00:00"
+    by_node = {each["node"]: each for each in told["candidates"]}
+    assert by_node["w2@b"]["state"] == "held"
+    assert by_node["w2@b"]["held"] is True
+    assert by_node["w1@a"]["host"] == "a"
+    held = overview(led=None, **{"w9@z": float("inf")}).as_json()["held"]
+    assert held == [{"node": "w9@z", "seconds_left": None}]
+
+
+def test_a_picture_of_many_candidates_is_cut_short_and_says_so() -> None:
+    many = overview(*(Candidate(f"w{i}@a", 1.0) for i in range(40)), led=None)
+    lines = in_lines(many.sheet(most=15)).splitlines()
+    assert lines[-1] == "    and 25 more candidates"
+    assert len(lines) == 17
+
+
+def test_a_moment_that_no_calendar_has_is_shown_all_the_same() -> None:
+    assert "9999-12-31" in overview(led=record(elected_at=1e18)).headline()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0.0 s"),
+        (0.44, "0.4 s"),
+        (61, "1 min 1 s"),
+        (7260, "2 h 1 min"),
+        (3 * 86400 + 7200, "3 d 2 h"),
+    ],
+)
+def test_a_span_is_told_in_its_two_largest_units(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+REIGNS = [
+    Reign("w2@b", 9, AT + 100),
+    Reign("w1@a", 7, AT, AT + 99, "transferred", "w2@b"),
+]
+
+
+def test_history_says_who_led_from_when_to_when_and_why_no_longer() -> None:
+    assert in_lines(history_sheet("worker", REIGNS)).splitlines() == [
+        "worker:",
+        "    * w2@b  2026-09-21 14:15:00Z                                       "
+        "leads                 term 9",
+        "      w1@a  2026-09-21 14:13:20Z  to 2026-09-21 14:14:59Z  1 min 39 s  "
+        "transferred, to w2@b  term 7",
+    ]
+    assert in_lines(history_sheet("worker", [])) == "worker: nobody has led yet"
+    assert reign_as_json(REIGNS[1])["reason"] == "transferred"
+
+
+def test_changes_of_all_elections_are_in_one_order_the_latest_first() -> None:
+    beat = [Reign("beat@a", 8, AT + 50)]
+    assert [line for _, line in changes({"worker": REIGNS, "beat": beat})] == [
+        "worker: w2@b elected, term 9",
+        "worker: w1@a led for 1 min 39 s: transferred, to w2@b",
+        "beat: beat@a elected, term 8",
+        "worker: w1@a elected, term 7",
+    ]
+
+
+# -- watching -------------------------------------------------------------------
+
+
+def look(at: float, *candidates: Candidate, reigns: Any = (), dispatched: Any = None) -> Look:
+    return Look(at, [overview(*candidates, led=None)], {"worker": list(reigns)}, dispatched)
+
+
+def test_a_diary_tells_all_at_first_and_then_only_what_changed() -> None:
+    diary = Diary()
+    one, two = Candidate("w1@a", 1.0), Candidate("w2@b", 1.0)
+    first = list(diary.seen(look(AT, one, reigns=REIGNS[1:])))
+    assert [line[22:] for line in first] == [
+        "worker: no leader",
+        "worker: w1@a takes part: follower",
+    ]
+    assert list(diary.seen(look(AT + 1, one, reigns=REIGNS[1:]))) == []
+    later = list(diary.seen(look(AT + 2, two, Candidate("w1@a", 99.0), reigns=REIGNS)))
+    assert [line[22:] for line in later] == [
+        "worker: w2@b elected, term 9",
+        "worker: w2@b takes part: follower",
+        "worker: w1@a is silent",
+    ]
+    gone = list(diary.seen(look(AT + 3, two, reigns=REIGNS)))
+    assert [line[22:] for line in gone] == ["worker: w1@a is gone"]
+
+
+def test_a_diary_tells_once_that_redis_does_not_answer_and_once_that_it_does() -> None:
+    diary = Diary()
+    list(diary.seen(look(AT)))
+    assert [line[22:] for line in diary.unanswered(AT + 1, "down")] == ["no contact: down"]
+    assert list(diary.unanswered(AT + 2, "down")) == []
+    assert [line[22:] for line in diary.seen(look(AT + 3))] == ["in contact with Redis again"]
+
+
+def test_the_rate_of_dispatches_is_counted_over_the_latest_looks() -> None:
+    rate = Rate()
+    assert rate.note(look(AT, dispatched=100)) is None
+    assert rate.note(look(AT + 2, dispatched=110)) == 5.0
+    assert rate.note(look(AT + 4, dispatched=120)) == 5.0
+    # Entries were removed, and what they had sent with them: counted anew.
+    assert rate.note(look(AT + 5, dispatched=3)) is None
+    assert rate.note(look(AT + 6, dispatched=5)) == 2.0
+
+
+def test_a_stream_is_one_value_for_each_look_also_without_an_answer() -> None:
+    stream = Stream()
+    seen = json.loads(json.dumps(stream.seen(look(AT, reigns=REIGNS))))
+    assert seen["error"] is None
+    assert [each["node"] for each in seen["last_changes"]["worker"]] == ["w2@b", "w1@a"]
+    assert stream.unanswered(AT, "down")["error"] == "down"
+
+
+def test_a_picture_keeps_what_was_seen_last_while_redis_does_not_answer() -> None:
+    picture = Picture()
+    assert picture.unanswered("down")[0].title == "no contact: down"
+    picture.seen(look(AT, Candidate("w1@a", 1.0)))
+    titles = [sheet.title for sheet in picture.unanswered("down")]
+    assert titles[0] == "no contact: down"
+    assert "worker: no leader" in titles
+
+
+def test_what_stands_in_redis_is_never_taken_for_markup() -> None:
+    console = pytest.importorskip("rich.console")
+    hostile = overview(Candidate("[red]w1@a[/]", 1.0), led=None)
+    out = console.Console(width=200)
+    with out.capture() as captured:
+        out.print(screen._drawn([hostile.sheet()]))
+    assert "[red]w1@a[/]" in captured.get()
