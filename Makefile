@@ -38,7 +38,7 @@ help:
 	@echo 'make test      all tests; make test PYTEST="tests/unit -x" some of them'
 	@echo 'make test-schedulers  the other schedulers, RabbitMQ, and Celery'\''s own tests of beat'
 	@echo 'make test-oldest  unit and fleet tests on the oldest Celery, kombu and redis-py that are supported'
-	@echo 'make test-operations  signals, events, remote control, metrics and the watchdog, on real fleets'
+	@echo 'make test-operations  signals, events, remote control, metrics, the command line and the watchdog'
 	@echo 'make test-examples  every example; make test-sentinel  failovers of a Redis behind Sentinel'
 	@echo 'make coverage  what the tests of the core and the store run of the package'
 	@echo 'make chaos     beats, then workers under faults; make chaos-beats CHAOS="--minutes 10 --seed 7",'

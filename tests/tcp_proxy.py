@@ -1,4 +1,4 @@
-"""A TCP proxy that counts round trips, and can lose replies or go mute."""
+"""A TCP proxy that counts round trips, and can be slow, lose replies or go mute."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import selectors
 import socket
 import threading
+import time
 
 
 class TcpProxy:
@@ -24,6 +25,8 @@ class TcpProxy:
         self.round_trips = 0
         #: Swallow what the server says, after it has executed what it was told.
         self.loses_replies = False
+        #: Seconds that everything is under way, in each direction.
+        self.delay = 0.0
 
     @property
     def port(self) -> int:
@@ -83,6 +86,7 @@ class TcpProxy:
         elif self._clients_turn[source]:
             self._clients_turn[source] = False
             self.round_trips += 1
+        time.sleep(self.delay)
         with contextlib.suppress(OSError):
             target.sendall(data)
 
