@@ -94,7 +94,8 @@ def _leave_to_leader(consumer: Any, queue: str) -> None:
     Somebody's ``celery control add_consumer`` has made it; it would hand each message to
     the queue that it takes it from.
     """
-    if consumer.task_consumer.consuming_from(queue):
+    task_consumer = consumer.task_consumer
+    if task_consumer is not None and task_consumer.consuming_from(queue):
         consumer.cancel_task_queue(queue)
 
 

@@ -393,6 +393,14 @@ def test_a_message_that_is_handed_over_arrives_as_it_was_sent(
     assert handed == straight
 
 
+def test_each_hand_over_is_one_more_hop(
+    pair: Fleet, leader: Process, follower: Process, label: str
+) -> None:
+    been_around = {"queue": follower.name, "headers": {"leader_hops": 3}}
+    seen = pair.send("lead", label, **been_around).get(timeout=30)
+    assert (seen["node"], seen["hops"]) == (leader.node, 4)
+
+
 # -- skipped --------------------------------------------------------------------------------
 
 
@@ -528,6 +536,14 @@ def test_a_skipped_member_of_a_chord_has_the_errback_of_its_body_called(
     wait_until(lambda: len(ran(pair, label)) == 2, what="the errback")
     assert_ran_on(leader, pair, label, ["step", "lead_errback"])
     assert ran(pair, label)[-1]["failed"] == result.id
+
+
+def test_a_skipped_member_of_a_chord_that_ignores_its_result_does_not_leave_it_waiting(
+    pair: Fleet, leader: Process, follower: Process, s: Make
+) -> None:
+    skipped = s("skip_silent_step", 2, queue=follower.name)
+    with pytest.raises(ChordError, match="does not lead 'worker'"):
+        chord([s("step", 1), skipped], s("total")).apply_async().get(timeout=30)
 
 
 def test_a_skipped_task_that_ignores_its_result_still_ends_its_chain(

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
+from celery_leader import LeaderElection
 from tests.fleet.conftest import NewFleet
 from tests.fleet.fleet import LASTING, Fleet, Process
 from tests.waiting import wait_until
@@ -394,3 +395,27 @@ def test_a_worker_gives_way_to_a_higher_priority_between_two_bodies_and_loses_no
     ]
     assert fleet.history()[-2].kind == "resigned"
     fleet.assert_beliefs_never_overlapped()
+
+
+def test_what_was_given_back_does_not_start_when_its_time_has_come_though_the_lease_is_still_held(
+    new_fleet: NewFleet,
+) -> None:
+    fleet = new_fleet(conf={**LASTING, "leader_preempt": True})
+    low = fleet.worker("w1", "-c", "2").says(" ready.")
+    assert fleet.leader() is low
+    fleet.send("hold", "first")
+    fleet.saw("started", "first")
+    due = fleet.moment() + 10
+    sent = fleet.send("lead", "later", countdown=10)
+    low.says(f"[{sent.id}] received")
+    higher = fleet.sender(conf={"leader_priority": 1})
+    with LeaderElection(higher, "worker", node="higher") as election:
+        low.says("1 waiting leader-only task(s) given back")
+        if fleet.moment() >= due:
+            pytest.skip("this machine is too slow to tell")
+        wait_until(lambda: fleet.moment() > due + 1, what="its time")
+        assert fleet.leader() is low
+        fleet.open("first")
+        assert election.wait_until_leader(timeout=30)
+        assert [message["id"] for message in fleet.messages("celery.leader")] == [sent.id]
+        assert fleet.records("ran", "later") == []
