@@ -316,6 +316,12 @@ def test_an_expired_lease_is_for_who_has_watched_it_run_out(store: LeaseStore) -
     assert record_of(store).holder == "b"
 
 
+def test_another_life_of_the_same_node_is_another_candidate(store: LeaseStore) -> None:
+    term = granted(store, acquire("a")).term
+    refused(store, acquire("a", 2, nonce="its next life"))
+    assert granted(store, acquire("a", 3)).term == term
+
+
 def test_a_lease_renewed_since_it_was_watched_is_refused(store: LeaseStore) -> None:
     term = granted(store, acquire("a", lease_duration=SHORT)).term
     granted(store, acquire("a", 2, lease_duration=SHORT))
