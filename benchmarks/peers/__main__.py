@@ -1,4 +1,4 @@
-"""Everything beside its peers: ``python -m benchmarks.peers``; about twenty minutes.
+"""Everything beside its peers: ``python -m benchmarks.peers``; about fifteen minutes.
 
 Writes ``benchmarks.md`` and ``benchmarks.svg`` into ``docs/`` or where ``--into`` says.
 ``--quick`` measures little, once. Nothing is asserted about time.
@@ -50,12 +50,12 @@ def main() -> int:
 
 def _full() -> Figures:
     return _measured(
-        failovers=8,
-        times=3,
+        failovers=6,
+        times=2,
         sizes=(100, 1_000, 10_000),
-        rounds=3,
-        seconds=30.0,
-        fleets=(2, 10, 50, 200),
+        rounds=2,
+        seconds=20.0,
+        fleets=(2, 20, 200),
         scales=Sizes(),
     )
 
@@ -66,7 +66,7 @@ def _quick() -> Figures:
         times=1,
         sizes=(100, 300),
         rounds=1,
-        seconds=5.0,
+        seconds=4.0,
         fleets=(2, 10),
         scales=Sizes(candidates=200, elections=50, entries=500),
     )

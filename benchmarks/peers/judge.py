@@ -13,7 +13,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-_EARLY = 0.1  # of an interval; a message that is early by less is no duplicate
+# Of an interval. An entry is due one interval after its scheduler looked at the clock, which
+# is a little before its message came; what is early by less than this is no duplicate.
+_EARLY = 0.2
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def _faults(figures: Figures) -> Iterator[str]:
     yield from (
         "## Under faults",
         "",
-        "Twenty entries with intervals of 0.8 to 1.2 s. Due times sent twice / missed / longest time",
+        "Forty entries with intervals of 1.6 to 2.4 s. Due times sent twice / missed / longest time",
         f"without any message. Paused (SIGSTOP) and cut off (a silent network) for {LONGER_THAN_LEASE:g} s,",
         f"a lease and three seconds; Redis keeps its data and is away for {OUTAGE:g} s. SIGKILL ends all processes",
         "of a node, as the end of its container does; of one process alone it is as from an out-of-memory",
@@ -296,7 +296,8 @@ def _setup(figures: Figures) -> Iterator[str]:
         "",
         "As its own documentation says, with the lease that can be set. Where a contender has other",
         "durations too, they have the proportions of its own defaults. `URL` is the Redis of all, behind",
-        "the proxy of the node. Every node runs under a supervisor that starts it again.",
+        "the proxy of the node; all have `broker_connection_retry_on_startup=True`. Every node runs under a",
+        "supervisor that starts it again.",
         "",
         "| | command | settings | by |",
         "|---|---|---|---|",

@@ -27,7 +27,7 @@ def draw(figures: Figures, file: Path) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "celery-leader", "font.size": 9})
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(15, 8.4))
+    figure, axes = pyplot.subplots(2, 3, figsize=(15, 9))
     _failovers(axes[0][0], figures)
     _findings(axes[0][1], figures)
     _gaps(axes[0][2], figures)
@@ -42,6 +42,12 @@ def draw(figures: Figures, file: Path) -> None:
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _legend_below(plot: Any, columns: int) -> None:
+    plot.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, fontsize=8, frameon=False
+    )
 
 
 def _failovers(plot: Any, figures: Figures) -> None:
@@ -77,7 +83,7 @@ def _findings(plot: Any, figures: Figures) -> None:
     plot.set_yticks(range(len(names)), names)
     plot.invert_yaxis()
     plot.margins(x=0.12)
-    plot.legend(loc="lower right")
+    _legend_below(plot, 2)
     plot.set_xlabel("due times")
     plot.set_title("Due times sent twice and missed, all faults")
 
@@ -98,7 +104,7 @@ def _gaps(plot: Any, figures: Figures) -> None:
         )
     plot.axhline(LEASE, color="black", linewidth=0.8, linestyle=":")
     plot.set_xticks(range(len(KINDS)), [_SHORT[kind].replace(" ", "\n") for kind in KINDS])
-    plot.legend(fontsize=7)
+    _legend_below(plot, 3)
     plot.set_ylabel("seconds; dotted: one lease")
     plot.set_title("Longest time without any message")
 
@@ -152,6 +158,6 @@ def _memory(plot: Any, figures: Figures) -> None:
     plot.set_yticks(range(len(names)), names)
     plot.invert_yaxis()
     plot.margins(x=0.12)
-    plot.legend(loc="lower right")
+    _legend_below(plot, 2)
     plot.set_xlabel("private memory, MiB")
     plot.set_title("Idle memory of a node")

@@ -15,6 +15,7 @@ import psutil
 from tests.chaos.supervised import Supervised
 
 EVERY = 1.0  # seconds
+POOL = "pool process"  # the role of a worker's children
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ METRICS = tuple(field.name for field in fields(Sample) if field.name != "age")
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One process from its start to its end: what it is, and whether faults spare it."""
+    """One process from its start to its end, and the place it was in."""
 
     role: str
     place: str
@@ -86,7 +87,7 @@ class Sampler:
             main = psutil.Process(pid)
             self._note(role, place.name, main)
             for child in main.children():
-                self._note("pool process", place.name, child)
+                self._note(POOL, place.name, child)
         except (psutil.Error, OSError):
             return  # it has ended meanwhile
 
