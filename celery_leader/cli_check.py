@@ -53,8 +53,10 @@ def doctor(ctx: click.Context, as_json: bool, fail_on: str) -> None:
     with refusing(ctx):
         leadership = elections_of(ctx.obj.app)
         names = named(leadership, None)
+        # With leader_url the messages go elsewhere.
+        queue = leadership.app.conf.task_default_queue if leadership.leases_on_broker else None
         with leadership.visit_server() as visit:
-            server = _probe(visit).look(names, leadership.app.conf.task_default_queue)
+            server = _probe(visit).look(names, queue)
             overviews = overviews_of(leadership, visit.store, names)
     findings = clinic.examine(server, _fleet(leadership, overviews))
     worst = clinic.Severity(fail_on).rank

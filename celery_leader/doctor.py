@@ -189,7 +189,7 @@ def _rights(server: Server, fleet: Fleet) -> Iterator[Finding]:
             Severity.NOTE,
             "rights",
             "this user may not use MULTI, so its rights could not be tried without writing",
-            "Celery needs MULTI as well: allow it",
+            "allow +multi and +discard to have them looked at (a broker's user needs them anyway)",
         )
 
 

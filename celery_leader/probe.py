@@ -106,12 +106,12 @@ class Probe:
         self._keys = keys
         self._clock = clock
 
-    def look(self, elections: Iterable[str], queue: str) -> Server:
+    def look(self, elections: Iterable[str], queue: str | None) -> Server:
         """What there is to know of it.
 
         Args:
             elections: those whose keys must be readable and writable.
-            queue: one that messages are sent to.
+            queue: one that messages are sent to, where they go to this Redis.
 
         Raises:
             StoreUnavailable: it does not answer.
@@ -159,10 +159,11 @@ class Probe:
         flat = [item for each in told if not isinstance(each, StoreUnavailable) for item in each]
         return {_text(k): _text(v) for k, v in zip(flat[::2], flat[1::2], strict=True)}
 
-    def _refused(self, elections: Iterable[str], queue: str) -> dict[str, str] | None:
+    def _refused(self, elections: Iterable[str], queue: str | None) -> dict[str, str] | None:
         """What would be refused, and why; ``None`` if that cannot be found out."""
         wanted = [call for name in elections for call in _calls(self._keys, name)]
-        wanted += [["LPUSH", self._keys.prefix + queue, "x"]]
+        if queue is not None:
+            wanted.append(["LPUSH", self._keys.prefix + queue, "x"])
         begun, *told, _ = self._client.call_all([["MULTI"], *wanted, ["DISCARD"]])
         if isinstance(begun, StoreUnavailable):
             return None

@@ -19,7 +19,7 @@ from tests.store.conftest import SETTING, MakeStore
 from tests.waiting import wait_until
 
 
-def look(url: str, prefix: str = "") -> Server:
+def look(url: str, prefix: str = "", queue: str | None = "celery") -> Server:
     source = LeaseSource(Connection(url), setting=SETTING, operation_timeout=10.0)
     client = RedisClient(source.connect, setting=SETTING, operation_timeout=10.0)
     asker = Probe(
@@ -30,7 +30,7 @@ def look(url: str, prefix: str = "") -> Server:
         clock=monotonic,
     )
     with closing(client):
-        return asker.look(["beat", "worker"], "celery")
+        return asker.look(["beat", "worker"], queue)
 
 
 def test_a_redis_that_refuses_nothing_is_seen_as_it_is(
@@ -105,3 +105,15 @@ def test_every_command_that_a_script_runs_is_asked_for() -> None:
     asked = {call[0] for call in probe._calls(Keys("celery"), "beat")}
     assert len(used) > 10
     assert used - asked == set()
+
+
+def test_where_messages_go_elsewhere_nobody_needs_the_right_to_send_them(
+    own_redis: RedisServer,
+) -> None:
+    with own_redis.client() as client:
+        client.execute_command(
+            *("ACL", "SETUSER", "leases", "on", ">pw", "~celery-leader:*", "+@all"),
+            "-@dangerous",
+        )
+    server = look(f"redis://leases:pw@127.0.0.1:{own_redis.port}/0", queue=None)
+    assert (server.refused, server.transactions) == ({}, True)
