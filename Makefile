@@ -13,6 +13,8 @@ PYTEST ?=
 # An older Python for the oldest Celery, where there is one.
 OLDEST_PYTHON ?= $(shell python3.10 -V >/dev/null 2>&1 && echo python3.10 || echo '$(PYTHON)')
 BENCH ?=
+# More arguments for uv, e.g. make lock LOCK=--upgrade
+LOCK ?=
 CHAOS ?=
 CHAOS_TASKS ?=
 SIMULATE ?=
@@ -29,7 +31,7 @@ MUTANTS ?=
 .DEFAULT_GOAL := help
 # Two at once would install into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo test coverage test-schedulers test-oldest test-operations chaos chaos-beats chaos-tasks simulate explore mutants lint types contract bench bench-peers soak clean
+.PHONY: help demo test coverage test-schedulers test-oldest test-operations test-smoke chaos chaos-beats chaos-tasks simulate explore mutants lint types contract bench bench-peers soak lock clean
 
 help:
 	@echo 'make demo      three workers and three beats, their leaders stopped and killed (under a minute)'
@@ -40,6 +42,8 @@ help:
 	@echo 'make test-oldest  unit and fleet tests on the oldest Celery, kombu and redis-py that are supported'
 	@echo 'make test-operations  signals, events, remote control, metrics, the command line and the watchdog'
 	@echo 'make test-examples  every example; make test-sentinel  failovers of a Redis behind Sentinel'
+	@echo 'make test-smoke  the image and docker-compose.yml in containers (an engine and a registry; see .ci/smoke);'
+	@echo '               REQUIREMENTS=requirements/image-celery-5.6.txt make test-smoke for another Celery'
 	@echo 'make coverage  what the tests of the core and the store run of the package'
 	@echo 'make chaos     beats, then workers under faults; make chaos-beats CHAOS="--minutes 10 --seed 7",'
 	@echo '               make chaos-tasks CHAOS_TASKS="--minutes 10 --seed 7"'
@@ -50,6 +54,7 @@ help:
 	@echo 'make lint      ruff: format and rules'
 	@echo 'make types     mypy --strict'
 	@echo 'make contract  the direction of imports'
+	@echo 'make lock      the packages of the images, in requirements/; make lock LOCK=--upgrade for newer ones'
 	@echo 'make bench     the benchmarks; make bench BENCH=--quick for a short form'
 	@echo 'make bench-peers  beside stock beat, redbeat, single-beat and others: writes docs/benchmarks.md and .svg'
 	@echo 'make soak      all faults for long, and what each process holds: make soak MINUTES=30'
@@ -88,6 +93,9 @@ test-operations: $(VENV)/.dev
 test-sentinel: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/sentinel $(PYTEST)
 
+test-smoke: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/smoke $(PYTEST)
+
 chaos: chaos-beats chaos-tasks
 
 chaos-beats: $(VENV)/.dev
@@ -114,6 +122,17 @@ types: $(VENV)/.dev
 
 contract: $(VENV)/.dev
 	$(BIN)/lint-imports
+
+# Pins stay as they are in the files unless LOCK says --upgrade; the files serve every Python.
+LOCKED = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate \
+	--python-version 3.10 --custom-compile-command 'make lock' $(LOCK)
+lock: $(VENV)/.dev
+	$(PIP) uv
+	$(LOCKED) pyproject.toml -o requirements/image.txt
+	$(LOCKED) pyproject.toml --resolution lowest-direct -o requirements/image-celery-5.5.txt
+	echo 'celery==5.6.*' | $(LOCKED) pyproject.toml - -o requirements/image-celery-5.6.txt
+	echo 'flower>=2' | $(LOCKED) pyproject.toml - -o requirements/image-flower.txt
+	echo 'hatchling>=1.18' | $(LOCKED) - -o requirements/build.txt
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run $(BENCH)
