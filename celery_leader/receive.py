@@ -250,13 +250,14 @@ def skip(options: LeaderOnly, request: Request) -> None:
 def put(app: Any, message: Any, queue: Queue) -> None:
     """Publish a received message again as it came, to ``queue``, with one more hop."""
     headers = dict(message.headers)
-    headers[HOPS] = int(headers.get(HOPS) or 0) + 1
+    headers[HOPS] = (_number(headers.get(HOPS)) or 0) + 1
     # The body has been decompressed on the way in.
     compression = headers.pop("compression", None)
     properties = {k: v for k, v in message.properties.items() if k not in _OF_DELIVERY}
-    if properties.get("expiration") is not None:
-        # Milliseconds, as text, in the message; seconds where it is published.
-        properties["expiration"] = int(properties["expiration"]) / 1000
+    # Milliseconds, as text, in the message; seconds where it is published.
+    expiration = _number(properties.pop("expiration", None))
+    if expiration is not None:
+        properties["expiration"] = expiration / 1000
     with _producer_for(app, message) as producer:
         producer.publish(
             message.body,
@@ -269,6 +270,14 @@ def put(app: Any, message: Any, queue: Queue) -> None:
             compression=compression,
             **properties,
         )
+
+
+def _number(value: Any) -> int | None:
+    """What a message says is a number; whoever wrote it, it must not be retried for ever."""
+    try:
+        return None if value is None else int(value)
+    except (TypeError, ValueError):
+        return None
 
 
 @contextlib.contextmanager

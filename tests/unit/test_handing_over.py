@@ -1,0 +1,94 @@
+"""What becomes of a message on its way to the leader queue, and of a task's own request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, Task
+from celery.worker.request import Request
+from kombu import Connection, Queue
+
+from celery_leader import install, leader_only
+from celery_leader.receive import LeaderOnlyRequest, leader_strategy, put
+
+BACK = Queue("celery.leader", routing_key="celery.leader")
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    app = Celery("proj", broker="memory://", set_as_current=False)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def connection() -> Iterator[Connection]:
+    with Connection("memory://") as connection:
+        yield connection
+
+
+def handed_over(
+    app: Celery, connection: Connection, properties: Any = None, **published: Any
+) -> Any:
+    """A message as the leader queue has it, once a follower has put it there."""
+    channel = connection.default_channel
+    astray = Queue("astray", routing_key="astray", channel=channel)
+    astray.declare()
+    connection.Producer().publish({"x": 1}, routing_key="astray", serializer="json", **published)
+    message = astray.get()
+    message.properties.update(properties or {})
+    put(app, message, BACK)
+    return Queue("celery.leader", channel=channel).get()
+
+
+@pytest.mark.parametrize("hops", ["many", [], {}, None, "", "3x"])
+def test_hops_that_are_no_number_count_for_nothing(
+    app: Celery, connection: Connection, hops: Any
+) -> None:
+    message = handed_over(app, connection, headers={"leader_hops": hops})
+    assert message.headers["leader_hops"] == 1
+    assert message.payload == {"x": 1}
+
+
+def test_hops_are_counted(app: Celery, connection: Connection) -> None:
+    assert handed_over(app, connection, headers={"leader_hops": 3}).headers["leader_hops"] == 4
+
+
+def test_an_expiry_is_kept_and_one_that_is_no_number_dropped(
+    app: Celery, connection: Connection
+) -> None:
+    assert handed_over(app, connection, expiration=60).properties["expiration"] == "60000"
+    message = handed_over(app, connection, properties={"expiration": "soon"})
+    assert "expiration" not in message.properties
+
+
+def test_a_task_keeps_a_request_class_of_its_own(app: Celery) -> None:
+    class CountedRequest(Request):
+        pass
+
+    class Counted(Task):
+        abstract = True
+        Request = CountedRequest
+
+    install(app)
+
+    @leader_only
+    @app.task(base=Counted, name="proj.counted", shared=False)
+    def counted() -> None: ...
+
+    app.finalize()
+    task = app.tasks["proj.counted"]
+
+    class Strategy:
+        """Stands for Celery's own, which wants a whole worker."""
+
+        def __new__(cls, *args: Any) -> Any:
+            return lambda *_: None
+
+    task.__class__.own_strategy = Strategy
+    leader_strategy(task, app, None)
+    made = task.__class__.Request
+    assert issubclass(made, LeaderOnlyRequest)
+    assert issubclass(made, CountedRequest)
