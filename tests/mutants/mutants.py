@@ -452,7 +452,7 @@ MUTANTS = (
         "tasks.py",
         "return leadership.term(options.election) is not None and not leadership.is_shut",
         "return leadership.term(options.election) is not None",
-        (_HANDOVER + "a_fetched_task_does_not_start_once_the_shutdown_has_begun",),
+        ("tests/unit/test_receive.py",),
     ),
     Mutant(
         "what waits is given back in the wrong order",

@@ -316,6 +316,15 @@ def test_an_expired_lease_is_for_who_has_watched_it_run_out(store: LeaseStore) -
     assert record_of(store).holder == "b"
 
 
+def test_renewals_count_by_the_number_of_the_request(store: LeaseStore) -> None:
+    """So that an old copy that is renewed does not show what was watched before."""
+    term = granted(store, acquire("a", 2)).term
+    granted(store, renew("a", 5, term))
+    assert record_of(store).renewals == 3
+    granted(store, acquire("a", 9))
+    assert record_of(store).renewals == 7
+
+
 def test_a_lease_renewed_since_it_was_watched_is_refused(store: LeaseStore) -> None:
     term = granted(store, acquire("a", lease_duration=SHORT)).term
     granted(store, acquire("a", 2, lease_duration=SHORT))

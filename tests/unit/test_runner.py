@@ -138,6 +138,26 @@ def test_resigning_ends_the_belief_at_once_although_the_thread_is_busy(fleet: Fl
     assert fleet.store.rows[NAME].state == "released"
 
 
+def test_no_answer_is_no_refusal(fleet: Fleet) -> None:
+    patient = Timing(
+        lease_duration=2000.0,
+        renew_interval=0.05,
+        renew_attempts=1000,
+        renew_retry_delay=0.01,
+        operation_timeout=1.0,
+    )
+    _, campaign = fleet.leader("a", patient)
+    term = campaign.term()
+    heard: list[Change] = []
+    campaign.listeners.append(heard.append)
+    fleet.store.surprise = StoreUnavailable("no answer")
+    for _ in range(3):
+        fleet.store.asked.clear()
+        assert fleet.store.asked.wait(PATIENCE)
+    assert campaign.term() == term
+    assert not heard
+
+
 def test_a_deadline_counts_from_before_the_request_was_sent(fleet: Fleet) -> None:
     runner, campaign = fleet.runner(), fleet.campaign("a")
     fleet.store.answers.clear()
