@@ -148,7 +148,8 @@ def _growth(figures: Figures) -> Iterator[str]:
         "",
         "Candidates as threads of one process that run what a node runs (single-beat's two loops are",
         "written down in `benchmarks/peers/candidates.py`). Per candidate and second: commands of",
-        "clients, and microseconds of Redis's CPU in brackets; then connections per candidate.",
+        "clients, and microseconds of Redis's CPU in brackets (with few candidates mostly its own",
+        "housekeeping); then connections per candidate.",
         "",
     )
     sizes = list(dict.fromkeys(load.candidates for load in figures.loads))
