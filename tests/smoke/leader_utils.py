@@ -1,0 +1,1 @@
+"""Where pytest-celery expects a module that needs psutil, which the image does without."""
