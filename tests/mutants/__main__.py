@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("tests/unit", "tests/simulation", "tests/store")
 _PATIENCE = 400.0  # seconds for one run of tests; what takes longer hangs
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "*.egg-info")
+#: How pytest ends when it was not the tests that failed.
+_NOTHING_RUN = (2, 3, 4, 5)
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
@@ -66,6 +68,8 @@ class Copy:
         if process.returncode == 0:
             return None
         failed = _FAILED.search(output)
+        if failed is None and process.returncode not in _NOTHING_RUN:
+            return f"{tests[0]} (pytest ended with {process.returncode})"
         if failed is None:
             sys.exit(f"pytest {' '.join(tests)} says neither who passed nor who failed:\n{output}")
         return failed.group(1)
