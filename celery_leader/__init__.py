@@ -9,9 +9,10 @@ Everything else, with the promises that do hold, is in the README.
 
 from __future__ import annotations
 
-from .app import Leader, LeaderElection
+from .app import Leader
 from .errors import LeaderError, NotLeader, StoreUnavailable
 from .install import install
+from .leader_election import LeaderElection
 from .skipped import TaskSkipped
 from .tasks import LeaderTask, check_leader, current_term, is_leader, leader_only, leading
 

@@ -23,7 +23,6 @@ import uuid
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Any, TypeVar
 
 import click
@@ -33,15 +32,16 @@ from celery import Celery, _state
 from .belief import Address, Belief, BeliefPage, beliefs_at
 from .broker import LeaseSource, lease_source
 from .clock import now
-from .election import Change, Election, GiveWay
-from .errors import LeaderError, NotLeader, StoreUnavailable
+from .election import Election, GiveWay
+from .errors import LeaderError, StoreUnavailable
 from .facts import Facts, printable
 from .history import Reign
 from .lease import Candidate, Record, check_name, check_node
 from .observe import Event, LeaderChanged, LeaderElected, Observer, Standing
 from .redis_client import RedisClient
-from .redis_store import Keys, RedisStore
+from .redis_store import RedisStore
 from .runner import Campaign, Listener, Runner
+from .scripts import Keys
 from .settings import BEAT, WORKER, Settings
 from .signals import Delivery
 from .watchdog import Pulse
@@ -64,7 +64,6 @@ _LAST_SIGNALS = 1.0  # seconds; how long the end of a process waits for receiver
 _PAUSE = 0.05  # seconds between looks at a record where waiting for news does not work
 _LONGEST_APP = 200  # characters of an app's name that tell it from others
 _LONGEST_HOLD = 10 * 365 * 86400  # seconds
-_GLANCE = 0.1  # seconds between looks at a belief that nothing here is woken for
 
 
 @dataclass(frozen=True, slots=True)
@@ -842,128 +841,3 @@ def current(app: Celery) -> Iterator[None]:
         yield
     finally:
         before.set_current()
-
-
-class LeaderElection:
-    """One process's part in the election ``name``; for any process that has the app.
-
-    ::
-
-        with LeaderElection(app, "reports") as election:
-            if election.wait_until_leader(timeout=60):
-                write_report(term=election.term())
-
-    Each object is a candidate of its own, also within one process.
-
-    Args:
-        app: the Celery app; its broker (or ``leader_url``) keeps the lease.
-        name: the election. Everybody who names it takes part in the same one.
-        node: this candidate's node name, which nobody else should have; by default
-            ``name@host:pid``, numbered from the second in a process on.
-
-    Raises:
-        LeaderError: the name or a setting cannot be used.
-    """
-
-    def __init__(self, app: Celery, name: str, *, node: str | None = None) -> None:
-        self._leadership = leadership_of(app)
-        self._name = check_name(name)
-        self._node = check_node(node) if node else self._leadership.free_node_name(name)
-        self._campaign: Campaign | None = None
-        self._started = False
-
-    @property
-    def name(self) -> str:
-        """The election's name."""
-        return self._name
-
-    @property
-    def node(self) -> str:
-        """This candidate's node name."""
-        return self._node
-
-    def start(self) -> LeaderElection:
-        """Campaign from now on, in the background; returns at once."""
-        if self._campaign is None or not self._leadership.runs(self._campaign):
-            # In a forked child: the campaign it inherits is its parent's.
-            self._campaign = self._leadership.campaign(self._name, self._node, self._on_change)
-        self._started = True
-        return self
-
-    def resign(self, successor: str | None = None) -> bool:
-        """Stop leading and campaigning; give the lease to ``successor`` if one is named.
-
-        Harmless when not leading. Returns whether Redis was told; if not, the lease
-        expires by itself. Waits a few seconds at most.
-        """
-        self._started = False
-        campaign, self._campaign = self._campaign, None
-        if campaign is None:
-            return True
-        timeout = self._leadership.farewell_timeout
-        told = self._leadership.resign(campaign, successor).wait(timeout)
-        self._leadership.retire(campaign)
-        return told
-
-    def is_leader(self) -> bool:
-        """Whether this process leads at this moment; no I/O."""
-        return self.term() is not None
-
-    def term(self) -> int | None:
-        """The term this process leads with at this moment, or ``None``; no I/O."""
-        if not self._started:
-            return None
-        campaign = self._campaign
-        return self._leadership.term(self._name) if campaign is None else campaign.term()
-
-    def check(self) -> int:
-        """The term this process leads with.
-
-        Raises:
-            NotLeader: it does not lead.
-        """
-        term = self.term()
-        if term is None:
-            raise NotLeader(f"{self._node} does not lead {self._name!r}")
-        return term
-
-    def leader(self) -> Leader | None:
-        """Who leads, asked of Redis; ``None`` when nobody does. Need not be started.
-
-        Raises:
-            StoreUnavailable: Redis did not answer.
-        """
-        return self._leadership.leader(self._name)
-
-    def wait_until_leader(self, timeout: float | None = None) -> bool:
-        """Wait until this process leads, or for ``timeout`` seconds; whether it leads.
-
-        Raises:
-            LeaderError: the election was not started.
-        """
-        if not self._started:
-            raise LeaderError(f"start() the election {self._name!r} before waiting to lead it")
-        deadline = float("inf") if timeout is None else now() + timeout
-        while not self.is_leader():
-            if now() >= deadline or self._campaign is None:
-                return False
-            # Set and not leading: this process was paused, or is a forked child of it.
-            led = threading.Event() if self._campaign.led.is_set() else self._campaign.led
-            led.wait(min(_GLANCE, deadline - now()))
-        return True
-
-    def _on_change(self, change: Change) -> None:
-        # What runs in this leader's name is its caller's, who asks; nothing here could wait for it.
-        if isinstance(change, GiveWay) and self._campaign is not None:
-            self._leadership.step_down(self._campaign, change.successor, change.reason)
-
-    def __enter__(self) -> LeaderElection:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.resign()

@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import StoreUnavailable
 from .redis_client import RedisClient
-from .redis_store import Keys
+from .scripts import Keys
 
 _ROUND_TRIPS = 7
 _LONG_ENOUGH = 3.0  # seconds, for all of them

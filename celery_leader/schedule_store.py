@@ -19,7 +19,7 @@ from typing import Any
 
 from .errors import StoreUnavailable
 from .redis_client import Script
-from .redis_store import PREAMBLE, Keys
+from .scripts import PREAMBLE, Keys
 
 Calls = Sequence[tuple[Script, Sequence[str], Sequence[Any]]]
 Run = Callable[[Calls], list[Any]]

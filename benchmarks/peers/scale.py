@@ -16,7 +16,8 @@ from celery_leader.broker import LeaseSource
 from celery_leader.election import Election
 from celery_leader.lease import Granted, Reply, Request, Timing
 from celery_leader.redis_client import RedisClient
-from celery_leader.redis_store import Keys, RedisStore
+from celery_leader.redis_store import RedisStore
+from celery_leader.scripts import Keys
 from tests.redis_process import RedisServer
 from tests.waiting import wait_until
 

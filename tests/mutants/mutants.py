@@ -55,8 +55,8 @@ def _election(name: str, old: str, new: str) -> Mutant:
     return Mutant(name, "election.py", old, new, _CORE)
 
 
-def _store(name: str, old: str, new: str, times: int = 1) -> Mutant:
-    return Mutant(name, "redis_store.py", old, new, _STORE, times)
+def _script(name: str, old: str, new: str, times: int = 1) -> Mutant:
+    return Mutant(name, "scripts.py", old, new, _STORE, times)
 
 
 MUTANTS = (
@@ -155,128 +155,128 @@ MUTANTS = (
         "pass",
     ),
     # -- the scripts of the lease -----------------------------------------------------------
-    _store(
+    _script(
         "a term from a plain counter",
         "math.max(term + 1, seen_term + 1, micros)",
         "term + 1",
     ),
-    _store(
+    _script(
         "a term does not heed what the candidate saw",
         "math.max(term + 1, seen_term + 1, micros)",
         "math.max(term + 1, micros)",
     ),
-    _store(
+    _script(
         "a term is printed as a float",
         "string.format('%.0f', math.max(term + 1, seen_term + 1, micros))",
         "tostring(math.max(term + 1, seen_term + 1, micros))",
     ),
-    _store(
+    _script(
         "no nonce: a record of our name is ours",
         "local ours = record.nonce == nonce",
         "local ours = record.holder == holder",
     ),
-    _store(
+    _script(
         "whoever knows the term may renew",
         "if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[3])",
         "if tonumber(record.term) ~= tonumber(ARGV[3])",
     ),
-    _store(
+    _script(
         "whoever asks may release",
         "if record.nonce ~= ARGV[2] or tonumber(ARGV[3]) <= tonumber(record.attempt) then",
         "if tonumber(ARGV[3]) <= tonumber(record.attempt) then",
     ),
-    _store(
+    _script(
         "an overtaken acquire is granted",
         "if ours and attempt <= tonumber(record.attempt) then",
         "if false then",
     ),
-    _store(
+    _script(
         "an overtaken renewal is granted",
         "   or tonumber(ARGV[2]) <= tonumber(record.attempt) then\n  return answer('refused')",
         "   then\n  return answer('refused')",
     ),
-    _store(
+    _script(
         "an overtaken release is obeyed",
         "if record.nonce ~= ARGV[2] or tonumber(ARGV[3]) <= tonumber(record.attempt) then",
         "if record.nonce ~= ARGV[2] then",
     ),
-    _store(
+    _script(
         "a lease is renewed after it has run out",
         "   or record.state ~= 'held' or record.left <= 0\n",
         "   or record.state ~= 'held'\n",
     ),
-    _store(
+    _script(
         "a released lease is renewed",
         "   or record.state ~= 'held' or record.left <= 0\n",
         "   or record.left <= 0\n",
     ),
-    _store(
+    _script(
         "a release deletes the record",
         'return answer(\'released\')\n"""',
         "redis.call('DEL', KEYS[1])\nreturn answer('released')\n\"\"\"",
     ),
-    _store(
+    _script(
         "a renewal since it was watched does not count",
         "local watched = tonumber(ARGV[7]) == term and ARGV[8] == record.renewals",
         "local watched = tonumber(ARGV[7]) == term",
     ),
-    _store(
+    _script(
         "an expired lease is for who has not watched it",
         "if silent or (watched and record.left <= 0) then",
         "if silent or record.left <= 0 then",
     ),
-    _store(
+    _script(
         "a watched lease is taken although the server says it runs",
         "if silent or (watched and record.left <= 0) then",
         "if watched then",
     ),
-    _store(
+    _script(
         "silence is no reason to take a lease",
         "if silent or (watched and record.left <= 0) then",
         "if watched and record.left <= 0 then",
     ),
-    _store(
+    _script(
         "a reservation is for anybody",
         "if record.successor == holder or record.left <= 0 or silent then",
         "if true then",
     ),
-    _store(
+    _script(
         "a reservation has no end",
         "if record.successor == holder or record.left <= 0 or silent then",
         "if record.successor == holder then",
     ),
-    _store(
+    _script(
         "an older record is taken for the truth",
         "local gone = not record.term or term < seen_term",
         "local gone = not record.term",
     ),
-    _store(
+    _script(
         "a missing record is made by anybody",
         "if not held and (from_missing or live_term > term) then return grant() end",
         "if true then return grant() end",
     ),
-    _store(
+    _script(
         "an old copy that is renewed counts on as before",
         "'renewals', ARGV[2] - record.attempt)",
         "'renewals', 1)",
     ),
-    _store(
+    _script(
         "a lost reply to an acquire starts another term",
         "if record.left <= 0 or term <= seen_term then return grant() end",
         "if true then return grant() end",
     ),
-    _store(
+    _script(
         "the record has a time to live",
         "redis.call('HINCRBY', KEYS[1], 'transitions', 1)",
         "redis.call('HINCRBY', KEYS[1], 'transitions', 1)\n"
         "  redis.call('PEXPIRE', KEYS[1], 2 * lease)",
     ),
-    _store(
+    _script(
         "priorities do not count",
         "if not best or highest <= tonumber(ARGV[13]) then return grant() end",
         "if true then return grant() end",
     ),
-    _store(
+    _script(
         "the key prefix of the broker is left out",
         'return f"{self.prefix}celery-leader:',
         'return f"celery-leader:',

@@ -14,7 +14,9 @@ from kombu import Connection
 from celery_leader.app import leadership_of
 from celery_leader.broker import LeaseSource
 from celery_leader.lease import LeaseStore
-from celery_leader.redis_store import Keys, RedisClient, RedisStore
+from celery_leader.redis_client import RedisClient
+from celery_leader.redis_store import RedisStore
+from celery_leader.scripts import Keys
 from tests.fake_store import FakeStore
 from tests.redis_process import RedisServer
 

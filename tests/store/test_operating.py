@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from celery_leader.app import LeaderElection, leadership_of
+from celery_leader import LeaderElection
+from celery_leader.app import leadership_of
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.facts import MOST_BYTES, Facts, facts_from
 from celery_leader.lease import Ended, Granted, Order, Refused, Reply, Request

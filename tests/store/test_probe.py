@@ -8,11 +8,11 @@ from time import monotonic
 
 from kombu import Connection
 
-from celery_leader import probe, redis_store, schedule_store
+from celery_leader import probe, schedule_store, scripts
 from celery_leader.broker import LeaseSource
 from celery_leader.probe import Probe, Server
-from celery_leader.redis_client import Script
-from celery_leader.redis_store import Keys, RedisClient
+from celery_leader.redis_client import RedisClient, Script
+from celery_leader.scripts import Keys
 from tests.asking import acquire
 from tests.redis_process import RedisServer
 from tests.store.conftest import SETTING, MakeStore
@@ -95,13 +95,13 @@ def test_a_redis_without_the_replicas_it_wants_refuses_what_writes(own_redis: Re
 
 
 def test_every_command_that_a_script_runs_is_asked_for() -> None:
-    scripts = [
+    every = [
         value._text
-        for module in (redis_store, schedule_store)
+        for module in (scripts, schedule_store)
         for value in vars(module).values()
         if isinstance(value, Script)
     ]
-    used = {command for text in scripts for command in re.findall(r"redis\.call\('(\w+)'", text)}
+    used = {command for text in every for command in re.findall(r"redis\.call\('(\w+)'", text)}
     asked = {call[0] for call in probe._calls(Keys("celery"), "beat")}
     assert len(used) > 10
     assert used - asked == set()
