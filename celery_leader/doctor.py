@@ -142,6 +142,13 @@ def _age(server: Server, _: Fleet) -> Iterator[Finding]:
             "this user may not ask, so version, memory, persistence and replicas are unknown",
             "look for yourself, or run doctor as a user with +info",
         )
+    if not server.config:
+        yield Finding(
+            Severity.NOTE,
+            "CONFIG",
+            "this user may not ask, so the timeout, snapshots and least replicas are unknown",
+            "look for yourself, or run doctor as a user with +config|get",
+        )
     if server.number("cluster_enabled"):
         yield Finding(
             Severity.CRITICAL,
@@ -458,7 +465,8 @@ def _neighbours(server: Server, fleet: Fleet) -> Iterator[Finding]:
         yield Finding(
             Severity.NOTE,
             "namespaces",
-            "there are too many keys (or no right to SCAN) to look for other projects' elections",
+            "other projects' elections are unknown: there are too many keys, or no right to SCAN",
+            "look for yourself, or run doctor as a user with +scan",
         )
         return
     others = sorted(server.namespaces - {fleet.namespace})

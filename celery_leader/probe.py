@@ -164,9 +164,12 @@ class Probe:
         wanted = [call for name in elections for call in _calls(self._keys, name)]
         if queue is not None:
             wanted.append(["LPUSH", self._keys.prefix + queue, "x"])
-        begun, *told, _ = self._client.call_all([["MULTI"], *wanted, ["DISCARD"]])
+        begun, *told, ended = self._client.call_all([["MULTI"], *wanted, ["DISCARD"]])
         if isinstance(begun, StoreUnavailable):
             return None
+        if isinstance(ended, StoreUnavailable):
+            # Without the right to discard, everything asked from here on would be queued, too.
+            self._client.close()
         refusals: dict[str, str] = {}
         for call, answer in zip(wanted, told, strict=True):
             if isinstance(answer, StoreUnavailable):

@@ -24,8 +24,8 @@ from .scripts import PREAMBLE, Keys
 Calls = Sequence[tuple[Script, Sequence[str], Sequence[Any]]]
 Run = Callable[[Calls], list[Any]]
 
-# KEYS record schedule target...
-# ARGV nonce term entry old_state new_state {command value}...
+# KEYS record schedule key...; a topic is no key, and a Redis user has no rights to it as one
+# ARGV nonce term entry old_state new_state {command target value}...
 # -> sent | repeated | claimed | refused | missing
 _DISPATCH = (
     PREAMBLE
@@ -39,7 +39,7 @@ end
 local state = redis.call('HGET', KEYS[2], ARGV[3]) or ''
 if state == ARGV[5] then return 'repeated' end
 if state ~= ARGV[4] then return 'claimed' end
-for i = 3, #KEYS do redis.call(ARGV[2 * i], KEYS[i], ARGV[2 * i + 1]) end
+for i = 6, #ARGV, 3 do redis.call(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
 redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])
 return 'sent'
 """
@@ -101,6 +101,11 @@ class Push:
     command: str
     key: str
     value: bytes | str | int
+
+    @property
+    def is_to_a_key(self) -> bool:
+        """Whether it goes to a key, and not to a topic."""
+        return self.command != "PUBLISH"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +187,13 @@ class ScheduleStore:
     def _dispatch_call(
         self, mandate: Mandate, entry: str, old: str, new: str, pushes: Sequence[Push]
     ) -> tuple[Script, list[str], list[Any]]:
-        targets = [self._prefix + push.key for push in pushes]
-        deliveries = [part for push in pushes for part in (push.command, push.value)]
+        keys = [self._prefix + push.key for push in pushes if push.is_to_a_key]
+        deliveries = [
+            part for push in pushes for part in (push.command, self._prefix + push.key, push.value)
+        ]
         return (
             DISPATCH,
-            [self._record, self._schedule, *targets],
+            [self._record, self._schedule, *keys],
             [mandate.nonce, mandate.term, entry, old, new, *deliveries],
         )
 

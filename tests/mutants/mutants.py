@@ -360,10 +360,10 @@ MUTANTS = (
     Mutant(
         "the state advances before the message is pushed",
         "schedule_store.py",
-        "for i = 3, #KEYS do redis.call(ARGV[2 * i], KEYS[i], ARGV[2 * i + 1]) end\n"
+        "for i = 6, #ARGV, 3 do redis.call(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end\n"
         "redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])\n",
         "redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])\n"
-        "for i = 3, #KEYS do redis.call(ARGV[2 * i], KEYS[i], ARGV[2 * i + 1]) end\n",
+        "for i = 6, #ARGV, 3 do redis.call(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end\n",
         _DISPATCH,
     ),
     Mutant(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +18,7 @@ from celery_leader.lease import Ended, Granted, Order, Refused, Reply, Request
 from celery_leader.redis_store import RedisStore
 from tests.asking import LONG, NAME, acquire, release, renew
 from tests.fake_store import FakeStore
+from tests.readme import acl_rules
 from tests.redis_process import RedisServer
 from tests.store.conftest import MakeApp, MakeStore
 from tests.waiting import wait_until
@@ -366,10 +365,8 @@ def acl_store(own_redis: RedisServer, make_store: MakeStore) -> Callable[[list[s
 def test_a_user_with_the_commands_of_the_readme_can_do_all_there_is(
     acl_store: Callable[[list[str]], RedisStore],
 ) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    listed = re.search(r"ACL SETUSER leases .* ~celery-leader:\* -@all (.*)\n", readme)
-    assert listed is not None
-    assert listed.group(1).split() == [f"+{command}" for command in LEASE_COMMANDS]
+    commands = [f"+{command}" for command in LEASE_COMMANDS]
+    assert acl_rules("leases") == ["~celery-leader:*", "-@all", *commands]
     every_verb(acl_store(LEASE_COMMANDS))
 
 

@@ -14,6 +14,7 @@ from celery_leader.probe import Probe, Server
 from celery_leader.redis_client import RedisClient, Script
 from celery_leader.scripts import Keys
 from tests.asking import acquire
+from tests.readme import acl_rules
 from tests.redis_process import RedisServer
 from tests.store.conftest import SETTING, MakeStore
 from tests.waiting import wait_until
@@ -72,6 +73,43 @@ def test_a_user_without_transactions_is_not_taken_for_one_with_all_rights(
         client.execute_command("ACL", "SETUSER", "guest", "on", ">pw", "~*", "+@all", "-multi")
     server = look(f"redis://guest:pw@127.0.0.1:{own_redis.port}/0")
     assert (server.refused, server.transactions) == ({}, False)
+
+
+def test_what_the_users_of_the_readme_may_not_ask_stays_unknown(own_redis: RedisServer) -> None:
+    for user in ("leases", "celery"):
+        with own_redis.client() as client:
+            client.execute_command("ACL", "SETUSER", user, "on", ">pw", *acl_rules(user))
+        server = look(f"redis://{user}:pw@127.0.0.1:{own_redis.port}/0", queue=None)
+        assert server.refused == {}
+        assert server.transactions is (user == "celery")
+        assert (server.info, server.config, server.namespaces) == ({}, {}, None)
+        assert server.typical_round_trip > 0
+
+
+def test_the_optional_rights_of_the_readme_are_all_that_a_probe_can_use(
+    own_redis: RedisServer,
+) -> None:
+    optional = ["+info", "+config|get", "+scan", "+multi", "+discard"]
+    rules = [*acl_rules("leases"), *optional]
+    with own_redis.client() as client:
+        client.execute_command("ACL", "SETUSER", "leases", "on", ">pw", *rules)
+    server = look(f"redis://leases:pw@127.0.0.1:{own_redis.port}/0", queue=None)
+    assert (server.refused, server.transactions) == ({}, True)
+    assert server.info["role"] == "master"
+    assert server.config["timeout"] == "0"
+    assert server.namespaces == frozenset()
+
+
+def test_a_user_who_may_begin_a_transaction_and_not_discard_it_is_asked_the_rest(
+    own_redis: RedisServer,
+) -> None:
+    with own_redis.client() as client:
+        client.execute_command("ACL", "SETUSER", "guest", "on", ">pw", "~*", "+@all", "-discard")
+    server = look(f"redis://guest:pw@127.0.0.1:{own_redis.port}/0")
+    assert (server.refused, server.transactions) == ({}, True)
+    assert server.info["role"] == "master"
+    assert server.config["timeout"] == "0"
+    assert server.namespaces == frozenset()
 
 
 def test_a_replica_refuses_what_writes(own_redis: RedisServer) -> None:

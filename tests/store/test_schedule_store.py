@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
@@ -15,6 +16,8 @@ from celery_leader.redis_store import RedisStore
 from celery_leader.schedule_store import Mandate, Outcome, Push, ScheduleStore
 from tests.asking import LONG, NAME, acquire, release, renew
 from tests.fake_store import FakeStore
+from tests.readme import acl_commands, acl_rules
+from tests.redis_process import RedisServer
 from tests.store.conftest import MakeStore
 from tests.waiting import wait_until
 
@@ -181,3 +184,58 @@ def _remaining(shared: Shared) -> float:
     record = shared.leases.read(NAME)
     assert record is not None
     return record.remaining
+
+
+# -- the least that a beat needs of a broker ------------------------------------------------------
+
+#: What the scripts of the schedule run on messages and states.
+DISPATCH_COMMANDS = ["lpush", "publish", "pexpire", "hget", "hset", "hdel", "hgetall"]
+
+
+@pytest.fixture
+def acl_shared(own_redis: RedisServer, make_store: MakeStore) -> Iterator[Callable[..., Shared]]:
+    opened: list[Shared] = []
+
+    def make(without: str = "") -> Shared:
+        """The broker that a user has who may do what the README says, but one thing."""
+        rules = [rule for rule in acl_rules("celery") if rule != f"+{without}"]
+        with own_redis.client() as client:
+            client.execute_command("ACL", "SETUSER", "celery", "reset", "on", ">pw", *rules)
+        url = f"redis://celery:pw@127.0.0.1:{own_redis.port}/0"
+        opened.append(Shared(make_store(url), own_redis.url))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.redis.close()
+
+
+def every_dispatch(shared: Shared, mandate: Mandate) -> None:
+    """Everything that a beat has Redis do with its schedule; raises what is refused."""
+    queued = [MESSAGE, Push("PEXPIRE", QUEUE, 60_000)]
+    told = [Push("PUBLISH", "/0.news", b"message")]
+    for entry, pushes in (("queued", queued), ("told", told)):
+        sent = shared.schedule.dispatch(mandate, entry, OLD, NEW, pushes)
+        assert sent is Outcome.SENT
+    assert shared.schedule.anchor(mandate, {"idle": (OLD, NEW)}) is Outcome.SENT
+    assert set(shared.schedule.load()) == {"queued", "told", "idle"}
+    assert shared.schedule.forget(mandate, ["idle"]) is Outcome.SENT
+    assert shared.schedule.dispatched() == 0
+
+
+def test_a_user_with_the_commands_of_the_readme_can_dispatch_and_lead(
+    acl_shared: Callable[..., Shared],
+) -> None:
+    shared = acl_shared()
+    assert {"lpush", "publish", *acl_commands("leases")} <= set(acl_commands("celery"))
+    every_dispatch(shared, shared.lead("a"))
+
+
+@pytest.mark.parametrize("missing", DISPATCH_COMMANDS)
+def test_none_of_the_commands_of_a_dispatch_can_be_left_out(
+    missing: str, acl_shared: Callable[..., Shared]
+) -> None:
+    mandate = acl_shared().lead("a")
+    lacking = acl_shared(without=missing)
+    with pytest.raises(StoreUnavailable, match="may not do this"):
+        every_dispatch(lacking, mandate)

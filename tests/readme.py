@@ -1,0 +1,20 @@
+"""What the README tells people to type, for tests that do it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_README = Path(__file__).parents[1] / "README.md"
+
+
+def acl_rules(user: str) -> list[str]:
+    """The rules that the README gives the Redis user called ``user``, after its password."""
+    found = re.search(rf"ACL SETUSER {user} on >password (.*)\n", _README.read_text())
+    assert found is not None, f"the README has no ACL for {user}"
+    return found.group(1).split()
+
+
+def acl_commands(user: str) -> list[str]:
+    """The commands that it may use."""
+    return [rule[1:] for rule in acl_rules(user) if rule.startswith("+")]
