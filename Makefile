@@ -128,10 +128,10 @@ LOCKED = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annota
 	--python-version 3.10 --custom-compile-command 'make lock' $(LOCK)
 lock: $(VENV)/.dev
 	$(PIP) uv
-	$(LOCKED) pyproject.toml -o requirements/image.txt
-	$(LOCKED) pyproject.toml --resolution lowest-direct -o requirements/image-celery-5.5.txt
-	echo 'celery==5.6.*' | $(LOCKED) pyproject.toml - -o requirements/image-celery-5.6.txt
-	echo 'flower>=2' | $(LOCKED) pyproject.toml - -o requirements/image-flower.txt
+	$(LOCKED) pyproject.toml --extra prometheus -o requirements/image.txt
+	$(LOCKED) pyproject.toml --extra prometheus --resolution lowest-direct -o requirements/image-celery-5.5.txt
+	echo 'celery==5.6.*' | $(LOCKED) pyproject.toml - --extra prometheus -o requirements/image-celery-5.6.txt
+	echo 'flower>=2' | $(LOCKED) pyproject.toml - --extra prometheus -o requirements/image-flower.txt
 	echo 'hatchling>=1.18' | $(LOCKED) - -o requirements/build.txt
 
 bench: $(VENV)/.dev

@@ -15,11 +15,13 @@ from celery_leader import check_leader, current_term, install, leader_only
 logger = get_task_logger(__name__)
 
 LEASE = float(os.environ.get("LEADER_LEASE_DURATION", "10"))
+METRICS_PORT = os.environ.get("LEADER_METRICS_PORT")  # for Prometheus
 
 app = Celery("proj", broker=os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
 app.conf.update(
     # Seconds that a killed leader is waited for; 25 by default.
     leader_lease_duration=LEASE,
+    leader_metrics_port=int(METRICS_PORT) if METRICS_PORT else None,
     beat_schedule={
         "greet": {"task": "proj.greet", "schedule": 2.0},
         "close-the-books": {"task": "proj.close_the_books", "schedule": 5.0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import uuid
@@ -123,3 +124,25 @@ def test_the_users_of_all_containers_are_nobody_in_particular(project: Project) 
     for service in ("redis", "worker"):
         (container, *_) = project.containers(service)
         assert docker("exec", container, "id", "-u").strip() != "0"
+
+
+def test_prometheus_and_flower_see_the_fleet(project: Project) -> None:
+    project("--profile", "monitoring", "up", "--build", "--detach")
+    project.leader("worker")
+    project.leader("beat")
+    (worker, *_) = project.containers("worker")
+
+    def answer(url: str) -> str:
+        code = f"import urllib.request as r; print(r.urlopen({url!r}, timeout=30).read().decode())"
+        ran = run(["docker", "exec", worker, "python", "-c", code], dict(os.environ))
+        return ran.stdout
+
+    def leaders() -> list[float]:
+        said = answer("http://prometheus:9090/api/v1/query?query=celery_leader_leading")
+        samples = json.loads(said)["data"]["result"] if said else []
+        return sorted(float(sample["value"][1]) for sample in samples)
+
+    # Two workers and two beats, one of each leading.
+    wait_until(lambda: leaders() == [0, 0, 1, 1], PATIENCE, "Prometheus to have scraped everybody")
+    assert "CeleryNobodyLeads" in answer("http://prometheus:9090/api/v1/rules")
+    wait_until(lambda: worker[:12] in answer("http://flower:5555/workers"), PATIENCE, "Flower")
