@@ -21,6 +21,7 @@ import redis
 from celery import Celery
 
 from celery_leader import LeaderElection
+from celery_leader.scripts import RENEW
 from tests.fleet.fleet import Fleet
 from tests.redis_process import RedisServer
 from tests.waiting import wait_until
@@ -46,7 +47,7 @@ def main() -> None:
         lambda: handover("beat", 3 if quick else 15),
         lambda: failover(1 if quick else 5),
         connections,
-        lambda: follower_cost(3 if quick else 10),
+        lambda: candidate_cost(3 if quick else 10),
     ):
         for what, figure, wanted in measure():
             print(f"| {what} | {figure} | {wanted} |", flush=True)
@@ -204,8 +205,10 @@ def connections() -> Rows:
     return rows
 
 
-def follower_cost(leases: int) -> Rows:
-    """Commands a follower sends per renew interval, as Redis sees them."""
+def candidate_cost(leases: int) -> Rows:
+    """Commands that a follower and a leader send per renew interval, as Redis sees them."""
+    renewal = " ".join(RENEW.by_sha([], [])[:2])
+    intervals = round(leases * 2.5)
     with RedisServer() as server, contextlib.ExitStack() as stack:
         apps = [Celery(f"app{i}", broker=server.url, set_as_current=False) for i in range(2)]
         for app in apps:
@@ -213,28 +216,26 @@ def follower_cost(leases: int) -> Rows:
         for app in apps:
             stack.enter_context(LeaderElection(app, "bench"))
         client = stack.enter_context(server.client())
-        key = "celery-leader:celery:election:bench"
         by_address: collections.Counter[str] = collections.Counter()
-        followers = set()
-        with client.monitor() as monitor, server.client() as other:
-            goal = int(other.hget(key, "renewals") or 0) + round(leases * 2.5)
+        renewals: collections.Counter[str] = collections.Counter()
+        with client.monitor() as monitor:
             for line in monitor.listen():
                 if line["client_type"] == "lua":
                     continue
                 address = f"{line['client_address']}:{line['client_port']}"
                 by_address[address] += 1
-                if line["command"].startswith("XREAD"):
-                    followers.add(address)
-                renewed = line["command"].startswith("EVALSHA") and address not in followers
-                if renewed and int(other.hget(key, "renewals") or 0) >= goal:
-                    break
-        sent = sum(by_address[address] for address in followers)
+                if line["command"].startswith(renewal):
+                    renewals[address] += 1
+                    if renewals[address] > intervals:
+                        break
+    leading, following = by_address[address], sum(by_address.values()) - by_address[address]
     return [
         (
-            "commands of a follower per renew interval",
-            f"{sent / (leases * 2.5):.2f} over {leases * 2.5:g} intervals",
-            "<= 1",
+            f"commands of a {what} per renew interval",
+            f"{sent / intervals:.2f} over {intervals} intervals",
+            wanted,
         )
+        for what, sent, wanted in (("follower", following, "<= 1"), ("leader", leading, "2"))
     ]
 
 
