@@ -29,6 +29,12 @@ CATCH_UP_OPTION = "leader_catch_up"
 #: or it would be sent again when the note of its run was lost.
 _NEVER = "never"
 
+#: What reading a state can raise that no beat has written.
+_SENSELESS = (ValueError, KeyError, TypeError, OverflowError)
+
+#: A moment of other years than these was never due; and the calendar ends near them.
+_FIRST_YEAR, _LAST_YEAR = 1971, 9000
+
 _SHORTEST_LOOK_BACK = datetime.timedelta(hours=1)
 
 
@@ -85,14 +91,14 @@ class Plan:
     def restored(cls, entry: Any, stored: str) -> Plan | None:
         """What the last leader planned, or ``None`` if nothing, or for another schedule."""
         try:
-            state = json.loads(stored)
+            state = _loaded(stored)
             if state["schedule"] != fingerprint(entry.schedule):
                 return None
-            last_run_at = as_told_by(entry, datetime.datetime.fromisoformat(state["last_run_at"]))
+            last_run_at = as_told_by(entry, _moment(state["last_run_at"]))
             restored = _like(entry, last_run_at, int(state["total_run_count"]))
-            due = datetime.datetime.fromisoformat(state["due"])
+            due = _moment(state["due"])
             return cls(restored, int(state["sequence"]), due, stored, bool(state.get("claimed")))
-        except (ValueError, KeyError, TypeError):
+        except _SENSELESS:
             return None
 
     @classmethod
@@ -169,9 +175,8 @@ def last_run(stored: str) -> tuple[datetime.datetime, int] | None:
     """When an entry ran last and how often, as ``stored``; ``None`` if it was never stored."""
     state = _loaded(stored)
     try:
-        moment = datetime.datetime.fromisoformat(state["last_run_at"])
-        return moment, int(state["total_run_count"])
-    except (ValueError, KeyError, TypeError):
+        return _moment(state["last_run_at"]), int(state["total_run_count"])
+    except _SENSELESS:
         return None
 
 
@@ -316,6 +321,18 @@ def _is_cached(timetable: Any, name: str) -> bool:
     return hasattr(inspect.getattr_static(type(timetable), name, None), "__get__")
 
 
+def _moment(text: str) -> datetime.datetime:
+    """A moment as it was stored.
+
+    Raises:
+        ValueError, OverflowError, TypeError: it is none.
+    """
+    moment = datetime.datetime.fromisoformat(text)
+    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        raise ValueError(f"{text!r} is out of all bounds")
+    return moment
+
+
 def _like(entry: Any, last_run_at: datetime.datetime, total_run_count: int) -> Any:
     fields = dict(entry, last_run_at=last_run_at, total_run_count=total_run_count)
     return entry.__class__(**fields)
@@ -324,13 +341,13 @@ def _like(entry: Any, last_run_at: datetime.datetime, total_run_count: int) -> A
 def _sequence(stored: str) -> int:
     try:
         return int(_loaded(stored)["sequence"])
-    except (ValueError, KeyError, TypeError):
+    except _SENSELESS:
         return 0
 
 
 def _loaded(stored: str) -> dict[str, Any]:
     try:
         state = json.loads(stored)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return state if isinstance(state, dict) else {}

@@ -120,10 +120,10 @@ class RedisClient:
             )
         if "WRONGTYPE" not in str(exc):
             return None
-        expected = list(zip(keys, script.types, strict=False))
+        expected = list(zip(keys, script.types_of(keys), strict=True))
         types = self._exchange(connection, [["TYPE", key] for key, _ in expected])
         for (key, wanted), found in zip(expected, types, strict=True):
-            if isinstance(found, bytes) and found.decode() not in ("none", wanted):
+            if isinstance(found, bytes) and wanted and found.decode() not in ("none", wanted):
                 return StoreUnavailable(
                     f"in {self._setting}, the key {key} is a {found.decode()} and must be a"
                     f" {wanted}; delete that key"
@@ -247,12 +247,18 @@ class Script:
     Args:
         text: the script.
         types: what its first keys must be, as ``TYPE`` says it.
+        further: what all keys after these must be; unknown if empty.
     """
 
-    def __init__(self, text: str, types: Sequence[str] = ()) -> None:
-        self.types = types
+    def __init__(self, text: str, types: Sequence[str] = (), further: str = "") -> None:
+        self._types = types
+        self._further = further
         self._text = text
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def types_of(self, keys: Sequence[str]) -> list[str]:
+        """What each of ``keys`` must be."""
+        return [*self._types, *[self._further] * len(keys)][: len(keys)]
 
     def by_sha(self, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
         """The command that runs it by digest."""

@@ -186,6 +186,26 @@ def _remaining(shared: Shared) -> float:
     return record.remaining
 
 
+@pytest.mark.parametrize("count", ["9" * 400, "1" * 20, "-5", "1e999", '"7"', "null"])
+def test_a_run_count_that_is_none_is_not_counted(shared: Shared, count: str) -> None:
+    shared.redis.hset(shared.schedule._schedule, "spoiled", f'{{"total_run_count": {count}}}')
+    shared.redis.hset(shared.schedule._schedule, "fine", '{"total_run_count": 5}')
+    assert shared.schedule.dispatched() in (5, 6)  # of 1e999 the first digit
+
+
+def test_a_state_that_is_no_text_can_be_written_over_and_removed(shared: Shared) -> None:
+    mandate = shared.lead("a")
+    for entry in ("tick", b"\xff\xfe"):
+        shared.redis.hset(shared.schedule._schedule, entry, b"\xff\x00\xc3")
+    loaded = shared.schedule.load()
+    assert len(loaded) == 2
+    sent = shared.schedule.dispatch(mandate, "tick", loaded["tick"], NEW, [MESSAGE])
+    assert sent is Outcome.SENT
+    gone = [entry for entry in loaded if entry != "tick"]
+    assert shared.schedule.forget(mandate, gone) is Outcome.SENT
+    assert shared.schedule.load() == {"tick": NEW}
+
+
 # -- the least that a beat needs of a broker ------------------------------------------------------
 
 #: What the scripts of the schedule run on messages and states.
