@@ -42,7 +42,7 @@ from .redis_client import RedisClient
 from .redis_store import RedisStore
 from .runner import Campaign, Listener, Runner
 from .scripts import Keys
-from .settings import BEAT, WORKER, Settings
+from .settings import BEAT, WORKER, Settings, unknown_settings
 from .signals import Delivery
 from .watchdog import Pulse
 
@@ -191,6 +191,11 @@ class Leadership:
             LeaderError: what to change.
         """
         self.always_leads()
+
+    def tell_unknown_settings(self) -> None:
+        """Log the ``leader_*`` settings that there are none of."""
+        for complaint in unknown_settings(self.app):
+            logger.warning("%s", complaint)
 
     def always_leads(self) -> bool:
         """Whether there is nobody else to lead: eager mode, or a broker in this process.

@@ -139,6 +139,7 @@ class LeaderMixin:
     def _on_beat_init(self, sender: Any, **_: Any) -> None:
         if sender.scheduler is self:
             self._service = sender
+            self._leadership.tell_unknown_settings()  # no log is set up earlier
 
     def _answer_remote_control(self) -> None:
         """Have this beat answer to the commands of elections too, where it answers at all."""

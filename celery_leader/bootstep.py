@@ -62,6 +62,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._leadership = leadership = leadership_of(c.app)
         with refusing_clearly():
             leadership.check()
+            leadership.tell_unknown_settings()
             serve_metrics(c.app)
             settings = leadership.settings
             named = settings.elections

@@ -90,6 +90,7 @@ def _guard_beat(sender: Any, **_: Any) -> None:
         # Signals swallow every other exception, and this beat would send on, unelected.
         logger.critical("%s", exc)
         raise SystemExit(1) from exc
+    leadership.tell_unknown_settings()
     if embedded and campaign is not None:
         _resign_at_sigterm(leadership, campaign)
 

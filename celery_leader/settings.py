@@ -7,8 +7,9 @@ is written to ``app.conf``: ``add_defaults`` would override the user's own value
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
-from dataclasses import dataclass
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
 from celery import Celery
@@ -23,6 +24,8 @@ BEAT = "beat"
 #: Seconds; as long as Celery's own beat may be silent before it counts as stuck.
 DEFAULT_WATCHDOG = 60.0
 
+_PREFIX = "leader_"
+_CLOSE = 0.5  # as close as "lease" is to "lease_duration"
 _LEAST_WATCHDOG = 1.0
 _MOST_PRIORITY = 1000
 _LAST_PORT = 65535
@@ -87,6 +90,35 @@ class Settings:
             metrics_port=_port(app, "leader_metrics_port"),
             metrics_address=_text(app, "leader_metrics_address", "0.0.0.0"),
         )
+
+
+def known_settings() -> frozenset[str]:
+    """The names of all ``leader_*`` settings."""
+    every = {f"{_PREFIX}{field.name}" for field in (*fields(Settings), *fields(Timing))}
+    return frozenset(every - {f"{_PREFIX}timing"})
+
+
+def unknown_settings(app: Celery) -> Iterator[str]:
+    """A sentence for each ``leader_*`` setting of ``app.conf`` that is none, as one misspelt.
+
+    Celery lets an app keep what it likes in its configuration, so none of them is refused.
+    """
+    keys = sorted(app.conf.keys())  # reads the configuration, which knows its prefix only then
+    prefix = app.conf.prefix or ""  # Django's CELERY_, and then all is in capitals
+    ours = _spelt(_PREFIX, prefix)
+    known = {_spelt(name, prefix).removeprefix(ours) for name in known_settings()}
+    for key in keys:
+        rest = key.removeprefix(ours)
+        # A module of settings has its imports in it, too.
+        if rest == key or rest in known or callable(app.conf[key]):
+            continue
+        close = difflib.get_close_matches(rest, known, n=1, cutoff=_CLOSE)
+        hint = f"; did you mean {ours}{close[0]}?" if close else ""
+        yield f"{key} is no setting of celery_leader and does nothing{hint}"
+
+
+def _spelt(name: str, prefix: str) -> str:
+    return prefix + name.upper() if prefix.isupper() else prefix + name
 
 
 def check_elections(names: Any, what: str) -> tuple[str, ...]:

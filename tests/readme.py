@@ -18,3 +18,9 @@ def acl_rules(user: str) -> list[str]:
 def acl_commands(user: str) -> list[str]:
     """The commands that it may use."""
     return [rule[1:] for rule in acl_rules(user) if rule.startswith("+")]
+
+
+def settings() -> set[str]:
+    """The ``leader_*`` settings of the README's table."""
+    section = _README.read_text().partition("\n## Settings\n")[2].partition("\n### ")[0]
+    return set(re.findall(r"^\| `(leader_\w+)` \|", section, re.MULTILINE))

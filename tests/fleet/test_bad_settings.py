@@ -92,6 +92,20 @@ def test_a_setting_that_cannot_work_is_refused_in_one_line_at_the_start(
     assert broken.redis.keys("*") == []
 
 
+def test_a_misspelt_setting_is_told_of_in_the_log_and_holds_nothing_up(broken: Fleet) -> None:
+    misspelt = {"conf": {"leader_preempts": True}}
+    told = "leader_preempts is no setting of celery_leader and does nothing; did you mean"
+    for process in (
+        broken.worker("worker", **misspelt),
+        broken.beat("beat", **misspelt),
+        broken.beat("stock", "-S", "celery.beat:PersistentScheduler", **misspelt),
+    ):
+        process.says(f"WARNING/MainProcess] {told} leader_preempt?")
+        assert process.log.count(told) == 1, process.name
+    for election in ("worker", "beat"):
+        broken.leader(election)
+
+
 @pytest.mark.parametrize(
     ("option", "complaint"),
     [
