@@ -32,7 +32,11 @@ class RestrictedFleet(OperatedFleet):
 
     def refused(self) -> list[str]:
         """What Redis refused the fleet's user, by its own log."""
-        return sorted(f"{each['reason']} {each['object']}" for each in self.redis.acl_log())
+        found = [(each["reason"], each["object"]) for each in self.redis.acl_log()]
+        # redis-py says its name where the server knows the command, and does without.
+        return sorted(
+            f"{reason} {what}" for reason, what in found if what.partition("|")[0] != "client"
+        )
 
 
 @pytest.fixture
@@ -80,7 +84,9 @@ def test_a_fleet_does_all_it_does_with_the_rights_of_the_readme(
 
     report = doctor(fleet)
     assert not [each for each in report["findings"] if each["severity"] == "critical"], report
-    assert {each.split()[1] for each in fleet.refused()} == {"info", "config|get", "scan"}
+    # Redis 6 names no subcommands in its log.
+    refused = {each.split()[1].partition("|")[0] for each in fleet.refused()}
+    assert refused == {"info", "config", "scan"}
     unknown = {each["about"]: each["advice"] for each in report["findings"]}
     for about, grant in (("INFO", "+info"), ("CONFIG", "+config|get"), ("namespaces", "+scan")):
         assert grant in unknown[about]
