@@ -30,6 +30,7 @@ from examples.processes import (
     free_port,
 )
 
+_LAST_PORT = 65535
 PATIENCE = 120.0  # seconds; only ever used up by a failure
 
 T = TypeVar("T")
@@ -244,6 +245,8 @@ def main(target: str, story: Callable[[Show], None]) -> int:
         "--port", type=int, default=0, help="where to serve pages, if it serves any"
     )
     arguments = parser.parse_args()
+    if not 0 <= arguments.port <= _LAST_PORT:
+        parser.error(f"--port is {arguments.port}: it must be {_LAST_PORT} at most")
     interrupts = Interrupts()
     with Processes() as processes:
         show = Show(target, processes, interrupts, stays=arguments.stay, asked_port=arguments.port)

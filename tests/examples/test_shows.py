@@ -95,6 +95,12 @@ def test_a_port_that_is_taken_is_said_in_one_line(new_show: NewShow, example: st
     assert f"make example-{example} EXAMPLE='--port {port + 1}'" in line
 
 
+def test_a_port_that_there_is_none_of_is_refused(new_show: NewShow) -> None:
+    show = new_show("quickstart", "--port", "99999")
+    assert show.ends() == 2
+    assert show.said.endswith("error: --port is 99999: it must be 65535 at most\n")
+
+
 @pytest.mark.parametrize("example", sorted(SHOWS))
 def test_without_a_redis_server_it_says_how_to_get_one(
     new_show: NewShow, tmp_path: Path, example: str
