@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import click
 from billiard.process import current_process
 from celery import Celery, _state
+from celery.local import Proxy
 
 from .belief import Address, Belief, BeliefPage, beliefs_at
 from .broker import LeaseSource, lease_source
@@ -775,6 +776,19 @@ def worker_pid() -> int | None:
     """Whose pool process or embedded beat this process is; ``None`` if it is nobody's."""
     pid: int | None = getattr(current_process(), "_parent_pid", None)
     return pid
+
+
+def celery_app(app: Any, asking: str) -> Celery:
+    """``app`` itself, also where ``celery.current_app`` stands for it.
+
+    Raises:
+        LeaderError: it is none, as the app of a web framework; it was given to ``asking``.
+    """
+    if isinstance(app, Proxy):
+        app = app._get_current_object()
+    if not isinstance(app, Celery):
+        raise LeaderError(f"{asking} takes a Celery app, and {app!r} is none")
+    return app
 
 
 def leadership_of(app: Celery) -> Leadership:

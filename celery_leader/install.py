@@ -9,7 +9,7 @@ from typing import Any
 import click
 from celery import Celery, signals
 
-from .app import Leadership, leadership_of, worker_pid
+from .app import Leadership, celery_app, leadership_of, worker_pid
 from .beat import LeaderMixin
 from .errors import LeaderError
 from .runner import Campaign
@@ -50,8 +50,10 @@ def install(app: Celery) -> Celery:
     until a worker or beat starts. Returns ``app``.
 
     Raises:
-        LeaderError: when the worker or beat starts, for a setting that cannot be used.
+        LeaderError: ``app`` is no Celery app; or, when the worker or beat starts, a setting
+            cannot be used.
     """
+    app = celery_app(app, "install")
     if installed(app):
         return app
     app.amqp_cls = RoutedAMQP(app.amqp_cls)

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from celery import Celery
 
-from .app import Leader, leadership_of
+from .app import Leader, celery_app, leadership_of
 from .clock import now
 from .election import Change, GiveWay
 from .errors import LeaderError, NotLeader
@@ -40,11 +40,11 @@ class LeaderElection:
             ``name@host:pid``, numbered from the second in a process on.
 
     Raises:
-        LeaderError: the name or a setting cannot be used.
+        LeaderError: the app, the name or a setting cannot be used.
     """
 
     def __init__(self, app: Celery, name: str, *, node: str | None = None) -> None:
-        self._leadership = leadership_of(app)
+        self._leadership = leadership_of(celery_app(app, "LeaderElection"))
         self._name = check_name(name)
         self._node = check_node(node) if node else self._leadership.free_node_name(name)
         self._campaign: Campaign | None = None
