@@ -163,7 +163,7 @@ class Probe:
         """What would be refused, and why; ``None`` if that cannot be found out."""
         wanted = [call for name in elections for call in _calls(self._keys, name)]
         if queue is not None:
-            wanted.append(["LPUSH", self._keys.prefix + queue, "x"])
+            wanted += _calls_on_queue(self._keys.prefix + queue)
         begun, *told, ended = self._client.call_all([["MULTI"], *wanted, ["DISCARD"]])
         if isinstance(begun, StoreUnavailable):
             return None
@@ -192,6 +192,11 @@ class Probe:
             if cursor == b"0":
                 return frozenset(found)
         return None
+
+
+def _calls_on_queue(queue: str) -> list[Sequence[Any]]:
+    """The commands on a queue that a dispatch runs."""
+    return [["LPUSH", queue, "x"], ["LLEN", queue]]
 
 
 def _calls(keys: Keys, election: str) -> Iterable[Sequence[Any]]:

@@ -39,6 +39,8 @@ end
 local state = redis.call('HGET', KEYS[2], ARGV[3]) or ''
 if state == ARGV[5] then return 'repeated' end
 if state ~= ARGV[4] then return 'claimed' end
+-- A push that fails ends the script and takes none back that went before: it must be the first.
+for i = 9, #ARGV, 3 do if ARGV[i] == 'LPUSH' then redis.call('LLEN', ARGV[i + 1]) end end
 for i = 6, #ARGV, 3 do redis.call(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
 redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])
 return 'sent'

@@ -71,6 +71,17 @@ def test_a_dispatch_that_comes_twice_is_known_again(shared: Shared) -> None:
     assert shared.messages == 1
 
 
+def test_where_one_of_several_queues_is_something_else_no_queue_has_the_message(
+    shared: Shared,
+) -> None:
+    mandate = shared.lead("a")
+    shared.redis.set("odd", "no list")
+    pushes = [MESSAGE, Push("PUBLISH", "topic", b"message"), Push("LPUSH", "odd", b"message")]
+    with pytest.raises(StoreUnavailable, match="odd"):
+        shared.schedule.dispatch(mandate, "tick", OLD, NEW, pushes)
+    assert shared.nothing_happened()
+
+
 def test_a_tick_whose_state_is_another_is_not_sent(shared: Shared) -> None:
     mandate = shared.lead("a")
     assert shared.dispatch(mandate, old="of somebody else") is Outcome.CLAIMED
