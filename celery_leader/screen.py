@@ -1,6 +1,7 @@
 """Tables for people: with rich at a terminal, in plain lines anywhere else.
 
-Guaranteed: the same words in both forms, and that nothing in a cell is taken for markup.
+Guaranteed: the same words in both forms, that nothing in a cell is taken for markup, and that
+no table breaks a word: a terminal that is too narrow for that gets the plain lines.
 rich is only ever imported here, when something is shown on a terminal: whoever imports the
 command line, as every ``celery`` command does, does not wait for it.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _GAP = "  "
+_PADDING = 3  # what a drawn column takes beside its text
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,11 @@ def live(*, color: bool = True) -> Iterator[Callable[[Sequence[Sheet]], None]]:
 def _console(color: bool) -> Console:
     from rich.console import Console
 
-    # A node name that is wrapped or cut off cannot be copied into the next command.
-    narrow = shutil.get_terminal_size().columns
-    return Console(no_color=not color or None, highlight=False, width=narrow)
+    return Console(no_color=not color or None, highlight=False, width=_width())
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def _drawn(sheets: Sequence[Sheet]) -> RenderableType:
@@ -99,15 +103,18 @@ def _parts(sheet: Sheet) -> Iterator[Any]:
     if sheet.title:
         yield Text(sheet.title, style=sheet.style)
     used = [i for i, _ in enumerate(sheet.columns) if any(row[i] for row in sheet.rows)]
-    if used:
+    widths = _widths(sheet, used, _width())
+    if widths is None:
+        yield Text(in_lines(Sheet("", rows=sheet.rows)))
+    elif used:
         table = Table(
             box=box.SIMPLE_HEAD,
             show_edge=False,
             show_header=any(sheet.columns),
             padding=(0, 1),
         )
-        for i in used:
-            table.add_column(sheet.columns[i], overflow="fold")
+        for i, width in zip(used, widths, strict=True):
+            table.add_column(sheet.columns[i], width=width)
         for row in sheet.rows:
             style = sheet.styles.get(row[0][:1], "")
             table.add_row(*(Text(row[i], style=style) for i in used))
@@ -115,3 +122,24 @@ def _parts(sheet: Sheet) -> Iterator[Any]:
     for remark in sheet.remarks:
         yield Text(f"  {remark}", style="yellow")
     yield Text()
+
+
+def _widths(sheet: Sheet, used: Sequence[int], room: int) -> list[int] | None:
+    """How wide each column is, so that no word is broken; ``None`` where there is no room."""
+    cells = [[sheet.columns[i], *(row[i] for row in sheet.rows)] for i in used]
+    # A node name that is wrapped or cut off cannot be copied into the next command.
+    whole = [
+        each if i == 0 else " ".join(each).split() for i, each in zip(used, cells, strict=True)
+    ]
+    widths = [max(map(len, each), default=0) for each in whole]
+    wanted = [max(map(len, each)) - width for each, width in zip(cells, widths, strict=True)]
+    spare = room - sum(widths) - len(used) * _PADDING
+    if spare < 0:
+        return None
+    # Those that want least come first, so that what they leave is for the others.
+    waiting = sorted(range(len(used)), key=wanted.__getitem__)
+    for served, i in enumerate(waiting):
+        more = min(wanted[i], spare // (len(waiting) - served))
+        widths[i] += more
+        spare -= more
+    return widths
