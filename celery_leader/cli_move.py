@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 
 import click
 from celery.utils.nodenames import default_nodename, host_format
 
-from .app import Leadership
+from .app import Handover, Leadership
 from .cli_base import (
     NO,
     command,
@@ -26,9 +27,17 @@ from .overview import Overview, some
 _HANDOVER = 30.0  # seconds to wait for who comes next
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
+
+def _number(ctx: click.Context, option: click.Parameter, value: float) -> float:
+    if math.isnan(value):
+        raise click.BadParameter("it must be a number of seconds")
+    return value
+
+
 _within = click.option(
     "--timeout",
     type=click.FloatRange(min=0),
+    callback=_number,
     default=_HANDOVER,
     show_default=True,
     metavar="SECONDS",
@@ -66,7 +75,8 @@ def transfer(
     """Have the leader give its lease to NODE.
 
     It does so when what it does has come to an end: a worker's leader-only bodies, the
-    dispatch of a beat. The exit code is 1 when NODE did not lead in time.
+    dispatch of a beat. The exit code is 1 when NODE did not lead in time, and 0 also when
+    it led before.
     """
     with refusing(ctx):
         leadership = elections_of(ctx.obj.app)
@@ -79,7 +89,14 @@ def transfer(
             raise LeaderError(
                 f"{successor} takes part in {', '.join(taking_part)}: name one with --election"
             )
-        _hand_over(ctx, leadership, taking_part[0], successor, timeout, as_json)
+        (election,) = taking_part
+        leader = next(each.led for each in overviews if each.election == election)
+        if leader is not None and leader.holder == successor:
+            # Nothing to do is done: a script may say it twice.
+            already = Handover(election, successor, leader.term, successor, leader.term)
+            _tell(ctx, already, successor, 0.0, as_json)
+            return
+        _hand_over(ctx, leadership, election, successor, timeout, as_json)
 
 
 def _hand_over(
@@ -92,7 +109,13 @@ def _hand_over(
 ) -> None:
     began = now()
     done = leadership.hand_over(election, successor, timeout=timeout)
-    took = now() - began
+    _tell(ctx, done, successor, now() - began, as_json)
+
+
+def _tell(
+    ctx: click.Context, done: Handover, successor: str | None, took: float, as_json: bool
+) -> None:
+    election = done.election
     achieved = done.leader is not None and successor in (None, done.leader)
     if as_json:
         print_json(
@@ -113,8 +136,12 @@ def _hand_over(
             f" celery leader status --election {election}"
         )
     else:
-        again = " again: there was no other candidate" if done.leader == done.former else ""
-        click.echo(f"{election}: {done.leader} leads{again}, term {done.term}, after {took:.2f} s")
+        how = f", term {done.term}, after {took:.2f} s"
+        if done.term == done.former_term:
+            how = f" already, term {done.term}"
+        elif done.leader == done.former:
+            how = f" again: there was no other candidate{how}"
+        click.echo(f"{election}: {done.leader} leads{how}")
         if not achieved:
             click.echo(f"{successor} did not take the lease in its time, so it went on")
     ctx.exit(0 if achieved else NO)

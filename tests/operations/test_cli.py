@@ -189,9 +189,11 @@ def test_transfer_gives_the_lease_to_the_node_that_is_named(led: Fleet, election
 
 
 def test_transfer_to_who_cannot_lead_is_an_error_that_says_who_can(led: Fleet) -> None:
-    leader, other = led.leader().node, follower(led)
+    other = follower(led)
     ours = ("--election", "worker")
-    assert error(led, "transfer", leader, *ours) == f"worker: {leader} leads already"
+    refused = command.run(led.app, "transfer", other, *ours, "--timeout", "nan")
+    assert refused.returncode == 2
+    assert "it must be a number of seconds" in refused.stderr
     line = error(led, "transfer", "w9@fleet", *ours)
     assert line == "there is no candidate 'w9@fleet'; known are w1@fleet, w2@fleet, w3@fleet"
     assert error(led, "transfer", other) == (
@@ -201,6 +203,15 @@ def test_transfer_to_who_cannot_lead_is_an_error_that_says_who_can(led: Fleet) -
     assert error(led, "transfer", other, "--election", "nope") == (
         "there is no election 'nope'; known are beat, reports, worker"
     )
+
+
+def test_transfer_to_who_leads_already_is_done(led: Fleet) -> None:
+    leader, term = led.leader().node, int(led.record()["term"])
+    done = told(led, "transfer", leader, "--election", "worker")
+    assert (done["former"], done["leader"], done["done"]) == (leader, leader, True)
+    said = ran(led, "transfer", leader, "--election", "worker")
+    assert f"worker: {leader} leads already, term {term}" in said
+    assert int(led.record()["term"]) == term
 
 
 def test_a_node_may_be_named_without_its_host(led: Fleet) -> None:
