@@ -433,7 +433,8 @@ class Fleet:
 
 def _close(app: Celery) -> None:
     # Before Celery 5.7 a result that is garbage asks for its Redis until there is one again.
-    app.backend.remove_pending_result = lambda _: None
+    if app._backend is not None:
+        app._backend.remove_pending_result = lambda _: None
     app.close()
 
 
