@@ -13,6 +13,7 @@ from redbeat import RedBeatScheduler
 from redis.exceptions import RedisError
 
 from .beat import LeaderMixin
+from .plan import Tick, as_told_by, last_run
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,19 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
             self._set_up = True
         except RedisError as exc:
             logger.warning("beat: redbeat_redis_url cannot be used, trying on: %s", exc)
+
+    def reserve(self, entry: Any) -> Any:
+        """Write into redbeat's Redis when ``entry`` ran last, as beats share it.
+
+        A leader that was killed between the two leaves the first to its successor: the next
+        tick then counts from the run, and not from when that was noticed.
+        """
+        stored = self._shared.get(entry.name, "")
+        last = last_run(stored)
+        if last is None or self.leading_term() is None or not Tick.of(entry).is_in(stored):
+            return super().reserve(entry)
+        moment, _ = last
+        return entry.next(last_run_at=as_told_by(entry, moment))
 
     def take_over(self, term: int) -> bool:
         """Go on from what the last leader left."""

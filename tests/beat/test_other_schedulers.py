@@ -179,6 +179,32 @@ def test_a_redbeat_entry_s_first_run_is_not_repeated_when_redbeat_has_no_note_of
     assert_no_beat_failed(fleet)
 
 
+def test_the_next_tick_of_a_redbeat_entry_counts_from_a_run_that_redbeat_has_no_note_of(
+    new_kind: NewKind,
+) -> None:
+    fleet = new_kind("leader-redbeat", TICK)
+    from celery.schedules import schedule
+    from redbeat import RedBeatSchedulerEntry
+
+    app = fleet.sender()
+    leader = start(fleet, "leader-redbeat", "b1", "b2")
+    entry = RedBeatSchedulerEntry("often", "fleet.often", schedule(1.0, app=app), app=app)
+    entry.save()
+    fleet.had(2, "fleet.often")
+    leader.kill()
+    # As if it had been killed after the push, before it could say that the entry ran.
+    ran = last_run(fleet, "often")
+    before = json.loads(fleet.leases.hget(fleet.key("schedule", "beat"), "often"))["tick"]
+    entry = RedBeatSchedulerEntry.from_key(entry.key, app=app)
+    entry._next_instance(last_run_at=datetime.fromisoformat(before))
+    sent = len(fleet.of("fleet.often"))
+    assert fleet.leader("beat", other_than=leader)
+    fleet.had(sent + 1, "fleet.often")
+    following = datetime.fromisoformat(fleet.ticks("fleet.often")[sent])
+    assert (following - ran).total_seconds() == pytest.approx(1.0, abs=0.1)
+    assert_no_beat_failed(fleet)
+
+
 def test_redbeat_entries_made_or_changed_while_beats_run_are_picked_up_also_by_the_next(
     new_kind: NewKind,
 ) -> None:

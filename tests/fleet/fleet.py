@@ -333,6 +333,7 @@ class Fleet:
         return [
             Line(line["kind"], line["node"], int(line["term"]), int(at.split("-")[0]) * 1000)
             for at, line in self.leases.xrange(self.key("history", election))
+            if line["kind"] in ("elected", "resigned", "reserved")
         ]
 
     def leader(self, election: str = "worker", *, other_than: Process | None = None) -> Process:
