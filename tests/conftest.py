@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.redis_process import RedisServer, redis_binary
 from tests.services import must_have
+
+
+def pytest_configure() -> None:
+    """A shell has what it starts in the background ignore SIGINT, and so do its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
