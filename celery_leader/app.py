@@ -36,7 +36,6 @@ from .clock import now
 from .election import Election, GiveWay
 from .errors import LeaderError, StoreUnavailable
 from .facts import Facts, printable
-from .history import Reign
 from .lease import Candidate, Record, check_name, check_node
 from .observe import Event, LeaderChanged, LeaderElected, Observer, Standing
 from .redis_client import RedisClient
@@ -275,15 +274,6 @@ class Leadership:
         with self.visit() as store:
             return store.candidates(election)
 
-    def history(self, election: str, count: int) -> list[Reign]:
-        """The last ``count`` leaderships of ``election``, the latest first.
-
-        Raises:
-            StoreUnavailable: Redis did not answer.
-        """
-        with self.visit() as store:
-            return store.history(election, count)
-
     # -- giving orders ----------------------------------------------------------
 
     def hand_over(self, election: str, successor: str | None = None, *, timeout: float) -> Handover:
@@ -350,15 +340,6 @@ class Leadership:
         check_node(node)
         with self.visit() as store:
             return {name: store.free(name, node) for name in elections}
-
-    def held(self, election: str) -> dict[str, float]:
-        """The nodes kept out of ``election``, candidates or not, and for how many seconds more.
-
-        Raises:
-            StoreUnavailable: Redis did not answer.
-        """
-        with self.visit() as store:
-            return store.held(election)
 
     def leader(self, election: str) -> Leader | None:
         """Who leads ``election``, or ``None`` when nobody does.

@@ -410,7 +410,8 @@ def test_a_leader_hands_over_when_asked_and_gives_way_when_held(make_app: MakeAp
     assert not a.is_leader()
     assert asker.hold(b.node, [NAME]) == {NAME: True}
     assert a.wait_until_leader(timeout=30)
-    reasons = [reign.reason for reign in asker.history(NAME, 3)]
+    with asker.visit() as store:
+        reasons = [reign.reason for reign in store.history(NAME, 3)]
     assert reasons == [None, "held", "transferred"]
     a.resign()
     assert [each.node for each in asker.candidates(NAME)] == [b.node], "who goes leaves at once"
