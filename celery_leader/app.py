@@ -44,7 +44,7 @@ from .runner import Campaign, Listener, Runner
 from .scripts import Keys
 from .settings import BEAT, WORKER, Settings, unknown_settings
 from .signals import Delivery
-from .watchdog import Pulse
+from .watchdog import Pulse, Requirement
 
 logger = logging.getLogger(__name__)
 
@@ -449,13 +449,13 @@ class Leadership:
         holder: str,
         listener: Listener | None = None,
         priority: int | None = None,
-        pulse: Pulse | None = None,
+        requirements: Iterable[Requirement] = (),
         role: str = "process",
     ) -> Campaign | None:
         """Take part in ``election`` as ``holder``; ``None`` where there is nothing to win.
 
-        ``priority`` is ``leader_priority`` unless it is given. ``pulse`` is of what must
-        move while this process leads. ``role`` is what the register of candidates says of
+        ``priority`` is ``leader_priority`` unless it is given. ``requirements`` are what must
+        hold for this process to lead. ``role`` is what the register of candidates says of
         this process.
 
         Raises:
@@ -472,7 +472,7 @@ class Leadership:
             runner = self._running()
             self._nodes.add(holder)
             campaign = self._new_campaign(check_name(election), check_node(holder), priority, role)
-            campaign.pulse = pulse
+            campaign.requirements += requirements
             if listener is not None:
                 campaign.listeners.append(listener)
             self._campaigns.append(campaign)

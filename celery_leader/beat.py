@@ -117,8 +117,9 @@ class LeaderMixin:
         node = self._leadership.free_node_name("beat")
         self._pulse = self._leadership.new_pulse("the beat")
         self._show_life()
+        requirements = [] if self._pulse is None else [self._pulse]
         self._campaign = self._leadership.campaign(
-            BEAT, node, self._on_change, pulse=self._pulse, role="beat"
+            BEAT, node, self._on_change, requirements=requirements, role="beat"
         )
         self._dispatcher = Dispatcher(app, self._leadership, self._campaign)
         if self._worker_pid is not None:

@@ -106,10 +106,11 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._campaigns is None:
             self._campaigns = {}
             self._leadership.observe(self._on_event)
+            requirements = [] if self._pulse is None else [self._pulse]
             for name in self._eligible:
                 listener = functools.partial(self._on_change, name)
                 campaign = self._leadership.campaign(
-                    name, c.hostname, listener, self._priority, self._pulse, role="worker"
+                    name, c.hostname, listener, self._priority, requirements, role="worker"
                 )
                 if campaign is not None:
                     self._campaigns[name] = campaign

@@ -43,7 +43,7 @@ from .observe import (
     Standing,
     Unanswered,
 )
-from .watchdog import Pulse
+from .watchdog import Requirement
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +66,10 @@ class Campaign:
         self.wanted = False
         self.farewells: list[threading.Event] = []
         self.retired: Callable[[], None] | None = None
-        #: Of what must move while this process leads; ``None``: nothing must.
-        self.pulse: Pulse | None = None
-        self.stalled = False
+        #: What must hold for this process to lead.
+        self.requirements: list[Requirement] = []
+        #: Those of them that do not hold, in the order in which they failed.
+        self.unmet: list[Requirement] = []
 
     @property
     def name(self) -> str:
@@ -279,8 +280,9 @@ class Runner:
         due: list[tuple[Campaign, Request]] = []
         wake_at: float | None = moment + _NO_NEWS
         for campaign in list(self._campaigns):
-            if campaign.pulse is not None:
-                wake_at = min(wake_at or moment, self._look_at(campaign, campaign.pulse, moment))
+            for requirement in campaign.requirements:
+                self._look_at(campaign, requirement, moment)
+                wake_at = min(wake_at or moment, requirement.look_again_at(moment))
             action = campaign.election.next_action(moment)
             if not isinstance(action, Wait):
                 due.append((campaign, action))
@@ -295,32 +297,33 @@ class Runner:
         elif not self._orders:
             self._wait(max(0.0, (wake_at or moment) - now()))
 
-    def _look_at(self, campaign: Campaign, pulse: Pulse, moment: float) -> float:
-        """See whether what it leads for still moves; when to look again."""
-        stands = pulse.stands(moment)
-        if stands and not campaign.stalled and campaign.election.campaigning:
-            campaign.stalled = True
+    def _look_at(self, campaign: Campaign, requirement: Requirement, moment: float) -> None:
+        """Have a candidate that is not fit to lead neither lead nor campaign until it is."""
+        fails, failed = requirement.fails(moment), requirement in campaign.unmet
+        takes_part = bool(campaign.unmet) or campaign.election.campaigning
+        if fails and not failed and takes_part:
+            campaign.unmet.append(requirement)
             logger.warning(
-                "%s: %s has stood still for more than %g s: node %s does not lead until it moves",
+                "%s: %s: node %s does not lead until %s",
                 campaign.name,
-                pulse.what,
-                pulse.patience,
+                requirement.trouble,
                 campaign.election.holder,
+                requirement.cure,
                 extra=_fields(campaign),
             )
-            campaign.election.resign(moment, reason="stalled")
-        elif campaign.stalled and not stands:
-            campaign.stalled = False
+            if campaign.election.campaigning:
+                campaign.election.resign(moment, reason=requirement.reason)
+        elif failed and not fails:
+            campaign.unmet.remove(requirement)
             logger.info(
-                "%s: %s moves again, node %s",
+                "%s: %s, node %s",
                 campaign.name,
-                pulse.what,
+                requirement.relief,
                 campaign.election.holder,
                 extra=_fields(campaign),
             )
-            if campaign.wanted:
+            if campaign.wanted and not campaign.unmet:
                 campaign.election.campaign(moment)
-        return pulse.look_again_at(moment)
 
     def _follow_orders(self) -> None:
         for _ in range(len(self._orders)):
@@ -336,7 +339,7 @@ class Runner:
                 case _StepDown(campaign, successor, reason):
                     campaign.election.step_down(now(), successor, reason)
                     self._publish(campaign)
-                    campaign.wanted = campaign.election.campaigning or campaign.stalled
+                    campaign.wanted = campaign.election.campaigning or bool(campaign.unmet)
                 case _Retire(campaign, then):
                     campaign.retired = then
                 case _Reconnect():

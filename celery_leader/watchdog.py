@@ -1,29 +1,70 @@
-"""Whether what a leader leads for still moves: a worker's event loop, a beat's ticks.
+"""Whether a process is fit to lead: its event loop moves, its broker answers.
 
-The election's thread renews whatever becomes of the rest of its process; a leader whose
-own work stands still must not lead on. Time is an argument. Guaranteed: what stands is
-noticed after ``patience`` and a little more. A process that was paused as a whole is
+The election's thread renews whatever becomes of the rest of its process; a leader that
+cannot do a leader's work must not lead on. Time is an argument. Guaranteed: what is silent
+is noticed after ``patience`` and a little more. A process that was paused as a whole is
 not taken for one whose work stands. Not guaranteed: that work that moves gets anything done.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 _NEVER = float("inf")
 
 
+class Requirement(Protocol):
+    """One thing that must hold for a process to lead; asked by the election's thread."""
+
+    @property
+    def reason(self) -> str:
+        """Why the lease was given up, as the history says it."""
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong while it does not hold, for the log."""
+
+    @property
+    def cure(self) -> str:
+        """Until when the process does not lead, for the log."""
+
+    @property
+    def relief(self) -> str:
+        """What is right again when it holds, for the log."""
+
+    def fails(self, now: float) -> bool:
+        """Whether it does not hold."""
+
+    def look_again_at(self, now: float) -> float:
+        """When there can be something new to see."""
+
+
 class Pulse:
-    """The signs of life of one thing that must move while its process leads.
+    """The signs of life of one thing that a process needs in order to lead.
 
     Args:
-        what: what moves, for the log.
+        what: what gives them, for the log.
         patience: for how long, in seconds, it may be silent.
     """
+
+    reason = "stalled"
+    cure = "it moves"
 
     def __init__(self, what: str, patience: float) -> None:
         self.what = what
         self.patience = patience
         self._silent_at = _NEVER
         self._doubted: tuple[float, float] | None = None
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong while it stands."""
+        return f"{self.what} has stood still for more than {self.patience:g} s"
+
+    @property
+    def relief(self) -> str:
+        """What is right again when it moves."""
+        return f"{self.what} moves again"
 
     @property
     def period(self) -> float:
@@ -47,7 +88,7 @@ class Pulse:
 
     # -- from the election's thread ----------------------------------------------
 
-    def stands(self, now: float) -> bool:
+    def fails(self, now: float) -> bool:
         """Whether it stands still: silent for too long, and looked at twice."""
         silent_at = self._silent_at
         if now < silent_at:

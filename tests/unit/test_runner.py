@@ -389,7 +389,8 @@ def test_a_leader_whose_work_stands_still_gives_up_and_comes_back_when_it_moves(
     caplog.set_level("INFO", logger="celery_leader")
     seen: list[Event] = []
     runner, campaign = fleet.runner(observer=seen.append), fleet.campaign("a")
-    campaign.pulse = pulse = Pulse("the loop", 0.2)
+    pulse = Pulse("the loop", 0.2)
+    campaign.requirements = [pulse]
     runner.start(campaign)
     wait_until(campaign.term, what="the candidate to lead")
     pulse.beat(clock.now())
@@ -413,26 +414,47 @@ def test_a_leader_whose_work_stands_still_gives_up_and_comes_back_when_it_moves(
 def test_a_follower_whose_work_stands_still_does_not_take_a_free_lease(fleet: Fleet) -> None:
     leading, leader = fleet.leader("a")
     runner, campaign = fleet.runner(), fleet.campaign("b")
-    campaign.pulse = pulse = Pulse("the loop", 0.2)
+    pulse = Pulse("the loop", 0.2)
+    campaign.requirements = [pulse]
     pulse.beat(clock.now())
     runner.start(campaign)
-    wait_until(lambda: campaign.stalled, what="it to be noticed")
+    wait_until(lambda: campaign.unmet, what="it to be noticed")
     assert leading.resign(leader).wait(PATIENCE)
     fleet.leader("c")
     assert campaign.term() is None
 
 
+def test_a_candidate_that_fails_two_requirements_comes_back_when_both_hold(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="celery_leader")
+    runner, campaign = fleet.leader("a")
+    one, other = Pulse("the loop", 0.2), Pulse("the store", 0.2)
+    campaign.requirements = [one, other]
+    one.beat(clock.now())
+    other.beat(clock.now())
+    runner.wake()
+    wait_until(lambda: campaign.unmet == [one, other], what="both to be noticed")
+    one.suspend()
+    wait_until(lambda: campaign.unmet == [other], what="one to hold again")
+    assert not campaign.election.campaigning
+    other.suspend()
+    wait_until(campaign.term, what="it to lead again")
+    assert caplog.text.count("deposed") == 1
+
+
 def test_one_that_resigns_while_its_work_stands_still_does_not_come_back(fleet: Fleet) -> None:
     runner, campaign = fleet.leader("a")
-    campaign.pulse = pulse = Pulse("the loop", 0.2)
+    pulse = Pulse("the loop", 0.2)
+    campaign.requirements = [pulse]
     pulse.beat(clock.now())
     runner.wake()
-    wait_until(lambda: campaign.stalled, what="it to be noticed")
+    wait_until(lambda: campaign.unmet, what="it to be noticed")
     assert runner.resign(campaign).wait(PATIENCE)
 
     def moving() -> bool:
         pulse.beat(clock.now())
-        return not campaign.stalled
+        return not campaign.unmet
 
     wait_until(moving, what="it to be seen moving")
     assert not campaign.election.campaigning
