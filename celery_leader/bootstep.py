@@ -29,11 +29,19 @@ from .app import leadership_of, refusing_clearly
 from .clock import now
 from .election import Change, Deposed, GiveWay
 from .observe import Event
-from .receive import PATIENCE, consumers, forget_fetched, give_all_back, put, running_elections
+from .receive import (
+    PATIENCE,
+    consumers,
+    forget_fetched,
+    give_all_back,
+    key_of,
+    put,
+    running_elections,
+)
 from .runner import Campaign
 from .scrape import serve_metrics
 from .settings import WORKER, check_elections, check_priority
-from .tasks import adopt_tasks, leader_queue, options_of
+from .tasks import adopt_tasks, leader_queue, leader_queues, options_of
 from .watchdog import Pulse
 from .worker_events import WorkerEvents
 
@@ -79,6 +87,9 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if not forks(c.controller):
             leadership.share()
         leadership.allot(self._eligible)
+        # Known, for what Celery does with all queues of an app, and consumed by leaders only.
+        for queue in leader_queues(c.app):
+            c.app.amqp.queues.add(queue)
         c.app.amqp.queues.deselect([leadership.queue(name) for name in leadership.elections()])
         self._campaigns: dict[str, Campaign] | None = None
         self._consumer: Any = None
@@ -126,12 +137,14 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         In a rolling deployment the leader may be older than the sender.
         """
         stock = c.__class__.on_unknown_task
-        elections = {self._leadership.queue(name): name for name in self._leadership.elections()}
         told: set[str] = set()
 
         def on_unknown_task(body: Any, message: Any, exc: Exception) -> Any:
             name = message.headers.get("task")
-            queue = (message.delivery_info or {}).get("routing_key")
+            queue = key_of(message)
+            elections = {
+                self._leadership.queue(each): each for each in self._leadership.elections()
+            }
             if name is None or queue not in elections:
                 return stock(c, body, message, exc)
             if name not in told:

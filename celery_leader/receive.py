@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import weakref
 from collections.abc import Callable, Collection
 from typing import Any
@@ -22,6 +23,7 @@ from celery.worker.request import Request
 from celery.worker.state import active_requests, task_ready
 from celery.worker.strategy import hybrid_to_proto2
 from kombu import Producer, Queue
+from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
 from .app import leadership_of
 from .observe import Forwarded, Skipped
@@ -43,6 +45,9 @@ PATIENCE = 1.0  # seconds; until a message that could not be given away is tried
 
 #: The consumer of each app that runs a worker here, for what happens in a task's request.
 consumers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+# What Celery's delayed delivery on RabbitMQ puts before a routing key.
+_DELAY = re.compile(rf"^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}")
 
 # Properties of a received message that belong to that delivery and not to the message.
 _OF_DELIVERY = frozenset(
@@ -291,6 +296,12 @@ def _producer_for(app: Any, message: Any) -> Any:
             yield producer
 
 
+def key_of(message: Any) -> str:
+    """The routing key that ``message`` was sent with; that of a leader queue is its name."""
+    key: str = (message.delivery_info or {}).get("routing_key") or ""
+    return _DELAY.sub("", key)
+
+
 # -- when the worker goes, or gives way ---------------------------------------------------
 
 
@@ -356,8 +367,7 @@ def give_back(request: LeaderOnlyRequest) -> None:
 def _came_from_its_queue(request: Any) -> bool:
     election = _election_of(request)
     assert election is not None
-    queue = leader_queue(request.app, election)
-    return bool((request.message.delivery_info or {}).get("routing_key") == queue.name)
+    return key_of(request.message) == leadership_of(request.app).queue(election)
 
 
 def put_in_front(message: Any) -> None:

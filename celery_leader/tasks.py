@@ -22,7 +22,10 @@ from celery.local import PromiseProxy, Proxy
 from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 from celery.utils.imports import symbol_by_name
-from kombu import Queue
+from celery.utils.quorum_queues import detect_quorum_queues
+from kombu import Exchange, Queue
+from kombu.common import maybe_declare
+from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
 from kombu.utils.compat import detect_environment
 
 from .abort import stopped_when_lost
@@ -493,7 +496,40 @@ class LeaderRouting:
         if getattr(task, "name", name) in _MAPS:  # whose name here is that of the task it maps
             name, task = _mapped(args, kwargs) or "", None
         bound = options_of(task or self.app._tasks.get(name))
-        return None if bound is None else {"queue": leader_queue(self.app, bound.election)}
+        if bound is None:
+            return None
+        queue = leader_queue(self.app, bound.election)
+        # Named, since Celery forgets the queue of what waits for its time in RabbitMQ.
+        return {"queue": queue, "declare": [queue]}
+
+    def TaskConsumer(self, channel: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
+        """A task consumer, made when the leaders' queues are there, too.
+
+        Celery's delayed delivery binds each queue that the app knows, and fails for one that
+        is not there.
+        """
+        consumer = super().TaskConsumer(channel, *args, **kwargs)  # type: ignore[misc]
+        if detect_quorum_queues(self.app, consumer.connection.transport.driver_type)[0]:
+            for queue in leader_queues(self.app):
+                maybe_declare(queue, consumer.channel)
+        return consumer
+
+
+class DelayedQueue(Queue):  # type: ignore[misc]
+    """A queue that gets what waited for its time in RabbitMQ, from its declaration on.
+
+    Celery's workers bind the queues that they know when they start. Its sender may know an
+    election that no running worker knows, and may be there before all workers.
+    """
+
+    def declare(self, nowait: bool = False, channel: Any = None) -> Any:
+        """Declare it, and bind it to the exchange that Celery's delayed delivery ends in."""
+        name = super().declare(nowait=nowait, channel=channel)
+        channel = channel or self.channel
+        if channel.connection.client.transport.driver_type == "amqp":
+            Exchange(CELERY_DELAYED_DELIVERY_EXCHANGE, type="topic").declare(channel=channel)
+            self.bind_to(CELERY_DELAYED_DELIVERY_EXCHANGE, f"#.{self.routing_key}", channel=channel)
+        return name
 
 
 def leader_queue(app: Celery, election: str) -> Queue:
@@ -505,7 +541,14 @@ def leader_queue(app: Celery, election: str) -> Queue:
     queue = queues.new_missing(name)
     if queue.max_priority is None:
         queue.max_priority = queues.max_priority
+    if queue.exchange.type != "direct" and detect_quorum_queues(app, "amqp")[0]:
+        queue = DelayedQueue(**queue.as_dict())
     return queue
+
+
+def leader_queues(app: Celery) -> list[Queue]:
+    """The queues of the leaders of all elections that run tasks."""
+    return [leader_queue(app, name) for name in sorted(leadership_of(app).elections() - {BEAT})]
 
 
 class RoutedAMQP:

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from kombu import Connection
 
-from examples.rabbitmq.server import rabbitmq_binary
 from tests.beat.beats import BeatFleet
-from tests.beat.conftest import NewFleet
+from tests.beat.conftest import NewOnRabbit
 from tests.beat.rabbitmq import RabbitMQ
-from tests.services import must_have
 from tests.waiting import wait_until
-
-NewOnRabbit = Callable[..., BeatFleet]
-
-
-@pytest.fixture(scope="module")
-def rabbitmq() -> Iterator[RabbitMQ]:
-    """A RabbitMQ of these tests, which may be restarted."""
-    must_have(rabbitmq_binary(), "there is no rabbitmq-server here")
-    server = RabbitMQ()
-    try:
-        yield server.start()
-    finally:
-        server.close()
-
-
-@pytest.fixture
-def new_on_rabbit(new_fleet: NewFleet, rabbitmq: RabbitMQ, redis_url: str) -> NewOnRabbit:
-    """Makes fleets whose broker is RabbitMQ; each has queues of its own."""
-
-    def new(schedule: dict[str, Any], **conf: Any) -> BeatFleet:
-        own = {"task_default_queue": f"queue-{uuid.uuid4().hex[:8]}", "leader_url": redis_url}
-        conf = {"leader_lease_duration": 2.0, **own, **conf}
-        fleet = new_fleet(schedule=schedule, conf=conf, backend=redis_url)
-        fleet.config["broker"] = rabbitmq.url
-        return fleet
-
-    return new
 
 
 class Queued:

@@ -251,6 +251,13 @@ def define_tasks(app: Celery, recorder: Recorder) -> None:
         recorder.wait_at_gate(label)
         raise self.retry(countdown=0)
 
+    @task(name="fleet.retried_later")
+    @leader_only
+    def retried_later(self: Any, label: str) -> Any:
+        if self.request.retries:
+            return saw(self, "ran", label=label)
+        raise self.retry(countdown=1)
+
     @task(name="fleet.hold_report")
     @leader_only(election="reports")
     def hold_report(self: Any, label: str) -> Any:

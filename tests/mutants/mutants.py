@@ -18,6 +18,7 @@ _MARKED = ("tests/unit/test_leader_tasks.py",)
 _HANDOVER = "tests/fleet/test_worker_handover.py::test_"
 _LEADING = "tests/fleet/test_worker_leading.py::test_"
 _WAYS = "tests/fleet/test_every_way_to_send.py::test_"
+_DELAYED = "tests/beat/test_rabbitmq_queues.py::test_"
 _CONFIGURED = "tests/fleet/test_worker_configuration.py::test_"
 
 
@@ -484,5 +485,19 @@ MUTANTS = (
         "            queue = leader_queue(self.app, bound.election)\n        return super().signature",
         "            pass\n        return super().signature",
         (_WAYS + "a_retry_is_sent_to_the_leader_queue_even_if_the_attempt_came_by_another",),
+    ),
+    Mutant(
+        "what waits for its time in RabbitMQ finds no queue of an election found late",
+        "tasks.py",
+        'return {"queue": queue, "declare": [queue]}',
+        'return {"queue": queue}',
+        (_DELAYED + "an_election_that_no_worker_knows_yet_loses_no_task_that_waits_for_its_time",),
+    ),
+    Mutant(
+        "Celery does not know the leaders' queues",
+        "bootstep.py",
+        "c.app.amqp.queues.add(queue)",
+        "pass",
+        (_DELAYED + "what_waits_for_its_time_runs_on_the_leader_when_that_has_come",),
     ),
 )
