@@ -32,7 +32,7 @@ from .app import ALWAYS_TERM, Leadership, leadership_of, refusing_clearly, worke
 from .clock import now
 from .dispatch import Dispatcher
 from .election import Change, Deposed, Elected, GiveWay
-from .errors import LeaderError, StoreUnavailable
+from .errors import LeaderError, StoreUnavailable, kind_of
 from .plan import (
     CATCH_UP_OPTION,
     CatchUp,
@@ -636,13 +636,13 @@ def _checked(entries: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         LeaderError: it is none.
     """
     if not isinstance(entries, Mapping):
-        raise LeaderError(f"beat_schedule is {entries!r}: it must be a dict of entries")
+        raise LeaderError(f"beat_schedule is {kind_of(entries)}: it must be a dict of entries")
     for name, entry in entries.items():
         try:
             yield name, dict(entry)
         except (TypeError, ValueError):
             raise LeaderError(
-                f"beat_schedule[{name!r}] is {entry!r}: it must be a dict with 'task' and"
+                f"beat_schedule[{name!r}] is {kind_of(entry)}: it must be a dict with 'task' and"
                 " 'schedule'"
             ) from None
 

@@ -3,14 +3,17 @@
 kombu already knows the address, TLS, credentials, Sentinel, fail-over URLs and key
 prefix of the broker. This module asks it, without connecting, and makes one plain
 redis-py connection from the answer: with short timeouts and no retries of its own,
-and not from the pools of the event loop. Nothing is parsed here.
+and not from the pools of the event loop. No message from here shows a value that may be
+a password: a URL whose parts can be taken for others is refused and not shown.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from celery import Celery
 from kombu import Connection
@@ -19,10 +22,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from .errors import LeaderError
+from .errors import LeaderError, kind_of
 
 _IN_PROCESS = ("memory",)
 _REDIS = "redis"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_USER_ALONE = re.compile(r"(?<=//)[^/]*@")
 
 
 class _NoClient:
@@ -53,12 +58,28 @@ class LeaseSource:
         """Refuse what cannot lead to any Redis; connects to nothing.
 
         Raises:
-            LeaderError: a part of the URL or an option of the transport is wrong or missing.
+            LeaderError: a part of a URL or an option of the transport is wrong or missing.
         """
+        self._check(self._kombu, f"{self.setting} ({self.address})")
+        for number, url in enumerate(self._kombu.alt[1:], start=2):
+            what = f"{self.setting} (its URL number {number})"
+            connection = self._kombu.clone()
+            try:
+                connection.switch(url)
+            except Exception as exc:  # as below
+                raise _unusable(what, exc, url) from None
+            self._check(connection, what)
+
+    def _check(self, connection: Connection, what: str) -> None:
         try:
-            self._new_pool()
+            driver = connection.transport.driver_type
+            if driver == _REDIS:
+                _new_pool(connection)
         except Exception as exc:  # kombu and redis-py raise what they like here
-            raise LeaderError(f"{self.setting} ({self.address}) cannot be used: {exc}") from exc
+            secrets = (connection.userid, connection.password, connection.transport_options)
+            raise _unusable(what, exc, (*secrets, connection.alt)) from None
+        if driver != _REDIS:
+            raise LeaderError(f"{what} must name a Redis; this is {driver}")
 
     @property
     def key_prefix(self) -> str:
@@ -68,7 +89,7 @@ class LeaseSource:
     @property
     def address(self) -> str:
         """The address without its password."""
-        return str(maybe_sanitize_url(self._kombu.as_uri()))
+        return _address(self._kombu)
 
     def connect(self) -> Any:
         """A connected redis-py ``Connection``; after a failure the next call tries the next URL.
@@ -76,7 +97,7 @@ class LeaseSource:
         Raises:
             redis.exceptions.RedisError, OSError: there is no connection to be had.
         """
-        pool = self._new_pool()
+        pool = _new_pool(self._kombu)
         try:
             connection = _connected(pool)
         except BaseException:
@@ -103,7 +124,7 @@ class LeaseSource:
         Raises:
             redis.exceptions.RedisError, OSError: there is no connection to be had.
         """
-        return _connected(self._pool or self._new_pool())
+        return _connected(self._pool or _new_pool(self._kombu))
 
     @property
     def connected(self) -> int:
@@ -126,7 +147,12 @@ class LeaseSource:
             "socket_timeout": self._operation_timeout,
             "socket_connect_timeout": self._operation_timeout,
         }
-        sentinel = {**(options.get("sentinel_kwargs") or {}), **limits, "retry": no_retry()}
+        own = options.get("sentinel_kwargs") or {}
+        if not isinstance(own, Mapping):
+            raise LeaderError(
+                f"sentinel_kwargs, for {self.setting}, is {kind_of(own)}: it must be a dict"
+            )
+        sentinel = {**own, **limits, "retry": no_retry()}
         connection.transport_options = {
             **options,
             **limits,
@@ -135,19 +161,6 @@ class LeaseSource:
             "sentinel_kwargs": sentinel,
         }
         return connection
-
-    def _new_pool(self) -> Any:
-        transport = self._kombu.transport
-
-        class Unconnected(transport.Channel):  # type: ignore[name-defined, misc]
-            def _create_client(self, asynchronous: bool = False) -> _NoClient:
-                return _NoClient()
-
-        channel = Unconnected(transport)
-        pool = channel.pool
-        transport.cycle.discard(channel)
-        transport.close_channel(channel)
-        return pool
 
 
 def lease_source(
@@ -161,41 +174,142 @@ def lease_source(
     """
     if url:
         setting = "leader_url"
+        _check_urls(url, setting, need_scheme=True)
         connection, driver = _resolved(
-            lambda: Connection(url, transport_options=transport_options), setting
+            lambda: Connection(url, transport_options=transport_options), setting, url
         )
     else:
         split = app.conf.broker_write_url != app.conf.broker_url
         setting = "broker_write_url" if split else "broker_url"
-        connection, driver = _resolved(app.connection_for_write, setting)
+        broker = app.conf.broker_write_url
+        _check_urls(broker, setting)
+        connection, driver = _resolved(app.connection_for_write, setting, broker)
     if driver == _REDIS:
         source = LeaseSource(connection, setting=setting, operation_timeout=operation_timeout)
         source.check()
         return source
     if url:
         raise LeaderError(
-            f"leader_url ({maybe_sanitize_url(url)}) must name a Redis, as redis://,"
+            f"leader_url ({_address(connection)}) must name a Redis, as redis://,"
             f" rediss://, redis+socket:// or sentinel://; this is {driver}"
         )
     if driver in _IN_PROCESS:
         return None
+    named = all(_SCHEME.match(each) for each in _urls(app.conf.broker_write_url))
+    where = f" ({_address(connection)})" if named else ""
     raise LeaderError(
-        f"{setting} ({maybe_sanitize_url(connection.as_uri())}) is {driver}, which cannot keep"
+        f"{setting}{where} is {driver}, which cannot keep"
         " leases: set leader_url to a Redis, for example redis://localhost:6379/0"
     )
 
 
-def _resolved(connect: Callable[[], Connection], setting: str) -> tuple[Connection, str]:
+def _resolved(
+    connect: Callable[[], Connection], setting: str, secret: Any
+) -> tuple[Connection, str]:
     """A lazy connection and what kind of server it is to."""
     try:
         connection = connect()
         return connection, str(connection.transport.driver_type)
     except Exception as exc:  # kombu raises KeyError, ImportError and AttributeError here
-        raise LeaderError(f"{setting} cannot be used: {' '.join(map(str, exc.args))}") from exc
+        raise _unusable(setting, exc, secret) from None
+
+
+# -- what may be said of a URL ------------------------------------------------------
+
+
+def _check_urls(value: Any, setting: str, *, need_scheme: bool = False) -> None:
+    """Refuse URLs in which a part of the password would be taken for something else, and shown.
+
+    Raises:
+        LeaderError: there is one; it is not shown.
+    """
+    for url in _urls(value):
+        if need_scheme and not _SCHEME.match(url):
+            raise LeaderError(
+                f"{setting} has no scheme: it must begin with redis://, rediss://, redis+socket://"
+                " or sentinel://"
+            )
+        if not _is_clear(url):
+            raise LeaderError(
+                f"{setting} cannot be read: it must be scheme://user:password@host:port/... with"
+                " any / # ? @ ; [ or ] of user and password escaped, as %2F %23 %3F %40 %3B %5B %5D"
+            )
+
+
+def _is_clear(url: str) -> bool:
+    """Whether ``url`` can be read in one way only."""
+    if not _SCHEME.match(url):
+        return "@" not in url
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    if "@" in parts.path + parts.fragment:
+        return parts.scheme.endswith("socket") and ("@" in parts.netloc or not parts.netloc)
+    return "@" in parts.netloc or "@" not in parts.query
+
+
+def _urls(value: Any) -> list[str]:
+    """The URLs in a setting: a text, in which ``;`` parts them, or a list of texts."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        return []
+    return [url for text in texts if isinstance(text, str) for url in text.split(";") if url]
+
+
+def _address(connection: Connection) -> str:
+    """Where ``connection`` leads, without a password, and without a user that may be one."""
+    address = str(maybe_sanitize_url(connection.as_uri()))
+    alone = connection.userid and not connection.password
+    return _USER_ALONE.sub("**@", address) if alone else address
+
+
+def _unusable(what: str, exc: Exception, secrets: Any) -> LeaderError:
+    """That ``what`` cannot be used, and why, unless a part of ``secrets`` is in the reason."""
+    why = " ".join(map(str, exc.args)) or type(exc).__name__
+    if any(piece in why for piece in _pieces(secrets)):
+        why = f"{type(exc).__name__}, of which no more is shown, as it quotes a value"
+    return LeaderError(f"{what} cannot be used: {why}")
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """Every text in ``value`` that may be a password, or a part of one."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _pieces(each)
+    elif isinstance(value, bytes):
+        yield from _pieces(value.decode(errors="replace"))
+    elif isinstance(value, str):
+        before, _, rest = value.partition("://")
+        if not rest:
+            rest = before
+        elif "@" in rest:
+            rest = rest.rpartition("@")[0]
+        else:
+            rest = " ".join(told for _, told in parse_qsl(urlsplit(value).query))
+        for piece in re.split(r"[\s:/?#@;]+", rest):
+            yield from {each for each in (piece, unquote(piece)) if len(each) > 2}
 
 
 def _place(connection: Connection) -> tuple[Any, ...]:
     return (connection.hostname, connection.port, connection.virtual_host)
+
+
+def _new_pool(connection: Connection) -> Any:
+    transport = connection.transport
+
+    class Unconnected(transport.Channel):  # type: ignore[name-defined, misc]
+        def _create_client(self, asynchronous: bool = False) -> _NoClient:
+            return _NoClient()
+
+    channel = Unconnected(transport)
+    pool = channel.pool
+    transport.cycle.discard(channel)
+    transport.close_channel(channel)
+    return pool
 
 
 def _connected(pool: Any) -> Any:

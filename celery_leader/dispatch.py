@@ -22,7 +22,7 @@ from redis.exceptions import ResponseError
 from .app import Leadership, node_name
 from .errors import StoreUnavailable
 from .observe import Dispatched, DispatchRefused
-from .redis_client import RedisClient
+from .redis_client import RedisClient, without_echo
 from .runner import Campaign
 from .schedule_store import Calls, Mandate, Outcome, Push, ScheduleStore
 from .settings import BEAT
@@ -179,7 +179,7 @@ class Dispatcher:
                 return self._ready_producer()
         except self._lost as exc:
             self._disconnect()
-            raise StoreUnavailable(f"the broker cannot be reached: {exc}") from exc
+            raise StoreUnavailable(f"the broker cannot be reached: {without_echo(exc)}") from None
 
     def close(self) -> None:
         """Drop the connections, unless something is under way on them.
@@ -232,7 +232,9 @@ class Dispatcher:
             )
             if isinstance(cause, self._lost) and not by_mistake:
                 self._disconnect()
-                raise StoreUnavailable(f"the broker does not take it: {cause}") from exc
+                raise StoreUnavailable(
+                    f"the broker does not take it: {without_echo(cause)}"
+                ) from None
             logger.error("beat: %s cannot be sent, this tick of it is given up: %s", entry, exc)
             return False
         return True

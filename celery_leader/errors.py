@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+#: What a URL, and most that holds a password, has one of.
+_TELLING = re.compile(r"[@/=]|.{101}", re.DOTALL)
+
 
 class LeaderError(Exception):
     """Root of every error this package raises.
@@ -21,3 +27,25 @@ class StoreUnavailable(LeaderError):
     This is not the answer "no". A candidate that gets it does not lead past the
     deadline it already had, and asks again.
     """
+
+
+def shown(value: Any) -> str:
+    """``value`` for a message: a number, words or a list of them as they are, else its type.
+
+    A setting may have been given the value of another one, with a password in it.
+    """
+    return repr(value) if _is_harmless(value) else f"{kind_of(value)} that is not shown"
+
+
+def _is_harmless(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_harmless, value))
+    if isinstance(value, str):
+        return not _TELLING.search(value)
+    return value is None or isinstance(value, bool | int | float)
+
+
+def kind_of(value: Any) -> str:
+    """The type of ``value``, for a message about what may be a secret in every form."""
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

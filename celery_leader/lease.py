@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .errors import LeaderError, StoreUnavailable
+from .errors import LeaderError, StoreUnavailable, shown
 from .facts import Facts
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -45,7 +45,7 @@ def check_name(name: str, what: str = "election name") -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise LeaderError(
-            f"{what} {name!r} is not allowed: use 1 to 64 letters, digits,"
+            f"{what} {shown(name)} is not allowed: use 1 to 64 letters, digits,"
             " '_', '.' or '-', and begin with a letter or digit"
         )
     return name

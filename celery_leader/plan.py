@@ -20,7 +20,7 @@ from typing import Any
 from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
-from .errors import LeaderError
+from .errors import LeaderError, shown
 
 #: The entry option that overrides ``leader_beat_catch_up`` for one entry.
 CATCH_UP_OPTION = "leader_catch_up"
@@ -55,7 +55,9 @@ class CatchUp(enum.Enum):
         try:
             return cls(value)
         except ValueError:
-            raise LeaderError(f"{where} is {value!r}: it must be 'one', 'all' or 'none'") from None
+            raise LeaderError(
+                f"{where} is {shown(value)}: it must be 'one', 'all' or 'none'"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

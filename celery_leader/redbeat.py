@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from .beat import LeaderMixin
 from .plan import Tick, as_told_by, last_run
+from .redis_client import without_echo
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
             super().setup_schedule()
             self._set_up = True
         except RedisError as exc:
-            logger.warning("beat: redbeat_redis_url cannot be used, trying on: %s", exc)
+            why = without_echo(exc)
+            logger.warning("beat: redbeat_redis_url cannot be used, trying on: %s", why)
 
     def reserve(self, entry: Any) -> Any:
         """Write into redbeat's Redis when ``entry`` ran last, as beats share it.

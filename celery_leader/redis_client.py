@@ -169,6 +169,8 @@ class RedisClient:
             yield self._connection
         except (RedisError, OSError) as exc:
             self.close()
+            if without_echo(exc) != str(exc):
+                raise self._unavailable(exc) from None  # what it says must not be shown
             raise self._unavailable(exc) from exc
         except BaseException:
             # An answer left unread would be taken for that of the next command.
@@ -197,7 +199,7 @@ class RedisClient:
 
     def _unavailable(self, exc: Exception) -> StoreUnavailable:
         """``exc`` in one sentence that names the setting to look at."""
-        text = str(exc) or type(exc).__name__
+        text = without_echo(exc) or type(exc).__name__
         setting = self._setting
         match exc:
             case AuthenticationError():
@@ -209,7 +211,7 @@ class RedisClient:
             case OutOfMemoryError():
                 advice = f"the Redis in {setting} is full; raise its maxmemory: {text}"
             case InvalidResponse():
-                advice = f"what answers at {setting} is not Redis: {text}"
+                advice = f"what answers at {setting} is not Redis"
             case ResponseError() if "NOAUTH" in text or "Authentication" in text:
                 advice = f"Redis asks for a password; put it into {setting}: {text}"
             case ResponseError() if "The user executing the script can't" in text:
@@ -267,6 +269,13 @@ class Script:
     def by_text(self, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
         """The command that runs it and teaches it to Redis."""
         return ["EVAL", self._text, len(keys), *keys, *args]
+
+
+def without_echo(exc: Exception) -> str:
+    """What ``exc`` says, without what the server repeats of a command: that may be ``AUTH``."""
+    if isinstance(exc, InvalidResponse):
+        return ""
+    return str(exc).partition(", with args beginning with:")[0]
 
 
 def _as_outside_a_script(exc: ResponseError) -> ResponseError:

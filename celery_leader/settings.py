@@ -14,7 +14,7 @@ from typing import Any
 
 from celery import Celery
 
-from .errors import LeaderError
+from .errors import LeaderError, kind_of, shown
 from .lease import DEFAULT_LEASE, Timing, check_name
 from .plan import CatchUp
 
@@ -66,10 +66,10 @@ class Settings:
         elections = get("leader_elections", None)
         options = get("leader_transport_options", None) or {}
         if not isinstance(options, dict):
-            raise LeaderError(f"leader_transport_options is {options!r}: it must be a dict")
+            raise LeaderError(f"leader_transport_options is {kind_of(options)}: it must be a dict")
         url = get("leader_url", None)
         if url is not None and not isinstance(url, str):
-            raise LeaderError(f"leader_url is {url!r}: it must be a URL in a string")
+            raise LeaderError(f"leader_url is {kind_of(url)}: it must be a URL in a string")
         return cls(
             timing=_timing(app),
             namespace=check_name(namespace, "leader_namespace") if namespace else default_queue,
@@ -128,7 +128,7 @@ def check_elections(names: Any, what: str) -> tuple[str, ...]:
         LeaderError: they cannot; the message names ``what`` they were given to.
     """
     if isinstance(names, str) or not isinstance(names, Iterable):
-        raise LeaderError(f"{what} is {names!r}: it must be a list of election names")
+        raise LeaderError(f"{what} is {shown(names)}: it must be a list of election names")
     checked = tuple(check_name(name, f"{what}:") for name in names)
     if BEAT in checked:
         raise LeaderError(
@@ -146,7 +146,7 @@ def check_priority(value: Any, what: str) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MOST_PRIORITY:
         raise LeaderError(
-            f"{what} is {value!r}: it must be a whole number from -{_MOST_PRIORITY} to"
+            f"{what} is {shown(value)}: it must be a whole number from -{_MOST_PRIORITY} to"
             f" {_MOST_PRIORITY}"
         )
     return value
@@ -161,8 +161,8 @@ def _queue(app: Celery, default_queue: str) -> str:
     queue = _given(app, "leader_queue", f"{default_queue}.leader")
     if not isinstance(queue, str) or queue in ("", default_queue):
         raise LeaderError(
-            f"leader_queue is {queue!r}: it must be the name of a queue of its own, which the"
-            f" leader alone consumes, and not task_default_queue ({default_queue!r})"
+            f"leader_queue is {shown(queue)}: it must be the name of a queue of its own, which the"
+            f" leader alone consumes, and not task_default_queue ({shown(default_queue)})"
         )
     return queue
 
@@ -170,7 +170,7 @@ def _queue(app: Celery, default_queue: str) -> str:
 def _truth(app: Celery, setting: str, default: bool) -> bool:
     value = app.conf.get(setting, default)
     if not isinstance(value, bool):
-        raise LeaderError(f"{setting} is {value!r}: it must be True or False")
+        raise LeaderError(f"{setting} is {shown(value)}: it must be True or False")
     return value
 
 
@@ -179,7 +179,7 @@ def _number(app: Celery, setting: str, default: float) -> float:
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise LeaderError(f"{setting} is {value!r}: it must be a number")
+        raise LeaderError(f"{setting} is {shown(value)}: it must be a number")
     if not abs(value) <= _MOST:  # not a number is not either
         raise LeaderError(f"{setting} is out of range: it must be {_MOST:,} at most")
     return value
@@ -214,7 +214,7 @@ def _port(app: Celery, setting: str) -> int | None:
 def _text(app: Celery, setting: str, default: str) -> str:
     value = _given(app, setting, default)
     if not isinstance(value, str) or not value:
-        raise LeaderError(f"{setting} is {value!r}: it must be a text")
+        raise LeaderError(f"{setting} is {shown(value)}: it must be a text")
     return value
 
 

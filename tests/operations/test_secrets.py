@@ -105,6 +105,30 @@ def test_no_password_is_told_by_logs_commands_or_keys(
     assert found == {}
 
 
+def test_no_password_is_told_where_the_server_repeats_it(
+    redis_binary_or_skip: str, redis_url: str, tmp_path: Path
+) -> None:
+    with (
+        RedisServer(("--rename-command", "AUTH", "")) as server,
+        OperatedFleet(
+            tmp_path,
+            redis_url,
+            conf={
+                **LASTING,
+                "leader_url": f"redis://:{quote(BROKERS, '')}@127.0.0.1:{server.port}/0",
+            },
+            schedule=TICK,
+        ) as fleet,
+    ):
+        worker, beat = fleet.worker("w1"), fleet.beat("b1")
+        worker.says("unknown command 'AUTH'")
+        beat.says("unknown command 'AUTH'")
+        told = {c: ran(fleet, *c) for c in COMMANDS}
+        assert "unknown command 'AUTH'" in told["status",]
+        told |= {(process.name,): process.log for process in fleet.processes}
+        assert {where: text for where, text in told.items() if SECRET.search(text)} == {}
+
+
 def ran(fleet: OperatedFleet, *arguments: str) -> str:
     done = command.run(fleet.app, *arguments)
     return done.stdout + done.stderr
