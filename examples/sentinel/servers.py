@@ -7,7 +7,8 @@ from pathlib import Path
 
 import redis
 
-from examples.processes import free_port, redis_binary
+from examples.machine import free_port
+from examples.processes import redis_binary
 from examples.show import Show
 
 MASTER_NAME = "example"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import urllib.error
 import urllib.request
 from typing import Any
@@ -14,6 +13,7 @@ from celery.events.state import State
 
 from tests.fleet.fleet import LASTING, Process
 from tests.operations.conftest import NewFleet
+from tests.redis_process import free_port
 from tests.waiting import PATIENCE, wait_until
 
 
@@ -148,10 +148,3 @@ def fetched(port: int, path: str) -> str | None:
             return str(page.read().decode())
     except (urllib.error.URLError, OSError):
         return None
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
