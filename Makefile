@@ -10,6 +10,9 @@ INSTALL := -m pip --quiet --disable-pip-version-check install
 PIP := $(BIN)/python $(INSTALL)
 # More arguments for pytest, e.g. make test PYTEST=tests/unit
 PYTEST ?=
+# So many tests run side by side; most of their time they wait. With 1 they share pytest's own process.
+WORKERS ?= 4
+SIDE_BY_SIDE = $(if $(filter 0 1,$(WORKERS)),,-n $(WORKERS) --dist loadgroup)
 # An older Python for the oldest Celery, where there is one.
 OLDEST_PYTHON ?= $(shell python3.10 -V >/dev/null 2>&1 && echo python3.10 || echo '$(PYTHON)')
 BENCH ?=
@@ -69,9 +72,12 @@ $(LARGER_EXAMPLES:%=example-%): $(VENV)/.examples
 
 $(EXAMPLES:%=example-%): example-%:
 	@$(BIN)/python -m examples.$*.show $(EXAMPLE)
+check: lint types contract
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) tests/unit
+
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST)
 
 coverage: $(VENV)/.dev
 	$(BIN)/coverage run -m pytest -q tests/unit tests/simulation tests/store
@@ -79,16 +85,16 @@ coverage: $(VENV)/.dev
 	$(BIN)/coverage report
 
 test-schedulers: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/beat $(PYTEST)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/beat $(PYTEST)
 
 test-oldest: $(OLDEST)/.test
-	$(OLDEST)/bin/python -m pytest $(or $(PYTEST),tests/unit tests/fleet)
+	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(or $(PYTEST),tests/unit tests/fleet)
 
 test-examples: $(VENV)/.dev $(VENV)/.examples
-	$(BIN)/python -m pytest tests/examples $(PYTEST)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/examples $(PYTEST)
 
 test-operations: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/operations $(PYTEST)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/operations $(PYTEST)
 
 test-sentinel: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/sentinel $(PYTEST)

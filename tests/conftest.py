@@ -18,6 +18,22 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their module run in one process, which makes it once."""
+    for item in items:
+        shared = [name for name in item.fixturenames if _is_of_module(item, name)]
+        if shared:
+            parameters = item.callspec.params if hasattr(item, "callspec") else {}
+            group = [item.path.name, *(str(parameters.get(name, name)) for name in shared)]
+            item.add_marker(pytest.mark.xdist_group("-".join(group)))
+
+
+def _is_of_module(item: pytest.Item, fixture: str) -> bool:
+    made = item._fixtureinfo.name2fixturedefs.get(fixture)
+    return made is not None and made[-1].scope == "module"
+
+
 @pytest.fixture(scope="session")
 def redis_binary_or_skip() -> str:
     """The redis-server to run; skips on a laptop that has none, fails in CI."""

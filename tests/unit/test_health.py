@@ -77,7 +77,7 @@ def test_a_sign_of_life_in_one_election_is_one_in_all() -> None:
     assert last_contacts(reversed(one_each)) == {"celery@web1": 1.0}
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 1])
+@pytest.mark.parametrize("pid", [os.getpid(), 1], ids=["this", "the first"])
 def test_this_process_and_the_first_of_all_run(pid: int) -> None:
     assert process_runs(pid)
 

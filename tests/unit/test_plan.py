@@ -227,7 +227,11 @@ def test_the_sun_that_does_not_rise_for_weeks_occurs_when_it_does() -> None:
     assert (following.year, following.month) == (2027, 1)
 
 
-@pytest.mark.parametrize("timetable", [Unforeseeable(1, app=APP), Slower(5, app=APP)], ids=str)
+@pytest.mark.parametrize(
+    "timetable",
+    [Unforeseeable(1, app=APP), Slower(5, app=APP)],
+    ids=["a class of its own", "a subclass"],
+)
 def test_the_occurrences_of_a_schedule_of_the_users_own_cannot_be_told(timetable: Any) -> None:
     assert occurrence_after(timetable, NOON) is None
 
@@ -358,7 +362,7 @@ def test_a_plan_is_restored_as_it_was_stored() -> None:
 @pytest.mark.parametrize(
     "other",
     [every(61), every(60.5), every(60, relative=True), crontab(app=APP), Unforeseeable(1, app=APP)],
-    ids=repr,
+    ids=["longer", "a bit longer", "relative", "a crontab", "a class of its own"],
 )
 def test_a_plan_for_another_schedule_is_not_restored_and_its_number_goes_on(other: Any) -> None:
     stored = a_plan().state
