@@ -22,7 +22,8 @@ from .clock import now
 from .errors import NotLeader
 
 #: Nobody's in a worker, and ignored by default: one that comes late does no harm.
-STRIKE = signal.SIGURG
+#: Windows has no such signal; a main thread is struck there as other threads are.
+STRIKE: Any = getattr(signal, "SIGURG", None)
 
 _STEP = 0.02  # seconds between looks
 
@@ -66,20 +67,21 @@ class _Watch:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._body = threading.get_ident()
-        self._in_main = threading.current_thread() is threading.main_thread()
+        in_main = threading.current_thread() is threading.main_thread()
+        self._by_signal = in_main and STRIKE is not None
         self._handler: Any = None
 
     def begin(self) -> None:
-        if self._in_main:
+        if self._by_signal:
             self._handler = signal.signal(STRIKE, self._on_strike)
         threading.Thread(target=self._watch, name="leader-abort", daemon=True).start()
 
     def end(self) -> None:
         with self._lock:
             self._ended.set()
-            if not self._in_main:
+            if not self._by_signal:
                 _raise_in(self._body, None)  # what has not arrived yet must not hit others
-        if self._in_main:
+        if self._by_signal:
             signal.signal(STRIKE, self._handler or signal.SIG_DFL)
 
     def _on_strike(self, *_: Any) -> None:
@@ -102,7 +104,7 @@ class _Watch:
             if self._ended.is_set():
                 return
             self.struck = True
-            if self._in_main:
+            if self._by_signal:
                 signal.pthread_kill(self._body, STRIKE)
             else:
                 _raise_in(self._body, NotLeader)

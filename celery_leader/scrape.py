@@ -49,5 +49,6 @@ def serve_metrics(app: Celery) -> None:
         )
         return
     # Or orphaned pool processes would keep the port of a worker that was killed.
-    os.register_at_fork(after_in_child=listening.close)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=listening.close)
     logger.info("metrics at http://%s:%d/metrics", *listening.getsockname()[:2])

@@ -1,0 +1,41 @@
+"""A process that only sends works on systems that have less than Linux has."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from celery_leader import NotLeader, abort
+from tests.unit.elsewhere import MISSING
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("system", MISSING)
+def test_a_process_that_only_sends_works_without_what_another_system_lacks(system: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.unit.elsewhere", system],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("imported everything\n")
+
+
+def test_a_body_that_lost_the_lead_is_stopped_where_there_is_no_signal_to_do_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(abort, "STRIKE", None)
+    with (
+        pytest.raises(NotLeader, match="lost"),
+        abort.stopped_when_lost(lambda: None, "lost", spare=0.0, process_is_ours=False),
+    ):
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
