@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 BIN := $(VENV)/bin
-SOURCES := $(wildcard celery_leader tests examples benchmarks)
+SOURCES := $(wildcard celery_leader tests examples benchmarks noxfile.py)
 INSTALL := -m pip --quiet --disable-pip-version-check install
 PIP := $(BIN)/python $(INSTALL)
 # More arguments for pytest, e.g. make test PYTEST=tests/unit
@@ -34,34 +34,33 @@ MUTANTS ?=
 .DEFAULT_GOAL := help
 # Two at once would install into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo test coverage test-schedulers test-oldest test-operations test-smoke chaos chaos-beats chaos-tasks simulate explore mutants lint types contract bench bench-peers soak lock clean
+.PHONY: help demo check test coverage test-schedulers test-oldest test-operations test-smoke chaos chaos-beats chaos-tasks simulate explore mutants lint types contract bench bench-peers soak lock clean
 
 help:
-	@echo 'make demo      three workers and three beats, their leaders stopped and killed (under a minute)'
-	@echo 'make example-quickstart  an example, run before your eyes; there are also example-django,'
-	@echo '               -fastapi, -rabbitmq, -sentinel, -kubernetes and -systemd'
-	@echo 'make test      all tests; make test PYTEST="tests/unit -x" some of them'
-	@echo 'make test-schedulers  the other schedulers, RabbitMQ, and Celery'\''s own tests of beat'
-	@echo 'make test-oldest  unit and fleet tests on the oldest Celery, kombu and redis-py that are supported'
-	@echo 'make test-operations  signals, events, remote control, metrics, the command line and the watchdog'
-	@echo 'make test-examples  every example; make test-sentinel  failovers of a Redis behind Sentinel'
-	@echo 'make test-smoke  the image and docker-compose.yml in containers (an engine and a registry; see .ci/smoke);'
-	@echo '               REQUIREMENTS=requirements/image-celery-5.6.txt make test-smoke for another Celery'
-	@echo 'make coverage  what the tests of the core and the store run of the package'
-	@echo 'make chaos     beats, then workers under faults; make chaos-beats CHAOS="--minutes 10 --seed 7",'
-	@echo '               make chaos-tasks CHAOS_TASKS="--minutes 10 --seed 7"'
-	@echo 'make simulate  a hundred thousand seeded schedules of faults (10 to 20 minutes);'
-	@echo '               make simulate SIMULATE="--schedules 5000 --seed 7"'
-	@echo 'make explore   every course of an election within bounds; make explore EXPLORE="--faults 1"'
-	@echo 'make mutants   deliberate bugs, and the test that catches each; MUTANTS="--only margin"'
-	@echo 'make lint      ruff: format and rules'
-	@echo 'make types     mypy --strict'
-	@echo 'make contract  the direction of imports'
-	@echo 'make lock      the packages of the images, in requirements/; make lock LOCK=--upgrade for newer ones'
-	@echo 'make bench     the benchmarks; make bench BENCH=--quick for a short form'
-	@echo 'make bench-peers  beside stock beat, redbeat, single-beat and others: writes docs/benchmarks.md and .svg'
-	@echo 'make soak      all faults for long, and what each process holds: make soak MINUTES=30'
-	@echo 'make clean     remove .venv and what the tools left'
+	@echo 'See it work'
+	@echo '  make demo             three workers, three beats; leaders stopped and killed'
+	@echo '  make example-NAME     $(EXAMPLES)'
+	@echo 'Change it (CONTRIBUTING.md)'
+	@echo '  make check            the loop of seconds: lint types contract, unit tests'
+	@echo '  make test             the core, the store, real fleets; PYTEST="-x tests/store"'
+	@echo '  make coverage         what the tests of the core and the store run'
+	@echo '  make clean            remove .venv and what the tools left'
+	@echo 'More tests'
+	@echo '  make test-schedulers  other schedulers, RabbitMQ, Celery'\''s tests of beat'
+	@echo '  make test-operations  command line, remote control, events, metrics'
+	@echo '  make test-examples    every example'
+	@echo '  make test-sentinel    failovers of a Redis behind Sentinel'
+	@echo '  make test-oldest      the oldest Celery, kombu and redis-py supported'
+	@echo '  make test-smoke       image and Compose file in containers (or: .ci/smoke)'
+	@echo 'Doubt it'
+	@echo '  make chaos            faults under real fleets; CHAOS= and CHAOS_TASKS='
+	@echo '  make soak             all faults for long: do processes grow? MINUTES=30'
+	@echo '  make simulate         seeded schedules of faults; SIMULATE="--seed 7"'
+	@echo '  make explore          every course of an election; EXPLORE="--faults 1"'
+	@echo '  make mutants          bugs made on purpose; MUTANTS="--only margin"'
+	@echo 'Measure and release it (docs/releasing.md)'
+	@echo '  make bench            the benchmarks; BENCH=--quick; bench-peers: others, too'
+	@echo '  make lock             the packages of the images; LOCK=--upgrade for newer'
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
@@ -72,9 +71,9 @@ $(LARGER_EXAMPLES:%=example-%): $(VENV)/.examples
 
 $(EXAMPLES:%=example-%): example-%:
 	@$(BIN)/python -m examples.$*.show $(EXAMPLE)
+
 check: lint types contract
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) tests/unit
-
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST)

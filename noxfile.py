@@ -1,0 +1,18 @@
+"""The tests on each Python that is here: ``nox``, ``nox -s tests-3.12 -- tests/unit``."""
+
+from __future__ import annotations
+
+import nox
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+
+nox.options.default_venv_backend = "uv|virtualenv"
+# A machine seldom has all of them.
+nox.options.error_on_missing_interpreters = False
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The unit and store tests, or what is named after ``--``."""
+    session.install("--editable", ".[test,demo]")
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/unit", "tests/store"]))
