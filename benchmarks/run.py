@@ -86,12 +86,14 @@ def task_cost(tasks: int) -> Rows:
         leader = fleet.leader()
         fleet.takes_part(fleet.worker("w2", "-P", "solo").says(" ready."))
         guard = fleet.stranger.send_task("bench.guard", queue="celery.leader").get(timeout=60)
+        body = fleet.stranger.send_task("bench.body", queue="celery.leader").get(timeout=60)
         plain = _commands(fleet, "fleet.plain", leader.name, tasks)
         led = _commands(fleet, "fleet.lead", "celery.leader", tasks)
         forwarded = _commands(fleet, "fleet.lead", "w2", tasks)
     more = {name: led[name] - plain[name] for name in {*led, *plain}}
     return [
         ("the guard of a leader-only body, on the leader", f"{guard:.0f} ns", "< 2000 ns"),
+        ("knowing a leader-only body by its term", f"{body:.0f} ns", "< 3000 ns"),
         (
             "Redis commands of a leader-only task beyond a plain one's",
             f"{sum(more.values()) / tasks:.2f} over {tasks} tasks",

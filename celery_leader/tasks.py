@@ -29,7 +29,8 @@ from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCH
 from kombu.utils.compat import detect_environment
 
 from .abort import stopped_when_lost
-from .app import current, leadership_of, node_name, worker_pid
+from .app import Leadership, current, leadership_of, node_name, worker_pid
+from .bodies import Body, running_body
 from .errors import LeaderError, NotLeader
 from .lease import check_name
 from .observe import Skipped
@@ -38,6 +39,7 @@ from .skipped import TaskSkipped, store_skipped
 
 _MARK = "__leader_only__"
 _WATCHED = "__leader_abort__"
+_BODY = "__leader_body__"
 _SEND_FROM = ("anywhere", "leader")
 _ON_FOLLOWER = ("forward", "skip")
 _ON_DEPOSED = ("finish", "abort")
@@ -92,36 +94,57 @@ class NotLeading(Ignore):  # type: ignore[misc]
 def current_term(election: str = WORKER) -> int | None:
     """The term this process leads ``election`` with at this moment, or ``None``; no I/O.
 
-    Store it with what you write, and refuse a write with a lower one.
+    Store it with what you write, and refuse a write with a lower one. In a leader-only body
+    of ``election``: the term that the body began with, and ``None`` once that is over, also
+    when this process has won a later one.
 
     Raises:
         LeaderError: the current app knows no such election.
     """
-    return leadership_of(_state.get_current_app()).term(election)
+    return _term_here(leadership_of(_state.get_current_app()), election)
+
+
+def _term_here(leadership: Leadership, election: str) -> int | None:
+    term = leadership.term(election)
+    body = running_body(leadership, election)
+    return term if body is None or body.term == term else None
 
 
 def is_leader(election: str = WORKER) -> bool:
     """Whether this process leads ``election`` at this moment; no I/O.
 
-    In a pool process: whether its worker does.
+    In a pool process: whether its worker does. In a leader-only body of ``election``: still
+    with the term that the body began with.
 
     Raises:
         LeaderError: the current app knows no such election.
     """
-    return leadership_of(_state.get_current_app()).term(election) is not None
+    return current_term(election) is not None
 
 
 def check_leader(election: str = WORKER) -> int:
     """The term this process leads ``election`` with at this moment; no I/O.
 
     Raises:
-        NotLeader: it does not lead.
+        NotLeader: it does not lead, or no longer with the term that the leader-only body
+            began with in which this is asked.
         LeaderError: the current app knows no such election.
     """
     term = current_term(election)
     if term is None:
-        raise NotLeader(f"this process does not lead {election!r}")
+        raise NotLeader(_why_not(election))
     return term
+
+
+def _why_not(election: str) -> str:
+    leadership = leadership_of(_state.get_current_app())
+    body, term = running_body(leadership, election), leadership.term(election)
+    if body is None or body.term is None or term is None:
+        return f"this process does not lead {election!r}"
+    return (
+        f"this process lost the lead of {election!r} with term {body.term}, which this body began"
+        f" with, and won it again with term {term}"
+    )
 
 
 @contextlib.contextmanager
@@ -273,11 +296,11 @@ def adopt_tasks(app: Celery) -> None:
 
 def _adopt(task: Any, options: LeaderOnly) -> None:
     leadership_of(task.app).task_elections.add(options.election)
-    _guard(task)
     if options.on_deposed == "abort" and not hasattr(task.run, _WATCHED):
         # As Celery's own autoretry_for does it; around that, so that it sees the error.
         task.run = _aborted_when_deposed(task, task.run, options.election)
         setattr(task.run, _WATCHED, True)
+    _guard(task)
 
 
 def _guard(task: Any) -> None:
@@ -292,6 +315,27 @@ def _guard(task: Any) -> None:
             "own_request": cls.Request,
         }
         task.__class__ = type(cls.__name__, (LeaderOnlyTask, cls), attributes)
+    if not hasattr(task.run, _BODY):
+        task.run = _body_of(task, task.run)
+        setattr(task.run, _BODY, True)
+
+
+def _body_of(task: Any, run: Callable[..., T]) -> Callable[..., T]:
+    """``run``, which is known while it runs, with the term it began with."""
+
+    @functools.wraps(run)
+    def body(*args: Any, **kwargs: Any) -> T:
+        options = options_for(task, args, kwargs)
+        if options is None:
+            return run(*args, **kwargs)  # a map of an ordinary task
+        leadership = leadership_of(task.app)
+        try:
+            term = _term_here(leadership, options.election)
+        except LeaderError:
+            return run(*args, **kwargs)  # called where no worker could start
+        return Body(leadership, options.election, term).run(lambda: run(*args, **kwargs))
+
+    return body
 
 
 def _aborted_when_deposed(task: Any, run: Callable[..., T], election: str) -> Callable[..., T]:
@@ -302,7 +346,7 @@ def _aborted_when_deposed(task: Any, run: Callable[..., T], election: str) -> Ca
             return run(*args, **kwargs)
         if detect_environment() != "default":
             return run(*args, **kwargs)  # the worker has said so
-        term = leadership.term(election)
+        term = _term_here(leadership, election)
         if term is None:
             raise NotLeading(f"{election} is not led here")
         with stopped_when_lost(

@@ -25,6 +25,7 @@ from celery_leader import (
     LeaderError,
     LeaderTask,
     NotLeader,
+    check_leader,
     current_term,
     install,
     is_leader,
@@ -104,6 +105,13 @@ class Recorder:
                 if before is not None and current_term(election) == before:
                     belief = {"election": election, "node": node, "term": before, "at": at}
                     self.client.rpush(BELIEFS, json.dumps(belief))
+
+
+def _checked(election: str) -> Any:
+    try:
+        return check_leader(election)
+    except NotLeader as exc:
+        return str(exc)
 
 
 def _told(election: str) -> Any:
@@ -235,6 +243,31 @@ def define_tasks(app: Celery, recorder: Recorder) -> None:
         only_here()
         with leading() as term:
             return {"led_with": term}
+
+    def answers(election: str = "worker") -> list[Any]:
+        return [is_leader(election), current_term(election), _checked(election)]
+
+    @task(name="fleet.asks")
+    def asks(self: Any) -> Any:
+        return answers()
+
+    @task(name="fleet.asks_as_leader")
+    @leader_only
+    def asks_as_leader(self: Any) -> Any:
+        return answers()
+
+    @task(name="fleet.hold_and_ask")
+    @leader_only
+    def hold_and_ask(self: Any, label: str) -> Any:
+        saw(self, "started", label=label)
+        recorder.wait_at_gate(label)
+        told = {
+            "in the body": answers(),
+            "in a task it calls": asks(),
+            "in a task it applies": asks.apply().result,
+            "in a leader-only one": asks_as_leader.apply().result,
+        }
+        return saw(self, "asked", label=label, told=told, reports=current_term("reports"))
 
     @task(name="fleet.hold_plain")
     def hold_plain(self: Any, label: str) -> Any:

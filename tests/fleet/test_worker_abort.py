@@ -48,6 +48,18 @@ def test_an_aborted_body_fails_with_not_leader_and_the_worker_goes_on(
     assert fleet.send("plain").get(timeout=30)["node"] == leader.node
 
 
+def test_a_body_is_aborted_when_its_worker_leads_on_with_another_term(new_fleet: NewFleet) -> None:
+    fleet = new_fleet(conf=PATIENT)
+    fleet.worker("w1").says(" ready.").says("consuming from celery.leader")
+    old = fleet.record()["term"]
+    result = fleet.send("abortable", "body")
+    fleet.saw("started", "body")
+    fleet.leases.delete(fleet.key("election", "worker"))  # a leader writes it anew
+    fleet.saw("aborted", "body")
+    with pytest.raises(NotLeader, match=f"deposed, term {old}, while"):
+        fleet.app.AsyncResult(result.id).get(timeout=30)
+
+
 def test_a_body_is_aborted_in_time_though_its_main_process_stands_still(
     new_fleet: NewFleet,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from celery import VERSION
 
+from celery_leader.app import leadership_of
 from tests.fleet.conftest import NewFleet
 from tests.fleet.fleet import Fleet, Process
 from tests.redis_process import RedisServer
@@ -66,6 +68,30 @@ class Pair:
     def term(self, election: str = "worker") -> int:
         """The term that Redis has on record."""
         return int(self.fleet.record(election)["term"])
+
+
+@contextlib.contextmanager
+def kept_out(fleet: Fleet, process: Process) -> Iterator[None]:
+    """While open, ``process`` leads nothing."""
+    leadership = leadership_of(fleet.app)
+    leadership.hold(process.node, ("worker", "reports"))
+    try:
+        yield
+    finally:
+        leadership.free(process.node, ("worker", "reports"))
+
+
+def freeze_for_a_lease(fleet: Fleet, process: Process) -> None:
+    """Stop ``process`` until its leases are over."""
+    process.freeze()
+    wait_until(
+        lambda: all(
+            int(fleet.record(name)["expires_at"]) < 1000 * fleet.moment()
+            for name in ("worker", "reports")
+        ),
+        what="the leases to run out",
+    )
+    process.thaw()
 
 
 @pytest.fixture(scope="module", params=where_it_exists(POOLS))
@@ -156,6 +182,30 @@ def test_nothing_starts_with_the_old_term_on_a_leader_that_was_frozen(pair: Pair
     assert len(fleet.records("ran", "behind")) == len(waiting)
 
 
+def test_a_body_does_not_go_on_with_a_term_that_its_frozen_worker_won_afterwards(
+    pair: Pair,
+) -> None:
+    fleet = pair.fleet
+    leader, other = pair.roles()
+    with kept_out(fleet, other):
+        wait_until(lambda: fleet.leader("reports") is leader, what="the lead of reports")
+        old, reports = pair.term(), pair.term("reports")
+        fleet.send("hold_and_ask", "thawed")
+        fleet.saw("started", "thawed")
+        freeze_for_a_lease(fleet, leader)
+        wait_until(lambda: pair.term() > old and pair.term("reports") > reports, what="new terms")
+        for election in ("worker", "reports"):
+            leader.says(f"{election}: elected, term {pair.term(election)}")
+        fleet.open("thawed")
+        (asked,) = fleet.saw("asked", "thawed")
+        assert asked["reports"] == pair.term("reports")  # of which this is no body
+        for where, (leads, term, checked) in asked["told"].items():
+            assert (leads, term) == (False, None), where
+            assert f"with term {old}, which this body began with" in checked, where
+        seen = fleet.send("lead").get(timeout=30)
+        assert (seen["node"], seen["leads"], seen["term"]) == (leader.node, True, pair.term())
+
+
 def test_the_lease_outlasts_the_last_body_of_a_warm_shutdown_and_is_handed_over(
     pair: Pair,
 ) -> None:
@@ -226,6 +276,26 @@ def test_a_restarted_pool_knows_the_same(new_fleet: NewFleet, start: str) -> Non
     assert after["pid"] != before["pid"]
     assert (after["leads"], after["term"]) == (True, term)
     assert fleet.history()[-1].term == term
+
+
+@pytest.mark.parametrize("how", ["map", "starmap", "chunks"])
+def test_a_map_is_one_body_with_one_term(fleet: Fleet, how: str) -> None:
+    leader = fleet.worker("w1").says(" ready.").says("consuming from celery.leader")
+    old = int(fleet.record()["term"])
+    task = fleet.app.tasks["fleet.hold_and_ask"]
+    parts = {
+        "map": lambda: task.map(["item"]),
+        "starmap": lambda: task.starmap([("item",)]),
+        "chunks": lambda: task.chunks([("item",)], 1).group(),
+    }
+    parts[how]().apply_async()
+    fleet.saw("started", "item")
+    freeze_for_a_lease(fleet, leader)
+    wait_until(lambda: int(fleet.record()["term"]) > old, what="a new term")
+    leader.says(f"worker: elected, term {fleet.record()['term']}")
+    fleet.open("item")
+    (asked,) = fleet.saw("asked", "item")
+    assert {(leads, term) for leads, term, _ in asked["told"].values()} == {(False, None)}
 
 
 def test_solo_keeps_its_lease_while_a_body_blocks_the_worker(fleet: Fleet) -> None:

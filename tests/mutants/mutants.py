@@ -480,6 +480,29 @@ MUTANTS = (
         (*_MARKED, _CONFIGURED + "routes_of_the_users_own_come_first_and_do_not_undo_the_others"),
     ),
     Mutant(
+        "a body goes on with the term that its worker won afterwards",
+        "tasks.py",
+        "return term if body is None or body.term == term else None",
+        "return term",
+        ("tests/unit/test_testing.py",),
+    ),
+    Mutant(
+        "a body is known after its end",
+        "bodies.py",
+        "            self.runs = False\n            _bodies.reset(token)",
+        "            pass",
+        ("tests/unit/test_testing.py",),
+    ),
+    Mutant(
+        "a body is not stopped when its worker leads with another term",
+        "app.py",
+        "return until if self.term(election) == term else None",
+        "return until if self.term(election) is not None else None",
+        (
+            "tests/fleet/test_worker_abort.py::test_a_body_is_aborted_when_its_worker_leads_on_with_another_term",
+        ),
+    ),
+    Mutant(
         "a retry stays where its attempt came from",
         "tasks.py",
         "            queue = leader_queue(self.app, bound.election)\n        return super().signature",

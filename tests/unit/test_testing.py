@@ -74,6 +74,40 @@ def test_the_lead_can_be_lost_and_won_in_the_middle_of_a_body(app: Celery) -> No
         assert written[-1] == (0, 9)
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_leader_only_body_speaks_of_the_term_it_began_with(app: Celery, eager: bool) -> None:
+    app.conf.task_always_eager = eager
+    told: list[object] = []
+
+    @leader_only
+    @app.task(shared=False)
+    def report() -> None:
+        told.append((check_leader(), current_term(), is_leader()))
+        lead.win(9)
+        told.append((current_term(), is_leader(), current_term("reports")))
+        with pytest.raises(NotLeader, match="term 7, which this body began with"), leading():
+            raise AssertionError("the block was run")
+        totals.apply()
+        totals()
+        check_leader()
+
+    @leader_only
+    @app.task(shared=False)
+    def totals() -> None:
+        told.append((current_term(), is_leader()))
+
+    with following(app, "reports") as reports, leading_as(app, term=7) as lead:
+        reports.win(3)
+        result = report.delay() if eager else report.apply()
+        with pytest.raises(NotLeader, match="won it again with term 9"):
+            result.get()
+        assert told == [(7, 7, True), (None, False, 3), (None, False), (None, False)]
+        # The next body, and code outside of one, speak of the present.
+        assert check_leader() == 9
+        totals.apply()
+        assert told[-1] == (9, True)
+
+
 def test_other_elections_and_what_was_before_are_not_touched(app: Celery) -> None:
     with following(app), leading_as(app, "reports", term=3):
         assert (is_leader(), is_leader("reports")) == (False, True)
