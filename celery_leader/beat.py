@@ -21,7 +21,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from celery import beat, signals
@@ -38,9 +38,12 @@ from .plan import (
     CatchUp,
     Plan,
     Tick,
+    anchor,
     as_told_by,
     at,
     catch_up_of,
+    counted_from,
+    due_of,
     last_run,
     later,
     latest_missed,
@@ -49,8 +52,10 @@ from .plan import (
     utc,
 )
 from .runner import Campaign
+from .schedule_store import Stored
 from .scrape import serve_metrics
 from .settings import BEAT
+from .states import Tidying, is_later
 from .tasks import adopt_tasks, installed
 from .watchdog import Pulse
 
@@ -62,6 +67,9 @@ _LONGEST_ASIDE = 30.0  # seconds; the same for what cannot be sent while others 
 _TRIES = 3  # attempts at one tick before it is asked whether others could be sent
 _FAR = 10 * 365 * 86400.0  # seconds; later than this is not told from never
 _EARLY = 1.0  # seconds; a schedule that says "later" by less was asked a moment too early
+_JUST_MADE = 5.0  # seconds; as long as a scheduler may take to make its entries
+_MOST_NAMED = 5  # entries in one line of the log
+_TIDY_INTERVAL = 3600.0  # seconds; between two looks at the states that nobody knows
 
 
 class LeaderMixin:
@@ -91,6 +99,8 @@ class LeaderMixin:
         self._failed_sends = 0
         self._pause = threading.Event()
         self._shared: dict[str, str] = {}
+        self._tidies_at = math.inf
+        self._said_later: set[str] = set()
         self._farewell: threading.Event | None = None
         self._elected = threading.Event()
         self._order: GiveWay | None = None
@@ -102,6 +112,8 @@ class LeaderMixin:
         self._service: Any = None
         self._dispatcher: Dispatcher | None = None
         super().__init__(app, *args, lazy=lazy, **kwargs)  # type: ignore[call-arg]
+        #: When what this process made itself was counted from at its start.
+        self._made: dict[str, datetime.datetime] = {}
         if lazy and not self._leadership.always_leads():
             return  # the banner's instance, which must not take part
         adopt_tasks(app)
@@ -122,6 +134,11 @@ class LeaderMixin:
             BEAT, node, self._on_change, requirements=requirements, role="beat"
         )
         self._dispatcher = Dispatcher(app, self._leadership, self._campaign)
+        self._made = {
+            name: entry.last_run_at
+            for name, entry in self.entries_in_memory().items()
+            if self.is_made_here(entry)
+        }
         if self._worker_pid is not None:
             # What a worker stops its beat with; by default that is the end, lease or not.
             signal.signal(signal.SIGTERM, _exit)
@@ -185,6 +202,8 @@ class LeaderMixin:
                     return self._retry_delay()
                 self._led_term = term
             wait = self.lead(*args, **kwargs)
+            if now() >= self._tidies_at:
+                self._tidy_again(term)
         except self.store_errors as exc:
             self._led_term = None  # what was read so far may be half of it
             self._note_failure("the schedule", exc)
@@ -209,14 +228,100 @@ class LeaderMixin:
 
     def take_over(self, term: int) -> bool:
         """Just elected: go on from what the last leader left; whether that could be read."""
+        dispatcher = self._dispatcher
+        if dispatcher is None:
+            return False
         try:
-            self._shared = self._dispatcher.load() if self._dispatcher is not None else {}
+            shared = self._tidied(term, dispatcher.load())
+            if shared is None:
+                return False
+            self._shared = shared
+            entries = self.entries_in_memory()
+            self.bring_up_to_date(entries)
+            if not self._anchored(term, entries):
+                return False
         except StoreUnavailable as exc:
             self._note_failure("the schedule", exc)
             return False
-        self.bring_up_to_date(self.entries_in_memory())
         self._heap = None
         return True
+
+    # -- the states that beats share ----------------------------------------------------
+
+    def known_entries(self) -> Collection[str]:
+        """The names of all entries there are, whether due or not.
+
+        The state of others is kept for ``leader_schedule_retention``, since beats of another
+        version of the app may know them.
+        """
+        return set(self.schedule)
+
+    def _tidied(self, term: int, stored: Stored) -> dict[str, str] | None:
+        """The states to go on with; ``None`` if what is to be written was not agreed to.
+
+        Raises:
+            StoreUnavailable: nobody knows.
+        """
+        assert self._dispatcher is not None
+        retention = self._leadership.settings.schedule_retention
+        self._tidies_at = now() + min(retention, _TIDY_INTERVAL)
+        known = self.known_entries()
+        tidying = Tidying.of(stored.states, known, stored.now, retention)
+        agreed = self._dispatcher.write(term, tidying.marks)
+        if not (agreed and self._dispatcher.forget(term, tidying.gone)):
+            return None
+        states = stored.states | {name: new for name, (_, new) in tidying.marks.items()}
+        for name in tidying.gone:
+            del states[name]
+        self._tell_of_later(name for name in known if is_later(states.get(name, "")))
+        return states
+
+    def _tidy_again(self, term: int) -> None:
+        """Look for states that nobody has known for long, while this beat goes on leading."""
+        assert self._dispatcher is not None
+        try:
+            if self._tidied(term, self._dispatcher.load()) is None:
+                self._led_term = None  # read the shared state again before anything else
+        except StoreUnavailable as exc:
+            logger.debug("beat: the shared schedule could not be tidied: %s", exc)
+
+    def _tell_of_later(self, names: Iterable[str]) -> None:
+        untold = sorted(set(names) - self._said_later)
+        self._said_later.update(untold)
+        if untold:
+            logger.error(
+                "beat: a later version of celery_leader wrote the state of %s%s; this beat leaves"
+                " it alone and does not send %s: upgrade this beat",
+                ", ".join(untold[:_MOST_NAMED]),
+                f" and of {len(untold) - _MOST_NAMED} more" if len(untold) > _MOST_NAMED else "",
+                "it" if len(untold) == 1 else "them",
+            )
+
+    def _anchored(self, term: int, entries: Mapping[str, Any]) -> bool:
+        """Count what this process made, and nobody has shared yet, from now; whether agreed to.
+
+        Raises:
+            StoreUnavailable: nobody knows.
+        """
+        fresh = {}
+        for name, entry in entries.items():
+            if name in self._shared or self._made.get(name) != entry.last_run_at:
+                continue
+            entry.last_run_at = entry.default_now()
+            fresh[name] = "", anchor(entry)
+        assert self._dispatcher is not None
+        if not self._dispatcher.write(term, fresh):
+            return False
+        self._shared.update({name: new for name, (_, new) in fresh.items()})
+        return True
+
+    def is_made_here(self, entry: Any) -> bool:
+        """Whether ``entry`` counts from nothing but the start of this process.
+
+        Asked of each entry in memory at the start.
+        """
+        age = at(entry.default_now()) - at(entry.last_run_at)
+        return not entry.total_run_count and 0 <= age < _JUST_MADE
 
     def bring_up_to_date(self, entries: dict[str, Any]) -> None:
         """Give ``entries`` the last run that beats share, where there is one."""
@@ -261,6 +366,9 @@ class LeaderMixin:
         name = entry.name
         tick = Tick.of(entry)
         before = self._shared.get(name, "")
+        if is_later(before):
+            self._tell_of_later([name])
+            return None
         claimed, after = tick.claimed(before), tick.sent(entry)
         task_id = self._own_id(name, tick.label)
         term: int | None = None
@@ -368,6 +476,10 @@ class LeaderMixin:
 class LeaderPersistentScheduler(LeaderMixin, beat.PersistentScheduler):  # type: ignore[misc]
     """Celery's own scheduler with its local file, dispatching on the leading beat only."""
 
+    def is_made_here(self, entry: Any) -> bool:
+        """Whether it never ran: then the file says only when a beat was started with it."""
+        return not entry.total_run_count
+
 
 class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
     """The scheduler of ``celery beat -S leader``: shared state, one dispatch per tick.
@@ -381,6 +493,10 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._queue: list[tuple[float, int, str]] = []
         self._pushed = 0
         self._known: dict[str, Any] = {}
+        self._left_alone = 0
+        self._remembers = False
+        # What the app itself says when an entry ran last, before any beat knows.
+        self._given: set[str] = set()
         self._clock_read = 0.0
         self._not_enumerable: set[str] = set()
         # What cannot be sent while others can, and how often that was tried.
@@ -389,6 +505,8 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             # The banner's instance, which is the first, has no schedule of its own.
             for name, fields in _checked(app.conf.beat_schedule):
                 catch_up_of(name, fields.get("options"), CatchUp.ONE)
+                if fields.get("last_run_at"):
+                    self._given.add(name)
         super().__init__(app, *args, **kwargs)
 
     def apply_async(
@@ -400,28 +518,39 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
 
     # -- leading -----------------------------------------------------------------
 
+    def add(self, **kwargs: Any) -> Any:
+        """Add an entry while beat runs; it counts from ``last_run_at`` if that is given."""
+        entry = super().add(**kwargs)
+        if kwargs.get("last_run_at"):
+            self._given.add(entry.name)
+        return entry
+
     def take_over(self, term: int) -> bool:
-        """Read the shared state, anchor what is new, forget what is gone."""
+        """Read the shared state, and anchor what is new."""
         dispatcher = self._dispatcher
         if dispatcher is None:
             return False
         try:
-            stored = dispatcher.load()
+            stored = self._tidied(term, dispatcher.load())
+            if stored is None:
+                return False
             self._plans = {
                 name: self._planned(entry, stored.get(name, ""))
                 for name, entry in self.schedule.items()
+                if not is_later(stored.get(name, ""))
             }
             fresh = {
                 name: (stored.get(name, ""), plan.state)
                 for name, plan in self._plans.items()
                 if plan.state != stored.get(name)
             }
-            gone = [name for name in stored if name not in self._plans]
-            if not (dispatcher.write(term, fresh) and dispatcher.forget(term, gone)):
+            if not dispatcher.write(term, fresh):
                 return False
         except StoreUnavailable as exc:
             self._note_failure("the schedule", exc)
             return False
+        self._left_alone = len(self.schedule) - len(self._plans)
+        self._remembers = True
         self._queue = []
         self._aside = {}
         for name, plan in self._plans.items():
@@ -431,9 +560,18 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._clock_read = at(self.app.now())
         return True
 
+    def _remembered(self, name: str) -> str:
+        """The state that this beat wrote, should Redis have lost it; none if another led since."""
+        return self._plans[name].state if self._remembers and name in self._plans else ""
+
+    def _on_change(self, change: Change) -> None:
+        if isinstance(change, Deposed):
+            self._remembers = False
+        super()._on_change(change)
+
     def lead(self, *args: Any, **kwargs: Any) -> float:
         """Dispatch what is due, one entry per turn, the longest due first."""
-        if len(self._plans) != len(self.schedule):
+        if len(self._plans) + self._left_alone != len(self.schedule):
             self._led_term = None  # plan anew
             return 0
         if not self._queue:
@@ -461,7 +599,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
                 following = self._advanced(plan, next_in)
                 agreed = self._dispatch(name, plan, following, term)
             else:
-                following = plan.postponed(_later(plan.entry, next_in))
+                following = plan.postponed(due_of(plan.entry, False, next_in))
                 agreed = self._write(name, plan, following, term)
         except StoreUnavailable as exc:
             return self._set_aside(name, term, exc)
@@ -520,12 +658,26 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
 
     def _planned(self, entry: Any, stored: str) -> Plan:
         """The plan to go on with, just elected."""
-        plan = Plan.restored(entry, stored)
-        if plan is None:
-            due_now, next_in = self._is_due_or_later(entry)
-            due = _later(entry, 0.0 if due_now else next_in)
-            return self._counted_anew(Plan.anchored(entry, stored, due))
-        return self._caught_up(self._counted_anew(plan))
+        for state in (stored, self._remembered(entry.name)):
+            plan = Plan.restored(entry, state)
+            if plan is not None:
+                return self._caught_up(self._counted_anew(plan))
+            plan = Plan.of_another_schedule(entry, state)
+            if plan is not None:
+                return plan if plan.claimed else self._changed(plan)
+        if entry.name not in self._given:
+            entry = counted_from(entry, entry.default_now())
+        return Plan.anchored(entry, stored, due_of(entry, *self._is_due_or_later(entry)))
+
+    def _changed(self, plan: Plan) -> Plan:
+        """``plan`` once its schedule is another: that counts on from the last run."""
+        plan = self._counted_anew(plan)
+        due = due_of(plan.entry, *self._is_due_or_later(plan.entry))
+        now = plan.entry.default_now()
+        if at(due) < at(now) and occurrence_after(plan.entry.schedule, due) is not None:
+            # Nobody knows since when it has this schedule: of what it missed, the latest only.
+            due = latest_missed(plan.entry.schedule, due, now, 1)
+        return self._caught_up(plan.postponed(due))
 
     def _counted_anew(self, plan: Plan) -> Plan:
         """``plan``, or if it is an interval's and last ran in the future, one counted from now."""
@@ -535,9 +687,8 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         if not isinstance(plan.entry.schedule, schedule):
             return plan
         # The clock was set back: it would be silent for as long.
-        restarted = plan.restarted(now, now)
-        due_now, next_in = self._is_due_or_later(restarted.entry)
-        return restarted.postponed(_later(restarted.entry, 0.0 if due_now else next_in))
+        entry = counted_from(plan.entry, now)
+        return plan.restarted(now, due_of(entry, *self._is_due_or_later(entry)))
 
     def _clock_went_back(self) -> bool:
         before, self._clock_read = self._clock_read, at(self.app.now())
@@ -550,8 +701,8 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             return plan
         mode = self._catch_up(plan.entry)
         if mode is CatchUp.NONE:
-            _, next_in = self._is_due_or_later(plan.entry)
-            return plan.restarted(now, _later(plan.entry, next_in))
+            entry = counted_from(plan.entry, now)
+            return plan.restarted(now, due_of(entry, *self._is_due_or_later(entry)))
         plan = self._startable(plan, now)
         if mode is CatchUp.ALL and at(plan.due) < at(now):
             most = self._leadership.settings.beat_catch_up_max
@@ -586,7 +737,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             if following is not None:
                 return plan.dispatched(plan.due, following)
         now = plan.entry.default_now()
-        return plan.dispatched(now, later(now, datetime.timedelta(seconds=next_in)))
+        return plan.dispatched(now, due_of(counted_from(plan.entry, now), False, next_in))
 
     def _catch_up(self, entry: Any) -> CatchUp:
         mode = catch_up_of(entry.name, entry.options, self._leadership.settings.beat_catch_up)

@@ -24,7 +24,7 @@ from .errors import StoreUnavailable
 from .observe import Dispatched, DispatchRefused
 from .redis_client import RedisClient, without_echo
 from .runner import Campaign
-from .schedule_store import Calls, Mandate, Outcome, Push, ScheduleStore
+from .schedule_store import Calls, Mandate, Outcome, Push, ScheduleStore, Stored
 from .settings import BEAT
 from .transport import Hold, holding_transport, holds
 
@@ -72,13 +72,13 @@ class Dispatcher:
         """Whether there is a shared schedule at all."""
         return self._store is not None
 
-    def load(self) -> dict[str, str]:
-        """The state of every entry in the shared schedule.
+    def load(self) -> Stored:
+        """The shared schedule; an empty one where there is none.
 
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        return {} if self._store is None else self._store.load()
+        return Stored({}, 0.0) if self._store is None else self._store.load()
 
     def write(self, term: int, states: dict[str, tuple[str, str]]) -> bool:
         """Write ``(old, new)`` states that come with no message; whether all was agreed to.

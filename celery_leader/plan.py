@@ -11,7 +11,6 @@ import collections
 import datetime
 import enum
 import inspect
-import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
 from .errors import LeaderError, shown
+from .states import read, written
 
 #: The entry option that overrides ``leader_beat_catch_up`` for one entry.
 CATCH_UP_OPTION = "leader_catch_up"
@@ -36,6 +36,8 @@ _SENSELESS = (ValueError, KeyError, TypeError, OverflowError)
 _FIRST_YEAR, _LAST_YEAR = 1971, 9000
 
 _SHORTEST_LOOK_BACK = datetime.timedelta(hours=1)
+
+_CLOSE = 1.0  # seconds; moments as close as this are one, told by two looks at a clock
 
 
 class CatchUp(enum.Enum):
@@ -87,26 +89,46 @@ class Plan:
         }
         if claimed:
             state["claimed"] = True
-        return cls(entry, sequence, due, json.dumps(state), claimed)
+        return cls(entry, sequence, due, written(state), claimed)
 
     @classmethod
     def restored(cls, entry: Any, stored: str) -> Plan | None:
         """What the last leader planned, or ``None`` if nothing, or for another schedule."""
+        plan = cls._of(entry, stored)
+        return plan if plan is not None and plan.is_for(entry.schedule) else None
+
+    @classmethod
+    def of_another_schedule(cls, entry: Any, stored: str) -> Plan | None:
+        """The same for an entry whose schedule was changed; its due time is still the old one.
+
+        The entry ran last when it ran last, whatever its schedule was then.
+        """
+        plan = cls._of(entry, stored)
+        if plan is None:
+            return None
+        # What was claimed is still to be confirmed as what it was claimed as.
+        sequence = plan.sequence if plan.claimed else plan.sequence + 1
+        return cls.to_dispatch(plan.entry, sequence, plan.due, claimed=plan.claimed)
+
+    @classmethod
+    def _of(cls, entry: Any, stored: str) -> Plan | None:
         try:
-            state = _loaded(stored)
-            if state["schedule"] != fingerprint(entry.schedule):
-                return None
+            state = read(stored)
             last_run_at = as_told_by(entry, _moment(state["last_run_at"]))
             restored = _like(entry, last_run_at, int(state["total_run_count"]))
-            due = _moment(state["due"])
-            return cls(restored, int(state["sequence"]), due, stored, bool(state.get("claimed")))
+            sequence, due = int(state["sequence"]), _moment(state["due"])
         except _SENSELESS:
             return None
+        return cls(restored, sequence, due, stored, bool(state.get("claimed")))
 
     @classmethod
     def anchored(cls, entry: Any, stored: str, due: datetime.datetime) -> Plan:
-        """A plan for an entry that is new, or whose schedule is another than was stored."""
+        """A plan for an entry that is new, or of which nothing that makes sense was stored."""
         return cls.to_dispatch(entry, _sequence(stored) + 1, due)
+
+    def is_for(self, timetable: Any) -> bool:
+        """Whether it was made for this schedule."""
+        return bool(read(self.state).get("schedule") == fingerprint(timetable))
 
     def claim(self) -> Plan:
         """The plan once its tick is claimed, and may be published."""
@@ -123,8 +145,7 @@ class Plan:
 
     def restarted(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
         """The plan of an entry that is counted from ``at``, with nothing dispatched."""
-        entry = _like(self.entry, at, self.entry.total_run_count)
-        return self.to_dispatch(entry, self.sequence, due)
+        return self.to_dispatch(counted_from(self.entry, at), self.sequence, due)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,21 +160,18 @@ class Tick:
         """The tick that ``entry`` is to dispatch next."""
         now = entry.default_now()
         counted_from = entry.last_run_at
-        try:
-            due = occurrence_after(entry.schedule, counted_from or now)
-        except Exception:  # a schedule of the user's own may raise anything
-            due = None
+        due = _told_after(entry.schedule, counted_from or now)
         return cls(utc(counted_from) if counted_from else _NEVER, utc(due or now))
 
     def is_in(self, stored: str) -> bool:
         """Whether ``stored`` says that this tick was sent."""
-        state = _loaded(stored)
+        state = read(stored)
         return state.get("tick") == self.counted_from and not state.get("claimed")
 
     def claimed(self, before: str) -> str:
         """What is stored between the claim of this tick and its confirmation."""
-        count = _loaded(before).get("total_run_count") or 0
-        return json.dumps(
+        count = read(before).get("total_run_count") or 0
+        return written(
             {
                 "tick": self.counted_from,
                 "last_run_at": self.counted_from,
@@ -164,7 +182,7 @@ class Tick:
 
     def sent(self, entry: Any) -> str:
         """What is stored once this tick was sent."""
-        return json.dumps(
+        return written(
             {
                 "tick": self.counted_from,
                 "last_run_at": utc(entry.default_now()),
@@ -173,9 +191,16 @@ class Tick:
         )
 
 
+def anchor(entry: Any) -> str:
+    """What is stored of an entry that another scheduler plans and that has sent nothing yet."""
+    return written(
+        {"last_run_at": utc(entry.last_run_at), "total_run_count": entry.total_run_count or 0}
+    )
+
+
 def last_run(stored: str) -> tuple[datetime.datetime, int] | None:
     """When an entry ran last and how often, as ``stored``; ``None`` if it was never stored."""
-    state = _loaded(stored)
+    state = read(stored)
     try:
         return _moment(state["last_run_at"]), int(state["total_run_count"])
     except _SENSELESS:
@@ -201,6 +226,29 @@ def occurrence_after(timetable: Any, moment: datetime.datetime) -> datetime.date
     elif _is_interval(timetable):
         following = later(moment, timetable.run_every)
     return following if following is not None and at(following) > at(moment) else None
+
+
+def due_of(entry: Any, due_now: bool, next_in: float) -> datetime.datetime:
+    """When ``entry`` is due, which says that it is so now, or ``next_in`` seconds from now.
+
+    The occurrence itself where it can be told, as it is the same for everybody who asks.
+    """
+    now = entry.default_now()
+    told = now if due_now else later(now, datetime.timedelta(seconds=next_in))
+    for moment in (entry.last_run_at, now):
+        occurrence = _told_after(entry.schedule, moment)
+        if occurrence is None:
+            continue
+        if abs(at(occurrence) - at(told)) <= _CLOSE or (due_now and at(occurrence) <= at(now)):
+            return occurrence
+    return told
+
+
+def _told_after(timetable: Any, moment: datetime.datetime) -> datetime.datetime | None:
+    try:
+        return occurrence_after(timetable, moment)
+    except Exception:  # a schedule of the user's own may raise anything
+        return None
 
 
 def _asked_at(timetable: Any, moment: datetime.datetime) -> tuple[Any, datetime.datetime]:
@@ -335,6 +383,11 @@ def _moment(text: str) -> datetime.datetime:
     return moment
 
 
+def counted_from(entry: Any, moment: datetime.datetime) -> Any:
+    """``entry`` as if it had run last at ``moment``."""
+    return _like(entry, moment, entry.total_run_count)
+
+
 def _like(entry: Any, last_run_at: datetime.datetime, total_run_count: int) -> Any:
     fields = dict(entry, last_run_at=last_run_at, total_run_count=total_run_count)
     return entry.__class__(**fields)
@@ -342,14 +395,6 @@ def _like(entry: Any, last_run_at: datetime.datetime, total_run_count: int) -> A
 
 def _sequence(stored: str) -> int:
     try:
-        return int(_loaded(stored)["sequence"])
+        return int(read(stored)["sequence"])
     except _SENSELESS:
         return 0
-
-
-def _loaded(stored: str) -> dict[str, Any]:
-    try:
-        state = json.loads(stored)
-    except (ValueError, RecursionError):
-        return {}
-    return state if isinstance(state, dict) else {}

@@ -65,8 +65,11 @@ return 'sent'
 )
 
 # KEYS schedule
-# -> entry, state, entry, state ...
-_LOAD = "return redis.call('HGETALL', KEYS[1])"
+# -> server time in us, {entry, state, entry, state ...}
+_LOAD = """
+local time = redis.call('TIME')
+return {string.format('%.0f', time[1] * 1000000 + time[2]), redis.call('HGETALL', KEYS[1])}
+"""
 
 # KEYS schedule
 # -> how many messages its entries have sent, all in all
@@ -121,6 +124,19 @@ class Mandate:
     term: int
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The shared schedule as it was read.
+
+    Attributes:
+        states: every entry's state; what is no UTF-8 of it is escaped, and no state.
+        now: Redis's clock at that moment, in seconds since the epoch.
+    """
+
+    states: dict[str, str]
+    now: float
+
+
 class ScheduleStore:
     """The schedule's state, written by the leader of ``election`` only.
 
@@ -136,16 +152,16 @@ class ScheduleStore:
         self._record = keys.of("election", election)
         self._schedule = keys.of("schedule", election)
 
-    def load(self) -> dict[str, str]:
-        """Every entry's state; what is no UTF-8 of it is escaped, and no state that is written.
+    def load(self) -> Stored:
+        """Every entry's state.
 
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        flat = _one(self._run([(LOAD, [self._schedule], [])]))
+        micros, flat = _one(self._run([(LOAD, [self._schedule], [])]))
         # Escaped and not replaced: to be written over, it must be named as it stands.
         texts = [item.decode("utf-8", "surrogateescape") for item in flat]
-        return dict(zip(texts[::2], texts[1::2], strict=True))
+        return Stored(dict(zip(texts[::2], texts[1::2], strict=True)), int(micros) / 1e6)
 
     def dispatched(self) -> int:
         """How many messages its present entries have sent, all in all.
@@ -181,7 +197,7 @@ class ScheduleStore:
         return next((outcome for outcome in outcomes if outcome not in good), Outcome.SENT)
 
     def forget(self, mandate: Mandate, entries: Sequence[str]) -> Outcome:
-        """Remove entries that the schedule no longer has.
+        """Remove the state of entries.
 
         Raises:
             StoreUnavailable: nobody knows; call it again with the same arguments.
@@ -200,7 +216,7 @@ class ScheduleStore:
         return (
             DISPATCH,
             [self._record, self._schedule, *keys],
-            [mandate.nonce, mandate.term, _as_stored(entry), _as_stored(old), new, *deliveries],
+            [mandate.nonce, mandate.term, *map(_as_stored, (entry, old, new)), *deliveries],
         )
 
 

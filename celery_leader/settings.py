@@ -21,6 +21,9 @@ from .plan import CatchUp
 WORKER = "worker"
 BEAT = "beat"
 
+#: Seconds; longer than any rolling deployment, or one that is rolled back, takes.
+DEFAULT_RETENTION = 30 * 86400.0
+
 #: Seconds; as long as Celery's own beat may be silent before it counts as stuck.
 DEFAULT_WATCHDOG = 60.0
 
@@ -54,6 +57,7 @@ class Settings:
     wait_replicas: int
     beat_catch_up: CatchUp
     beat_catch_up_max: int
+    schedule_retention: float
     metrics_port: int | None
     metrics_address: str
 
@@ -87,6 +91,7 @@ class Settings:
                 _given(app, "leader_beat_catch_up", "one"), "leader_beat_catch_up"
             ),
             beat_catch_up_max=_count(app, "leader_beat_catch_up_max", 100),
+            schedule_retention=_retention(app),
             metrics_port=_port(app, "leader_metrics_port"),
             metrics_address=_text(app, "leader_metrics_address", "0.0.0.0"),
         )
@@ -193,6 +198,15 @@ def _watchdog(app: Celery) -> float:
             " to turn it off"
         )
     return patience
+
+
+def _retention(app: Celery) -> float:
+    retention = _number(app, "leader_schedule_retention", DEFAULT_RETENTION)
+    if not retention > 0:
+        raise LeaderError(
+            f"leader_schedule_retention is {shown(retention)}: it must be above 0, in seconds"
+        )
+    return retention
 
 
 def _count(app: Celery, setting: str, default: int, *, least: int = 1) -> int:

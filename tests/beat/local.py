@@ -14,6 +14,7 @@ import redis
 from celery import Celery
 
 from celery_leader import install
+from celery_leader.app import leadership_of
 from celery_leader.beat import LeaderScheduler
 from tests.waiting import wait_until
 
@@ -55,11 +56,20 @@ class LocalBeat:
         wait_until(self.scheduler.leading_term, what="this beat to lead")
         return self
 
+    def hand_over(self, to: LocalBeat) -> LocalBeat:
+        """Have ``to`` lead in place of this one, which goes on as a follower."""
+        campaign, successor = self.scheduler._campaign, to.scheduler._campaign.election.holder
+        self.scheduler._leadership.step_down(campaign, successor, "transfer")
+        to.lead().settle()
+        assert self.scheduler.leading_term() is None
+        self.settle()
+        return to
+
     def settle(self) -> float:
         """Have it do all it has to do now; how long it would rest then."""
         for _ in range(_TURNS):
             rest = float(self.scheduler.tick())
-            if rest > 0:
+            if rest > 0 or self.scheduler.leading_term() is None:
                 return rest
         raise AssertionError(f"still busy after {_TURNS} turns")
 
@@ -79,6 +89,7 @@ class Bench:
         self.clock = Clock()
         self.redis = redis.Redis.from_url(url, decode_responses=True)
         self._open = ExitStack()
+        self._started = 0
 
     def app(self, schedule: dict[str, Any] | None = None, **conf: Any) -> Any:
         """An app with ``schedule`` (name to an entry as in ``beat_schedule``)."""
@@ -99,6 +110,9 @@ class Bench:
 
     def started(self, app: Any, scheduler: Any = LeaderScheduler) -> LocalBeat:
         """A beat of ``app``, which may not lead yet."""
+        self._started += 1
+        for _ in range(self._started):  # all are of one process, and each has a name of its own
+            leadership_of(app).free_node_name("beat")
         beat = LocalBeat(app, scheduler)
         self._open.callback(beat.stop)
         return beat

@@ -229,16 +229,27 @@ def test_a_crontab_in_another_timezone_goes_on_at_its_new_hour(bench: Bench) -> 
     assert bench.seconds() == [HOUR]
 
 
-def test_a_new_interval_counts_from_the_change_and_what_was_due_of_the_old_is_not_sent(
-    bench: Bench,
-) -> None:
-    bench.beat({"tick": every(10)}).stop()
-    bench.clock.advance(30)
-    beat = bench.beat({"tick": every(20)})
-    assert bench.sent() == []
-    bench.clock.advance(20)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_new_interval_counts_on_from_the_last_run(bench: Bench, mode: str) -> None:
+    bench.beat({"tick": every(10, leader_catch_up=mode)}).stop()
+    bench.clock.advance(5)
+    beat = bench.beat({"tick": every(20, leader_catch_up=mode)})
+    bench.clock.advance(14)
     beat.settle()
-    assert bench.seconds() == [50]
+    assert bench.sent() == []
+    bench.clock.advance(1)
+    beat.settle()
+    assert bench.seconds() == [20]
+
+
+def test_of_what_a_new_schedule_missed_the_latest_alone_is_sent_if_any(bench: Bench) -> None:
+    bench.beat(of_each_mode(every, HOUR)).stop()
+    bench.clock.advance(35)
+    beat = bench.beat(of_each_mode(every, 10))
+    assert [bench.seconds(mode) for mode in MODES] == [[30], [30], []]
+    bench.clock.advance(10)
+    beat.settle()
+    assert [bench.seconds(mode) for mode in MODES] == [[30, 45], [30, 40], [45]]
 
 
 def test_an_entry_of_add_periodic_task_is_shared_like_any_other(bench: Bench) -> None:
@@ -272,12 +283,11 @@ def test_an_entry_that_is_added_while_beat_runs_is_anchored_and_sent(bench: Benc
     assert (bench.seconds("new"), bench.seconds("tick")) == ([5], [])
 
 
-def test_an_entry_that_is_taken_out_while_beat_runs_is_forgotten(bench: Bench) -> None:
+def test_an_entry_that_is_taken_out_while_beat_runs_is_not_sent(bench: Bench) -> None:
     beat = bench.beat({"tick": every(60), "other": every(5)})
     del beat.scheduler.schedule["other"]
     bench.clock.advance(60)
     beat.settle()
-    assert set(bench.states()) == {"tick"}
     assert (bench.seconds("other"), bench.seconds("tick")) == ([], [60])
 
 
@@ -288,7 +298,7 @@ def test_one_entry_that_is_taken_out_for_another_is_not_sent_and_the_other_is(
     del beat.scheduler.schedule["old"]
     beat.scheduler.add(name="new", task="bench.new", schedule=timedelta(seconds=3))
     beat.settle()
-    assert set(bench.states()) == {"tick", "new"}
+    assert set(bench.states()) == {"tick", "old", "new"}
     bench.clock.advance(5)
     beat.settle()
     assert (bench.seconds("old"), bench.seconds("new")) == ([], [3])

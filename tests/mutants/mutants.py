@@ -392,7 +392,7 @@ MUTANTS = (
     Mutant(
         "what was due is counted from the election",
         "plan.py",
-        'return cls(restored, int(state["sequence"]), due, stored, bool(state.get("claimed")))',
+        'return cls(restored, sequence, due, stored, bool(state.get("claimed")))',
         "return None",
         _PLAN,
     ),

@@ -50,7 +50,7 @@ class Shared:
         return int(self.redis.llen(QUEUE))  # type: ignore[arg-type]
 
     def nothing_happened(self) -> bool:
-        return self.messages == 0 and self.schedule.load() == {}
+        return self.messages == 0 and self.schedule.load().states == {}
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def shared(make_store: MakeStore, redis_url: str) -> Shared:
 def test_a_leader_sends_and_its_state_moves_with_the_message(shared: Shared) -> None:
     assert shared.dispatch(shared.lead("a")) is Outcome.SENT
     assert shared.messages == 1
-    assert shared.schedule.load() == {"tick": NEW}
+    assert shared.schedule.load().states == {"tick": NEW}
 
 
 def test_a_dispatch_that_comes_twice_is_known_again(shared: Shared) -> None:
@@ -136,7 +136,7 @@ def test_a_message_that_cannot_be_pushed_leaves_the_state_as_it_was(shared: Shar
     shared.redis.set(QUEUE, "no list")
     with pytest.raises(StoreUnavailable):
         shared.dispatch(leader)
-    assert shared.schedule.load() == {}
+    assert shared.schedule.load().states == {}
     shared.redis.delete(QUEUE)
     assert shared.dispatch(leader) is Outcome.SENT
 
@@ -145,7 +145,7 @@ def test_what_is_forgotten_is_gone(shared: Shared) -> None:
     leader = shared.lead("a")
     shared.dispatch(leader)
     assert shared.schedule.forget(leader, ["tick"]) is Outcome.SENT
-    assert shared.schedule.load() == {}
+    assert shared.schedule.load().states == {}
 
 
 def test_memory_and_redis_fence_alike(shared: Shared) -> None:
@@ -208,13 +208,13 @@ def test_a_state_that_is_no_text_can_be_written_over_and_removed(shared: Shared)
     mandate = shared.lead("a")
     for entry in ("tick", b"\xff\xfe"):
         shared.redis.hset(shared.schedule._schedule, entry, b"\xff\x00\xc3")
-    loaded = shared.schedule.load()
+    loaded = shared.schedule.load().states
     assert len(loaded) == 2
     sent = shared.schedule.dispatch(mandate, "tick", loaded["tick"], NEW, [MESSAGE])
     assert sent is Outcome.SENT
     gone = [entry for entry in loaded if entry != "tick"]
     assert shared.schedule.forget(mandate, gone) is Outcome.SENT
-    assert shared.schedule.load() == {"tick": NEW}
+    assert shared.schedule.load().states == {"tick": NEW}
 
 
 # -- the least that a beat needs of a broker ------------------------------------------------------
@@ -249,7 +249,7 @@ def every_dispatch(shared: Shared, mandate: Mandate) -> None:
         sent = shared.schedule.dispatch(mandate, entry, OLD, NEW, pushes)
         assert sent is Outcome.SENT
     assert shared.schedule.anchor(mandate, {"idle": (OLD, NEW)}) is Outcome.SENT
-    assert set(shared.schedule.load()) == {"queued", "told", "idle"}
+    assert set(shared.schedule.load().states) == {"queued", "told", "idle"}
     assert shared.schedule.forget(mandate, ["idle"]) is Outcome.SENT
     assert shared.schedule.dispatched() == 0
 

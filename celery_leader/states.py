@@ -1,0 +1,90 @@
+"""The text that is stored of one schedule entry, and how long one that nobody knows is kept.
+
+A state is a JSON object with the number of its format. Guaranteed: a field that this version
+does not know does no harm, and the state of a later format is told from a damaged one, so that
+it can be left alone. In every format ``format`` and ``unknown_since`` mean what they mean here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+#: The format that this version writes. It grows when an older version could not go by it.
+FORMAT = 1
+
+_HIGHEST_FORMAT = 1000  # no version has written a higher one, but anybody may have
+_UNKNOWN_SINCE = "unknown_since"  # by Redis's clock, in ms
+
+
+def written(fields: Mapping[str, Any]) -> str:
+    """The state with these ``fields``."""
+    return json.dumps({"format": FORMAT, **fields})
+
+
+def read(stored: str) -> dict[str, Any]:
+    """The fields of a state; none of what is no state, or of a later format."""
+    state = _loaded(stored)
+    return {} if state is None or state.get("format", FORMAT) != FORMAT else state
+
+
+def is_later(stored: str) -> bool:
+    """Whether a later version wrote this, in a format of its own."""
+    number = (_loaded(stored) or {}).get("format")
+    return type(number) is int and FORMAT < number <= _HIGHEST_FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Tidying:
+    """What is to be done with the states that the leader found.
+
+    Attributes:
+        marks: entry to its state as it is, and with or without the mark as it is to be.
+        gone: the entries whose state is to be removed.
+    """
+
+    marks: dict[str, tuple[str, str]]
+    gone: list[str]
+
+    @classmethod
+    def of(
+        cls, states: Mapping[str, str], known: Collection[str], now: float, retention: float
+    ) -> Tidying:
+        """Judge ``states`` by the entries that the leader knows, and by Redis's clock.
+
+        An entry that no leader has known for ``retention`` seconds is gone, and so is what is no
+        state at all. One that this leader is the first not to know is marked with the time.
+        """
+        marks, gone = {}, []
+        for entry, stored in states.items():
+            if entry in known:
+                if _UNKNOWN_SINCE in stored:
+                    marks[entry] = stored, _without_mark(stored)
+                continue
+            state = _loaded(stored)
+            since = None if state is None else state.get(_UNKNOWN_SINCE)
+            if state is None:
+                gone.append(entry)
+            elif type(since) is not int or not 0 <= since <= now * 1000:
+                # None yet, or one that no leader wrote.
+                marks[entry] = stored, json.dumps({**state, _UNKNOWN_SINCE: int(now * 1000)})
+            elif since <= (now - retention) * 1000:
+                gone.append(entry)
+        return cls({entry: each for entry, each in marks.items() if each[0] != each[1]}, gone)
+
+
+def _without_mark(stored: str) -> str:
+    state = _loaded(stored)
+    if state is None or _UNKNOWN_SINCE not in state:
+        return stored
+    return json.dumps({field: value for field, value in state.items() if field != _UNKNOWN_SINCE})
+
+
+def _loaded(stored: str) -> dict[str, Any] | None:
+    try:
+        state = json.loads(stored)
+    except (ValueError, RecursionError):
+        return None
+    return state if isinstance(state, dict) else None
