@@ -37,6 +37,8 @@ from .receive import (
     key_of,
     put,
     running_elections,
+    skipped_results,
+    wakers,
 )
 from .runner import Campaign
 from .scrape import serve_metrics
@@ -46,6 +48,8 @@ from .watchdog import Pulse
 from .worker_events import WorkerEvents
 
 logger = logging.getLogger(__name__)
+
+_LAST_RESULTS = 2.0  # seconds; how long the end of a worker waits for its result backend
 
 _GLANCE = 0.01  # seconds between looks for a leader-only body that still runs
 
@@ -109,6 +113,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, c: Any) -> None:
         """Connected, for the first time or again."""
         self._consumer = consumers[c.app] = c
+        wakers[c.app] = functools.partial(self._have_look_around, c)
         self._keep_unknown(c)
         forget_fetched()  # of the connection before: the broker delivers them again
         self._leadership.follow(c.connection)
@@ -227,6 +232,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._gone.set()
         if not self._leadership.resign_all():
             logger.warning("the lease could not be given up in time; it will expire")
+        skipped_results.finish(_LAST_RESULTS)
         self._events.send_last(c)
         if self._nudge is not None:
             self._nudge.remove()
@@ -236,7 +242,8 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def info(self, c: Any) -> dict[str, Any]:
         """What ``celery inspect stats`` says of this worker's elections."""
-        return {"leader": control.standings(self._leadership)}
+        standings = control.standings(self._leadership)
+        return {"leader": standings, "leader_unstored_skips": len(skipped_results)}
 
     # -- from the election thread -----------------------------------------------
 

@@ -3,13 +3,15 @@
 It is let in where its election is led, and handed to the leader queue (or skipped, where
 asked) elsewhere; what has not begun when its worker stops leading on purpose goes back to
 the front of the queue. Guaranteed: a message is acknowledged only after it was handed
-over, and goes as it came. Not guaranteed: that it goes once; a worker that dies in
-between leaves it to be delivered again.
+over, and goes as it came, and one that is skipped takes no place in the prefetch while its
+result backend is away. Not guaranteed: that it goes once; a worker that dies in between
+leaves it to be delivered again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import weakref
@@ -27,7 +29,7 @@ from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
 from .app import leadership_of
 from .observe import Forwarded, Skipped
-from .skipped import TaskSkipped, store_skipped
+from .skipped import SkippedResults, TaskSkipped, Unstored
 from .tasks import (
     LeaderOnly,
     NotLeading,
@@ -48,6 +50,11 @@ consumers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 # What Celery's delayed delivery on RabbitMQ puts before a routing key.
 _DELAY = re.compile(rf"^(?:[01]\.){{{MAX_NUMBER_OF_BITS_TO_USE}}}")
+
+#: What ends the wait of that consumer's event loop, for any thread.
+wakers: weakref.WeakKeyDictionary[Any, Callable[[], None]] = weakref.WeakKeyDictionary()
+
+skipped_results = SkippedResults()
 
 # Properties of a received message that belong to that delivery and not to the message.
 _OF_DELIVERY = frozenset(
@@ -197,12 +204,12 @@ def hand_over_or_retry(
 
     A full Redis, say, must not end the worker or lose the message.
     """
+    skips = options.on_follower == "skip" and not leadership_of(task.app).is_shut
+    if request is not None and skips:
+        skip(options, request, acknowledge)
+        return
     try:
-        skips = options.on_follower == "skip" and not leadership_of(task.app).is_shut
-        if request is not None and skips:
-            skip(options, request)
-        else:
-            hand_over(task, options, message)
+        hand_over(task, options, message)
     except Exception as exc:
         consumer = consumers.get(task.app)
         if consumer is None or isinstance(exc, consumer.connection_errors):
@@ -232,24 +239,60 @@ def hand_over(task: Any, options: LeaderOnly, message: Any) -> None:
     leadership_of(task.app).tell(Forwarded(options.election, node, task.name, task_id, queue.name))
 
 
-def skip(options: LeaderOnly, request: Request) -> None:
+def skip(options: LeaderOnly, request: Request, acknowledge: Callable[[], Any]) -> None:
     """Have a message that this worker must not run end as a revoked one does.
 
-    The caller acknowledges afterwards.
+    It is acknowledged when that is stored, or is known to take longer: the message would
+    only be skipped again, and keep its place in the prefetch from those that can run.
     """
-    task = request.task
+    app = request.task.app
     reason = TaskSkipped(
-        f"{request.hostname} does not lead {options.election!r} and did not run {task.name}"
+        f"{request.hostname} does not lead {options.election!r} and did not run {request.task.name}"
     )
-    context = request._context
-    store_skipped(task, context, reason)
+    settle = _once(acknowledge)
+
+    def told(stored: bool) -> None:
+        _in_loop(app, functools.partial(_skipped, options, request, settle) if stored else settle)
+
+    skipped_results.add(Unstored(request.task, request._context, reason, told))
+    if skipped_results.failing_since is not None:
+        settle()
+    else:
+        consumers[app].timer.call_after(PATIENCE, settle)
+
+
+def _skipped(options: LeaderOnly, request: Request, settle: Callable[[], Any]) -> None:
+    """That it was skipped is stored: say so."""
+    task = request.task
     logger.info("%s: %s[%s] skipped, not leading", options.election, task.name, request.id)
     how = {"terminated": False, "signum": None, "expired": False}
     request.send_event("task-revoked", **how)
-    signals.task_revoked.send(sender=task, request=context, **how)
+    signals.task_revoked.send(sender=task, request=request._context, **how)
     leadership_of(task.app).tell(
         Skipped(options.election, request.hostname, task.name, request.id, "receiver")
     )
+    settle()
+
+
+def _once(act: Callable[[], Any]) -> Callable[[], None]:
+    """``act``, but only the first time."""
+    left = [act]
+
+    def do() -> None:
+        if left:
+            left.pop()()
+
+    return do
+
+
+def _in_loop(app: Any, act: Callable[[], Any]) -> None:
+    """Have the event loop of this app's worker call ``act``; for any thread."""
+    consumer = consumers[app]
+    if consumer.hub is None:
+        act()  # pools of greenlets acknowledge from whichever greenlet it is
+        return
+    consumer.hub.call_soon(act)
+    wakers[app]()
 
 
 def put(app: Any, message: Any, queue: Queue) -> None:

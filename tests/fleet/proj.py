@@ -38,6 +38,8 @@ RECORDS = "fleet:records"
 BELIEFS = "fleet:beliefs"
 VARIABLE = "FLEET"
 
+DATABASE_VARIABLE = "FLEET_DJANGO_DATABASE"
+
 _PROBE_STEP = 0.01
 _GATE_PATIENCE = 60
 
@@ -128,6 +130,8 @@ def _plain(value: Any) -> bool:
 def build(config: dict[str, Any], *, current: bool = False) -> Celery:
     """The app that ``config`` asks for."""
     broker = config["broker"]
+    if "django" in config:
+        _set_up_django(config["django"])
     app = Celery(
         "fleet",
         broker=broker,
@@ -148,6 +152,12 @@ def build(config: dict[str, Any], *, current: bool = False) -> Celery:
         app.tasks.unregister(f"fleet.{name}")
     app.conf.update(config.get("conf_after_install", {}))
     return app
+
+
+def _set_up_django(database: dict[str, Any]) -> None:
+    """What a Django project's ``celery.py`` does before it makes its app."""
+    os.environ[DATABASE_VARIABLE] = json.dumps(database)
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.support.django_settings"
 
 
 def _entry(entry: dict[str, Any]) -> dict[str, Any]:

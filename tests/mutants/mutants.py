@@ -407,8 +407,9 @@ MUTANTS = (
     Mutant(
         "acknowledged before it is handed over",
         "receive.py",
-        "    try:\n        skips =",
-        "    acknowledge()\n    acknowledge = lambda: None\n    try:\n        skips =",
+        "    try:\n        hand_over(task, options, message)",
+        "    acknowledge()\n    acknowledge = lambda: None\n"
+        "    try:\n        hand_over(task, options, message)",
         ("tests/unit/test_receive.py",),
     ),
     Mutant(
