@@ -130,8 +130,11 @@ class Leadership:
         self._settings: Settings | None = None
         self._always: bool | None = None
         self._page = BeliefPage()
+        # Of this process's own campaigns; and of the worker whose child it is.
         self._beliefs: dict[str, tuple[Belief, ...]] = {}
-        self._inherited = False
+        self._inherited: dict[str, tuple[Belief, ...]] | None = None
+        self._handed_down: dict[str, tuple[Belief, ...]] = {}
+        self._handed_down_by: int | None = None
         self._allotted: dict[str, Belief] = {}
         self._shut: Belief | None = None
         self._campaigns: list[Campaign] = []
@@ -217,15 +220,14 @@ class Leadership:
         Raises:
             LeaderError: the app knows no such election.
         """
-        beliefs = self._beliefs.get(election)
+        self._notice_fork()
+        beliefs = self._beliefs.get(election) or self._inherit().get(election)
         if beliefs is not None:
             for belief in beliefs:
                 term = belief.term()
                 if term is not None:
                     return term
             return None
-        if self._inherit():
-            return self.term(election)
         if election not in self.elections():
             raise LeaderError(
                 f"there is no election {election!r} here; known are"
@@ -246,8 +248,8 @@ class Leadership:
 
     def is_candidate(self, election: str) -> bool:
         """Whether this process takes part in ``election``, or the worker it is a child of."""
-        self._inherit()
-        return election in self._beliefs
+        self._notice_fork()
+        return election in self._beliefs or election in self._inherit()
 
     def node(self, election: str) -> str | None:
         """The node name under which this process takes part in ``election``."""
@@ -361,7 +363,8 @@ class Leadership:
 
     def valid_until(self, election: str, term: int) -> float | None:
         """Until when this process leads ``election`` at least, if still with ``term``; no I/O."""
-        until = max((belief.valid_until for belief in self._beliefs[election]), default=0.0)
+        beliefs = self._beliefs.get(election) or self._inherit().get(election, ())
+        until = max((belief.valid_until for belief in beliefs), default=0.0)
         return until if self.term(election) == term else None
 
     # -- who watches ------------------------------------------------------------
@@ -486,7 +489,12 @@ class Leadership:
 
     def runs(self, campaign: Campaign) -> bool:
         """Whether ``campaign`` is this process's, not that of the one it was forked from."""
+        self._notice_fork()
         return campaign in self._campaigns
+
+    def believes(self, campaign: Campaign) -> bool:
+        """Whether ``campaign`` is this process's, or that of the worker whose child it is."""
+        return self.runs(campaign) or campaign.belief in self._inherit().get(campaign.name, ())
 
     def resign(
         self, campaign: Campaign, successor: str | None = None, reason: str | None = None
@@ -495,7 +503,7 @@ class Leadership:
 
         May be called from a signal handler. ``reason`` is what the history will say.
         """
-        if self._runner is None:
+        if self._runner is None or not self.runs(campaign):
             done = threading.Event()
             done.set()
             return done
@@ -508,7 +516,7 @@ class Leadership:
 
         ``reason`` is what the history will say.
         """
-        if self._runner is not None:
+        if self._runner is not None and self.runs(campaign):
             self._runner.step_down(campaign, successor, reason)
 
     def retire(self, campaign: Campaign) -> None:
@@ -593,20 +601,28 @@ class Leadership:
         """What this app is called in every process that imports it."""
         return f"{self.app.main or ''}|{self.settings.namespace}"
 
-    def _inherit(self) -> bool:
-        """In a pool process that was not forked, find what its worker believes; whether it did."""
-        # Before it knows whose child it is, a process may already be importing the app.
-        if self._inherited or (worker := worker_pid()) is None:
-            return False
+    def _inherit(self) -> dict[str, tuple[Belief, ...]]:
+        """What the worker believes whose child this process is; nothing in any other process."""
+        if self._inherited is None:
+            # Before it knows whose child it is, a process may already be importing the app.
+            worker = worker_pid()
+            if worker is None:
+                return {}
+            if worker == self._handed_down_by:
+                self._inherited = self._handed_down
+            else:
+                self._inherited = self._left_by(worker)
+        return self._inherited
+
+    def _left_by(self, worker: int) -> dict[str, tuple[Belief, ...]]:
+        """What ``worker`` believes, which has not forked this process but started it afresh."""
         said = json.loads(os.environ.get(_BELIEFS) or "{}")
         found: dict[str, tuple[Belief, ...]] = {}
         if said.get("worker") == worker and said["app"] == self._called:
             for name, belief in beliefs_at(Address(said["path"], said["mark"])):
                 found[name] = (*found.get(name, ()), belief)
         (self._shut,) = found.pop(_SHUT, (None,))
-        self._beliefs.update(found)
-        self._inherited = True
-        return bool(found)
+        return found
 
     def _new_source(self, operation_timeout: float | None = None) -> LeaseSource | None:
         settings = self.settings
@@ -707,7 +723,6 @@ class Leadership:
         )
 
     def _new_belief(self, name: str) -> Belief:
-        self._inherit()
         belief = self._page.allot(name)
         self._beliefs[name] = (*self._beliefs.get(name, ()), belief)
         return belief
@@ -728,6 +743,25 @@ class Leadership:
             ours,
         )
 
+    def _bequeath(self) -> None:
+        """In a forked child: leave what its parent believes to it if it is a worker's child.
+
+        That it is one is told later. What such a child forks is one too. Nobody else may
+        believe what another process believes: it would be a second leader.
+        """
+        parents = self._beliefs
+        self._beliefs = {name: parents[name] for name in self._staged}
+        if worker_pid() is None:
+            self._inherited = None
+            self._handed_down, self._handed_down_by = parents, self._owner
+        else:
+            self._inherit()
+
+    def _notice_fork(self) -> None:
+        # A server written in C (uWSGI) may fork without telling Python.
+        if os.getpid() != self._owner:
+            self._after_fork_in_child()
+
     def _after_fork_in_child(self) -> None:
         # The parent's thread may have held any lock of ours at that moment.
         self._lock = threading.Lock()
@@ -737,7 +771,8 @@ class Leadership:
         self._source = None
         self._campaigns = []
         self._allotted = {}
-        # What the parent believes stays readable; what we write goes elsewhere.
+        self._bequeath()
+        # What is written here goes elsewhere.
         self._page = BeliefPage()
         self._owner = os.getpid()
         self._delivery = Delivery()

@@ -31,7 +31,8 @@ class LeaderElection:
             if election.wait_until_leader(timeout=60):
                 write_report(term=election.term())
 
-    Each object is a candidate of its own, also within one process.
+    Each object is a candidate of its own, also within one process. A process that is forked
+    from this one takes no part before it calls ``start`` itself.
 
     Args:
         app: the Celery app; its broker (or ``leader_url``) keeps the lease.
@@ -46,6 +47,7 @@ class LeaderElection:
     def __init__(self, app: Celery, name: str, *, node: str | None = None) -> None:
         self._leadership = leadership_of(celery_app(app, "LeaderElection"))
         self._name = check_name(name)
+        self._named = node is not None
         self._node = check_node(node) if node else self._leadership.free_node_name(name)
         self._campaign: Campaign | None = None
         self._started = False
@@ -63,7 +65,9 @@ class LeaderElection:
     def start(self) -> LeaderElection:
         """Campaign from now on, in the background; returns at once."""
         if self._campaign is None or not self._leadership.runs(self._campaign):
-            # In a forked child: the campaign it inherits is its parent's.
+            if self._campaign is not None and not self._named:
+                # In a forked child: the campaign is its parent's, and so is the name.
+                self._node = self._leadership.free_node_name(self._name)
             self._campaign = self._leadership.campaign(self._name, self._node, self._on_change)
         self._started = True
         return self
@@ -92,7 +96,9 @@ class LeaderElection:
         if not self._started:
             return None
         campaign = self._campaign
-        return self._leadership.term(self._name) if campaign is None else campaign.term()
+        if campaign is None:
+            return self._leadership.term(self._name)
+        return campaign.term() if self._leadership.believes(campaign) else None
 
     def check(self) -> int:
         """The term this process leads with.
@@ -117,9 +123,11 @@ class LeaderElection:
         """Wait until this process leads, or for ``timeout`` seconds; whether it leads.
 
         Raises:
-            LeaderError: the election was not started.
+            LeaderError: the election was not started in this process.
         """
-        if not self._started:
+        campaign = self._campaign
+        forked = campaign is not None and not self._leadership.believes(campaign)
+        if not self._started or forked:
             raise LeaderError(f"start() the election {self._name!r} before waiting to lead it")
         deadline = float("inf") if timeout is None else now() + timeout
         while not self.is_leader():

@@ -14,6 +14,7 @@ _STORE = ("tests/store/test_store_contract.py", "tests/store/test_redis_store.py
 _RUNNER = ("tests/unit/test_runner.py",)
 _DISPATCH = ("tests/store/test_schedule_store.py",)
 _PLAN = ("tests/unit/test_plan.py",)
+_FORKS = ("tests/store/test_forks.py",)
 _MARKED = ("tests/unit/test_leader_tasks.py",)
 _HANDOVER = "tests/fleet/test_worker_handover.py::test_"
 _LEADING = "tests/fleet/test_worker_leading.py::test_"
@@ -479,6 +480,27 @@ MUTANTS = (
         "self._rtable = [*self._rtable, self._route]",
         "self._rtable = [self._route, *self._rtable]",
         (*_MARKED, _CONFIGURED + "routes_of_the_users_own_come_first_and_do_not_undo_the_others"),
+    ),
+    Mutant(
+        "a fork believes what its parent believed",
+        "app.py",
+        "self._beliefs = {name: parents[name] for name in self._staged}",
+        "pass",
+        _FORKS,
+    ),
+    Mutant(
+        "who campaigns in a forked process falls back on its parent's belief",
+        "app.py",
+        "beliefs = self._beliefs.get(election) or self._inherit().get(election)\n",
+        "beliefs = (*self._beliefs.get(election, ()), *self._inherit().get(election, ())) or None\n",
+        _FORKS,
+    ),
+    Mutant(
+        "a fork that Python is not told of is not noticed",
+        "app.py",
+        "if os.getpid() != self._owner:\n            self._after_fork",
+        "if False:\n            self._after_fork",
+        _FORKS,
     ),
     Mutant(
         "a body goes on with the term that its worker won afterwards",

@@ -5,9 +5,6 @@ from __future__ import annotations
 import datetime
 import logging
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,10 +15,8 @@ from celery_leader import LeaderElection, LeaderError, NotLeader, StoreUnavailab
 from celery_leader.app import Leadership, leadership_of
 from tests.redis_process import RedisServer, free_port
 from tests.store.candidate import (
-    ROOT,
     CandidateProcess,
     assert_never_two_believed_at_once,
-    environment,
 )
 from tests.store.conftest import MakeApp
 from tests.waiting import PATIENCE, wait_until
@@ -46,21 +41,6 @@ def start_process(tmp_path: Path, redis_url: str) -> Iterator[Campaigner]:
     yield start
     for process in started:
         process.kill()
-
-
-def in_a_process(script: str, *arguments: str) -> str:
-    """What ``script`` prints, run by a Python of its own."""
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        env=environment(),
-        cwd=ROOT,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
 
 
 # -- who leads ---------------------------------------------------------------------------------
@@ -206,7 +186,7 @@ def test_all_elections_of_a_process_share_one_connection(
     assert not any(follower.is_leader() for follower in followers)
 
 
-# -- processes that die, stop and fork -----------------------------------------------------------
+# -- processes that die and stop ------------------------------------------------------------------
 
 
 def test_the_lease_of_a_killed_process_passes_on_and_no_two_ever_led(
@@ -276,119 +256,6 @@ def test_leadership_that_goes_round_many_stopped_processes_never_overlaps(
         leader.await_word()
         wait_until(lambda: not leader.leads(), what="the thawed one to notice")
     assert_never_two_believed_at_once(*(process.sayings() for process in processes))
-
-
-FORKING = """
-    import os, sys, warnings
-    from celery import Celery
-    from celery_leader import LeaderElection
-
-    warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside a thread
-    app = Celery("forking", broker=sys.argv[1])
-    app.conf.leader_lease_duration = float(sys.argv[2])
-    election = LeaderElection(app, "reports").start()
-    assert election.wait_until_leader(30)
-
-    def in_child(act):
-        read, write = os.pipe()
-        if os.fork() == 0:
-            try:
-                os.write(write, repr(act()).encode())
-            finally:
-                os._exit(0)
-        os.close(write)
-        answer = os.fdopen(read).read()
-        os.wait()
-        return answer
-"""
-
-
-def test_a_forked_child_reads_the_belief_of_its_parent(redis_url: str) -> None:
-    said = in_a_process(
-        textwrap.dedent(FORKING)
-        + textwrap.dedent("""
-            term = election.term()
-            print(in_child(election.term) == repr(term))
-            print(in_child(election.is_leader))
-            go, wait = os.pipe()[::-1]
-
-            def after_the_resignation():
-                os.read(wait, 1)
-                return election.is_leader(), election.term()
-
-            read, write = os.pipe()
-            if os.fork() == 0:
-                os.write(write, repr(after_the_resignation()).encode())
-                os._exit(0)
-            assert election.resign()
-            os.write(go, b"!")
-            print(os.read(read, 100).decode())
-        """),
-        redis_url,
-        str(LONG),
-    )
-    assert said.splitlines() == ["True", "True", "(False, None)"]
-
-
-def test_a_forked_child_does_not_take_one_election_of_its_parent_for_another(
-    redis_url: str,
-) -> None:
-    said = in_a_process(
-        textwrap.dedent(FORKING)
-        + textwrap.dedent("""
-            go, wait = os.pipe()[::-1]
-            read, write = os.pipe()
-            if os.fork() == 0:
-                os.read(wait, 1)
-                os.write(write, repr(election.is_leader()).encode())
-                os._exit(0)
-            for name in ("mail", "search", "billing"):
-                assert election.resign()
-                election = LeaderElection(app, name).start()
-                assert election.wait_until_leader(30)
-            os.write(go, b"!")
-            print(os.read(read, 100).decode())
-        """),
-        redis_url,
-        str(LONG),
-    )
-    assert said.splitlines() == ["False"]
-
-
-def test_a_forked_child_that_resigns_does_not_resign_for_its_parent(redis_url: str) -> None:
-    said = in_a_process(
-        textwrap.dedent(FORKING)
-        + textwrap.dedent("""
-            print(in_child(lambda: (election.resign(), election.is_leader())))
-            print(election.is_leader(), election.leader().holder == election.node)
-        """),
-        redis_url,
-        str(LONG),
-    )
-    assert said.splitlines() == ["(True, False)", "True True"]
-
-
-def test_a_forked_child_that_campaigns_is_a_candidate_of_its_own(redis_url: str) -> None:
-    said = in_a_process(
-        textwrap.dedent(FORKING)
-        + textwrap.dedent("""
-            from celery_leader.app import leadership_of
-            watching = leadership_of(app)
-            renewals = watching.record("reports").renewals
-
-            def campaign():
-                election.start()
-                return election.wait_until_leader(1.5), election.is_leader()
-
-            print(in_child(campaign))
-            record = watching.record("reports")
-            print(election.is_leader(), election.term() == record.term, record.transitions)
-            print(record.renewals == renewals)
-        """),
-        redis_url,
-        str(LONG),
-    )
-    assert said.splitlines() == ["(False, False)", "True True 1", "True"]
 
 
 # -- brokers ----------------------------------------------------------------------------------------
