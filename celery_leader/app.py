@@ -532,7 +532,29 @@ class Leadership:
             else:
                 del self._beliefs[campaign.name]
             page = self._page
-        self._runner.retire(campaign, lambda: page.release(campaign.belief, campaign.name))
+
+        def then() -> None:
+            page.release(campaign.belief, campaign.name)
+            if campaign.name not in self._entered:  # it was forgotten meanwhile
+                page.forget(campaign.name)
+
+        self._runner.retire(campaign, then)
+
+    def forget(self, election: str) -> bool:
+        """Remove ``election`` from Redis and from this process; whether Redis had it.
+
+        Raises:
+            LeaderError: somebody takes part in it, or its lease has not been over for long.
+            StoreUnavailable: Redis did not answer.
+        """
+        if any(campaign.name == election for campaign in self._campaigns):
+            raise LeaderError(f"{election}: this process takes part; resign() first")
+        with self.visit() as store:
+            was_there = store.forget(election, self.settings.timing.lease_duration)
+        with self._lock:
+            self._entered.discard(election)
+            self._page.forget(election)
+        return was_there
 
     def contradicted(self, campaign: Campaign, term: int, *, gone: bool) -> None:
         """Redis refused something done with ``term``: it is over, or its record is gone."""

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 
 from .clock import now
 
-# A place is two cells, valid_until and term (exact below 2**53), and the election's name.
+# A place is three cells, valid_until, term (exact below 2**53) and era, and the election's name.
+# The era grows when a place becomes another election's: who read there before reads "no" from then.
 _CELL = 8
-_NAME = 2 * _CELL
+_NAME = 3 * _CELL
 _NAME_SIZE = 64
 _PLACE = _NAME + _NAME_SIZE
 
@@ -50,6 +51,7 @@ class BeliefPage:
 
     def __init__(self) -> None:
         self._spare: dict[str, list[Belief]] = {}
+        self._forgotten: list[Belief] = []
         self._fd: int | None = None
         self._pages = 0
         self._page = memoryview(b"")
@@ -60,6 +62,8 @@ class BeliefPage:
         """A new belief: that this candidate does not lead ``election``."""
         if self._spare.get(election):
             return self._spare[election].pop()
+        if self._forgotten:
+            return self._forgotten.pop().of_another_election(_name(election))
         if self._free + _PLACE > mmap.PAGESIZE:
             self._add_page()
         at, self._free = self._free, self._free + _PLACE
@@ -69,10 +73,14 @@ class BeliefPage:
     def release(self, belief: Belief, election: str = "") -> None:
         """Nobody writes ``belief`` any more: the election's next candidate may have its place.
 
-        A child forked before reads on there, so it must never become another election's.
+        A child forked before reads on there, and hears of that candidate too.
         """
         belief.withdraw()
         self._spare.setdefault(election, []).append(belief)
+
+    def forget(self, election: str) -> None:
+        """The places that ``election`` had, and has given back, may become another election's."""
+        self._forgotten += self._spare.pop(election, [])
 
     def share(self) -> Address:
         """Have children that are not forked able to find what is allotted, and say where.
@@ -105,7 +113,11 @@ class BeliefPage:
         self._free = _PLACE
 
     def _inscribe(self, at: int, name: str) -> None:
-        self._page[at + _NAME : at + _PLACE] = name.encode().ljust(_NAME_SIZE, b"\0")
+        self._page[at + _NAME : at + _PLACE] = _name(name)
+
+
+def _name(text: str) -> bytes:
+    return text.encode().ljust(_NAME_SIZE, b"\0")
 
 
 def beliefs_at(address: Address) -> list[tuple[str, Belief]]:
@@ -173,12 +185,23 @@ def _named_memory() -> tuple[int, str]:
 class Belief:
     """One election's ``(term, valid_until)``; written by one thread, read by anyone."""
 
-    __slots__ = ("_cells", "_term", "_valid_until")
+    __slots__ = ("_cells", "_era", "_its_era", "_term", "_valid_until")
 
     def __init__(self, cells: memoryview[float], index: int) -> None:
         self._cells = cells
         self._valid_until = index
         self._term = index + 1
+        self._era = index + 2
+        self._its_era = cells[self._era]
+
+    def of_another_election(self, name: bytes) -> Belief:
+        """The place of this belief, for a new one that has nothing to do with it."""
+        cells, index = self._cells, self._valid_until
+        cells[index] = 0.0
+        cells[self._era] += 1
+        at = index * _CELL
+        cells.cast("B")[at + _NAME : at + _PLACE] = name
+        return Belief(cells, index)
 
     def publish(self, term: int, valid_until: float) -> None:
         """Lead with ``term`` until ``valid_until`` on this machine's clock."""
@@ -196,7 +219,9 @@ class Belief:
     @property
     def valid_until(self) -> float:
         """Until when this candidate leads if nothing more is heard; past when it does not."""
-        return self._cells[self._valid_until]
+        cells = self._cells
+        valid_until = cells[self._valid_until]
+        return valid_until if cells[self._era] == self._its_era else 0.0
 
     def term(self, now: Callable[[], float] = now) -> int | None:
         """The term led with at this moment, or ``None``."""
@@ -206,5 +231,7 @@ class Belief:
             if now() >= valid_until:
                 return None
             term = cells[self._term]
+            if cells[self._era] != self._its_era:
+                return None
             if cells[self._valid_until] == valid_until:
                 return int(term)

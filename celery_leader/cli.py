@@ -6,7 +6,7 @@ import click
 
 from . import control
 from .cli_check import doctor, healthcheck
-from .cli_move import hold, release, resign, transfer
+from .cli_move import forget, hold, release, resign, transfer
 from .cli_see import history, status, watch
 
 # Celery's command line imports this module, and must know what nodes can be asked.
@@ -21,5 +21,5 @@ def leader() -> None:
     """
 
 
-for _each in (status, watch, history, resign, transfer, hold, release, doctor, healthcheck):
+for _each in (status, watch, history, resign, transfer, hold, release, forget, doctor, healthcheck):
     leader.add_command(_each)

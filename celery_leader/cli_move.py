@@ -1,4 +1,4 @@
-"""``celery leader resign``, ``transfer``, ``hold`` and ``release``: move the lead."""
+"""``celery leader resign``, ``transfer``, ``hold``, ``release`` and ``forget``: move the lead."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .cli_base import (
 )
 from .clock import now
 from .errors import LeaderError
+from .lease import check_name
 from .overview import Overview, some
 
 _HANDOVER = 30.0  # seconds to wait for who comes next
@@ -222,6 +223,27 @@ def release(ctx: click.Context, node: str, as_json: bool, election: str | None) 
         others = sorted({node for each in overviews for node in each.held})
         click.echo(f"{held} was not held; held are: {', '.join(others) or 'none'}")
     ctx.exit(0 if freed else NO)
+
+
+@command
+@click.argument("elections", nargs=-1, required=True, metavar="NAME...")
+@json_option
+def forget(ctx: click.Context, elections: tuple[str, ...], as_json: bool) -> None:
+    """Remove what Redis keeps of elections that nobody needs any more.
+
+    Record and history go; an election in which somebody takes part is refused. The exit code
+    is 1 when there was nothing of one of them.
+    """
+    with refusing(ctx):
+        leadership = elections_of(ctx.obj.app)
+        names = [check_name(name) for name in elections]
+        found = {name: leadership.forget(name) for name in names}
+    if as_json:
+        print_json({"forgotten": sorted(name for name, there in found.items() if there)})
+    else:
+        for name, there in found.items():
+            click.echo(f"{name} is forgotten" if there else f"{name} was not known to Redis")
+    ctx.exit(0 if all(found.values()) else NO)
 
 
 def _look_at(leadership: Leadership, election: str | None) -> list[Overview]:

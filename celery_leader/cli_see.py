@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from .cli_base import (
     election_option,
     elections_of,
     json_option,
+    json_text,
     named,
     overviews_of,
     print_json,
@@ -114,7 +114,7 @@ def _follow(ctx: click.Context, seen: Iterator[Look | tuple[float, str]], as_jso
         stream = Stream()
         for each in seen:
             value = stream.seen(each) if isinstance(each, Look) else stream.unanswered(*each)
-            click.echo(json.dumps(value))
+            click.echo(json_text(value))
         return
     if not at_a_terminal():
         diary = Diary()

@@ -150,12 +150,26 @@ def _age(server: Server, _: Fleet) -> Iterator[Finding]:
             "look for yourself, or run doctor as a user with +config|get",
         )
     if server.number("cluster_enabled"):
-        yield Finding(
-            Severity.CRITICAL,
+        yield _cluster(server)
+
+
+def _cluster(server: Server) -> Finding:
+    if server.shards == 1 and server.one_slot:
+        return Finding(
+            Severity.NOTE,
             "cluster",
-            "it is a Redis Cluster, which Celery cannot use as a broker",
-            "name a Redis that is no cluster",
+            "it is a Redis Cluster of one shard, and the hash tag in global_keyprefix keeps all"
+            " keys together: that works",
+            "add no second shard: neither kombu nor this package follows its keys there",
         )
+    seen = "" if server.shards is None else f" of {server.shards} shard(s)"
+    return Finding(
+        Severity.CRITICAL,
+        "cluster",
+        f"it is a Redis Cluster{seen}, which Celery cannot use as a broker",
+        "name a Redis that is no cluster; one shard works with a hash tag, such as '{celery}', in"
+        " global_keyprefix of the transport options",
+    )
 
 
 def _standing(server: Server, _: Fleet) -> Iterator[Finding]:
@@ -414,7 +428,7 @@ def _election(fleet: Fleet) -> Iterator[Finding]:
 
 
 def _likeness(fleet: Fleet) -> Iterator[Finding]:
-    everybody = {each.node: each for o in fleet.overviews for each in o.candidates}
+    everybody = {(each.node, each.life): each for o in fleet.overviews for each in o.candidates}
     for name, values in mixed_settings(everybody.values()).items():
         beyond = name in ("leader_queue", "leader_wait_replicas")
         yield Finding(
@@ -431,6 +445,19 @@ def _likeness(fleet: Fleet) -> Iterator[Finding]:
             "versions",
             f"candidates run different versions of {package}: {told(versions)}",
             "fine during a rolling deployment",
+        )
+
+
+def _namesakes(fleet: Fleet) -> Iterator[Finding]:
+    names = {node: places for o in fleet.overviews for node, places in o.namesakes().items()}
+    for node, places in names.items():
+        yield Finding(
+            Severity.WARNING,
+            "names",
+            f"{len(places)} living nodes are called {node} ({some(places)}): holds, transfers and"
+            " metrics of that name are of all of them",
+            "give each a name of its own: --hostname of a worker, node= of a LeaderElection, or"
+            " another host name",
         )
 
 
@@ -499,5 +526,6 @@ _FLEET: Iterable[Callable[[Fleet], Iterator[Finding]]] = (
     _own_app,
     _election,
     _likeness,
+    _namesakes,
     _strangers,
 )

@@ -24,6 +24,8 @@ Kubernetes' client-go ``leaderelection`` and Oban's peers, with their holes clos
 from __future__ import annotations
 
 import random
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .known import KnownLeader
@@ -43,6 +45,9 @@ from .lease import (
     Request,
     State,
     Timing,
+    cursor_order,
+    latest_term,
+    life_of,
 )
 
 
@@ -102,7 +107,18 @@ class GiveWay:
     successor: str | None
 
 
-Change = Elected | Deposed | Followed | GiveWay
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """The store has a request of this life that this candidate never made.
+
+    A copy of its process made it (a virtual machine that was cloned), or somebody wrote to the
+    record. This candidate goes on as another life. ``term``: the highest it knows of.
+    """
+
+    term: int
+
+
+Change = Elected | Deposed | Followed | GiveWay | Copied
 
 
 class Election:
@@ -118,6 +134,7 @@ class Election:
         preempt: whether to say when a candidate of higher priority is there.
         facts: what this candidate says of itself in the register.
         chance: where jitter comes from; a simulator passes a seeded one.
+        new_nonce: names another life, should this one turn out to be lived twice.
     """
 
     def __init__(
@@ -132,6 +149,7 @@ class Election:
         preempt: bool = False,
         facts: str = "",
         chance: random.Random | None = None,
+        new_nonce: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self.name = name
         self.holder = holder
@@ -140,6 +158,8 @@ class Election:
         self.record: Record | None = None
         self.known = KnownLeader()
         self._nonce = nonce
+        self._life = life_of(nonce)
+        self._new_nonce = new_nonce
         self._app = app
         self._priority = priority
         self._preempt = preempt
@@ -200,6 +220,11 @@ class Election:
     def nonce(self) -> str:
         """Names this life of the candidate in the store."""
         return self._nonce
+
+    @property
+    def life(self) -> str:
+        """Tells this life from another of the same node name; may be shown."""
+        return self._life
 
     @property
     def campaigning(self) -> bool:
@@ -271,8 +296,12 @@ class Election:
     def heard(self, news: Announcement, now: float) -> None:
         """Something was announced: a lease is free, or this candidate is meant."""
         self.cursor = news.cursor
+        if max(news.term, 1000 * cursor_order(news.cursor)[0]) > self._latest_term(now):
+            # No candidate can have said that. Behind such a line none might be heard.
+            self.lost_touch(now)
+            return
+        ours = self._is_ours(news)
         self._heard_who_leads(news, now)
-        ours = news.node == self.holder
         match news.kind:
             case "resigned" | "reserved" if not ours:
                 reserved = news.successor not in (None, self.holder)
@@ -288,6 +317,10 @@ class Election:
                 # There is a record again, or was: what was waited for begins anew.
                 self._missing_since = None
                 self._ask_at = now
+
+    def _is_ours(self, news: Announcement) -> bool:
+        # Of a hold, which is of all lives of a node, and of an earlier version: the name only.
+        return news.life == self._life if news.life else news.node == self.holder
 
     def contradicted(self, term: int, now: float, *, gone: bool) -> None:
         """The store refused an act done with ``term``.
@@ -341,6 +374,7 @@ class Election:
             watched=self._watched if now >= self._run_out_at else None,
             silent=self._watched is not None and now >= self._silent_at,
             from_missing=self._may_make_record(now),
+            from_damaged=self._longest_lease > 0 and self._may_make_record(now),
             app=self._app,
             priority=self._priority,
             reservation=self.timing.reservation,
@@ -410,6 +444,7 @@ class Election:
     def replied(self, request: Request, reply: Reply, *, sent_at: float, now: float) -> None:
         """The store answered ``request``, which was sent at ``sent_at``."""
         self._in_doubt = False
+        self._forget_what_cannot_be(reply.server_time)
         gained = 0.0
         if not isinstance(request, Release):
             # The answer to a release shows no record: it is not a look at the clock
@@ -427,17 +462,23 @@ class Election:
                 self._granted(request, reply, sent_at=sent_at, now=now)
             case _, Refused():
                 self._introduced = reply.known
-                self._refused(reply.record, now=now, gained=gained)
+                self._refused(request, reply, now=now, gained=gained)
                 self._wait_for_hold(reply.held_for, now)
             case _, Missing():
                 self._introduced = reply.known
+                if reply.damaged:
+                    # Whoever wrote the record that was there may lead for a lease.
+                    self._saw(0, self.timing.lease_duration)
                 self._missing(now)
                 self._wait_for_hold(reply.held_for, now)
             case _, Released():  # pragma: no cover - only a Release is answered so
                 raise AssertionError(f"{request} was answered {reply}")
 
-    def unanswered(self, request: Request, now: float) -> None:
-        """Nobody knows what became of ``request``."""
+    def unanswered(self, request: Request, now: float, *, lasting: bool = False) -> None:
+        """Nobody knows what became of ``request``.
+
+        ``lasting``: and asking again will not help before somebody changes something.
+        """
         retry_at = now + self.timing.renew_retry_delay
         self._in_doubt = True
         self._failures += 1
@@ -453,12 +494,26 @@ class Election:
                 self._depose("lost contact", now)
                 self._ask_at = retry_at
         else:
-            self._ask_at = retry_at
+            self._ask_at = now + self._patience(lasting)
             self._see_lease_run_out(now)
+
+    def _patience(self, lasting: bool) -> float:
+        """How long not to ask after an attempt of a candidate that was not answered.
+
+        As long as between attempts of a leader at first, then ever longer: after an outage
+        nobody is to be waited for, and during one nobody is to be in its way.
+        """
+        timing = self.timing
+        most = timing.lease_duration if lasting else timing.reservation
+        over = max(0, self._failures - timing.renew_attempts)
+        if not over or most <= timing.renew_retry_delay:
+            return timing.renew_retry_delay
+        longer = min(timing.renew_retry_delay * 2.0 ** min(over, 64), most)
+        return max(timing.renew_retry_delay, self._chance.uniform(longer / 2, longer))
 
     def _granted(self, request: Request, reply: Granted, *, sent_at: float, now: float) -> None:
         timing = self.timing
-        self.cursor = max(self.cursor, reply.cursor, key=cursor_order)
+        self._move_cursor(reply.cursor, reply.server_time)
         self._saw(reply.term, timing.lease_duration)
         self._see_lease_run_out(now)
         self._introduced = reply.known
@@ -490,12 +545,17 @@ class Election:
         if order is not None and order != before:
             self._changes.append(GiveWay(reply.term, order.reason, order.successor))
 
-    def _refused(self, record: Record, *, now: float, gained: float) -> None:
+    def _refused(
+        self, request: Acquire | Renew | Release, reply: Refused, *, now: float, gained: float
+    ) -> None:
+        record = reply.record
         self.record = record
-        self.cursor = max(self.cursor, record.cursor, key=cursor_order)
+        self._move_cursor(record.cursor, reply.server_time)
+        if record.life == self._life and record.attempt >= request.attempt:
+            self._begin_another_life(now)
         if self._term is not None:
             older = record.term < self._term
-            ours = record.term == self._term and record.holder == self.holder
+            ours = record.term == self._term and record.life == self._life
             if (older or ours) and not self._rewriting:
                 # An old copy, or our own lease after the store's clock was set
                 # forward. Nobody has led since: our deadline stands.
@@ -523,6 +583,15 @@ class Election:
         if record.state is State.HELD:
             over_at = max(over_at, self._run_out_at)
         self._ask_at = over_at + self._jitter()
+
+    def _begin_another_life(self, now: float) -> None:
+        """Another goes by this life: the next requests must not be taken for that one's."""
+        if self._term is not None:
+            self._depose("lost", now)
+        self._nonce = self._new_nonce()
+        self._life = life_of(self._nonce)
+        self._introduced = False
+        self._changes.append(Copied(self._seen_term))
 
     def _missing(self, now: float) -> None:
         self._failures = 0
@@ -559,6 +628,26 @@ class Election:
         self._seen_term = max(self._seen_term, term)
         self._longest_lease = max(self._longest_lease, lease_duration)
 
+    def _move_cursor(self, cursor: str, server_time: float) -> None:
+        """The answer tells of all that was announced before ``cursor``."""
+        if cursor_order(self.cursor)[0] > 1000 * (server_time + 1):
+            # Of a line of the future: behind it nothing might be heard for years.
+            self.cursor = cursor
+        else:
+            self.cursor = max(self.cursor, cursor, key=cursor_order)
+
+    def _latest_term(self, now: float) -> float:
+        offset = self._clock_offset
+        return float("inf") if offset is None else latest_term(now + offset)
+
+    def _forget_what_cannot_be(self, server_time: float) -> None:
+        """What was seen while the store's clock was far ahead holds no longer."""
+        latest = latest_term(server_time)
+        if self._seen_term > latest:
+            self._seen_term = 0
+        if self.known.term > latest:
+            self.known.term = 0
+
     def _see_lease_run_out(self, now: float) -> None:
         if self._watched is not None and now >= self._run_out_at:
             self.known.nobody(self._run_out_at)
@@ -566,7 +655,7 @@ class Election:
     def _look_at_who_leads(self, record: Record, now: float) -> None:
         self._see_lease_run_out(now)
         if record.led:
-            self._hear_of(record.holder, record.term, now)
+            self._hear_of(record.holder, record.term, now, ours=record.life == self._life)
         else:
             self.known.nobody(now)
 
@@ -575,12 +664,12 @@ class Election:
             return  # of before what is known
         if news.kind == "elected":
             self._see_lease_run_out(now)
-            self._hear_of(news.node, news.term, now)
+            self._hear_of(news.node, news.term, now, ours=self._is_ours(news))
         elif news.kind in ("resigned", "reserved"):
             self.known.nobody(now)
 
-    def _hear_of(self, leader: str, term: int, now: float) -> None:
-        if self.known.leads(leader, term, now) and leader != self.holder:
+    def _hear_of(self, leader: str, term: int, now: float, *, ours: bool) -> None:
+        if self.known.leads(leader, term, now) and not ours:
             self._changes.append(Followed(term, leader))
 
     def _jitter(self) -> float:
@@ -596,9 +685,3 @@ class Election:
         before, self._clock_offset = self._clock_offset, offset
         moved = 0.0 if before is None else offset - before
         return moved if moved >= -self.timing.margin else float("inf")
-
-
-def cursor_order(cursor: str) -> tuple[int, int]:
-    """A sort key for cursors, which count as ``milliseconds-sequence``."""
-    millis, _, sequence = cursor.partition("-")
-    return int(millis), int(sequence or 0)

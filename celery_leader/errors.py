@@ -26,7 +26,15 @@ class StoreUnavailable(LeaderError):
 
     This is not the answer "no". A candidate that gets it does not lead past the
     deadline it already had, and asks again.
+
+    Attributes:
+        lasting: asking again will not help before somebody changes something, such as a
+            password or a right.
     """
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 def shown(value: Any) -> str:

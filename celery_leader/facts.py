@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any
 
 #: Bytes; more than that of one candidate is not kept.
@@ -38,6 +39,11 @@ class Facts:
     versions: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
+    @property
+    def place(self) -> str:
+        """Where it runs, and as what; empty where that is not known."""
+        return f"{self.role}, pid {self.pid} on {self.host}" if self.host else ""
+
     def text(self) -> str:
         """As it is kept; empty where it would be too long."""
         text = json.dumps(asdict(self), separators=(",", ":"))
@@ -58,7 +64,7 @@ def facts_from(text: str) -> Facts | None:
         role=_string(said.get("role")),
         app=_string(said.get("app")),
         versions={k: printable(v) for k, v in _items(said, "versions") if isinstance(v, str)},
-        settings={k: _setting(v) for k, v in _items(said, "settings") if isinstance(v, Setting)},
+        settings={k: _setting(v) for k, v in _items(said, "settings") if _is_setting(v)},
     )
 
 
@@ -77,6 +83,11 @@ def _string(value: Any) -> str:
 
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _is_setting(value: Any) -> bool:
+    # 1e400 is JSON, and a float that is none.
+    return isinstance(value, Setting) and not (isinstance(value, float) and not isfinite(value))
 
 
 def _setting(value: Setting) -> Setting:

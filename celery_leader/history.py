@@ -2,18 +2,27 @@
 
 A leader says the reason when it gives the lease up. What it could not say then is known
 as ``expired`` to the one who takes over, and more exactly once the former leader is back.
-Lines that make no sense are passed over.
+
+Whoever can write to Redis can add lines. Guaranteed: nothing is said that the record
+contradicts, nor that contradicts itself (terms that fall, moments that have not come, an end
+before its beginning). Not guaranteed: that a line that could be true is; a forged leadership
+between two real ones, of a term between theirs, cannot be told from a real one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .lease import Announcement, Record, State
+from .lease import Announcement, Record, State, cursor_order, latest_term
 
 EXPIRED = "expired"
 RECORD_LOST = "record lost"
+
+#: Lines that are written in one step with the record, which names the last of them.
+_WITH_RECORD = ("elected", "resigned", "reserved", "asked")
+
+_CLOCKS_APART = 86400.0  # seconds that the store's clock may have been set back by meanwhile
 
 # What only the next leader, or the record, tells; who led itself knows better.
 _GUESSES = (None, EXPIRED, RECORD_LOST)
@@ -55,7 +64,7 @@ def reigns(lines: Iterable[Announcement], record: Record | None, read_at: float)
     """
     found: dict[int, Reign] = {}
     current: int | None = None
-    for line in lines:
+    for line in _credible(list(lines), record, read_at):
         if line.kind == "elected":
             former = found.get(current or 0)
             if former is not None and former.lasts:
@@ -65,17 +74,53 @@ def reigns(lines: Iterable[Announcement], record: Record | None, read_at: float)
                 )
             current = line.term
             found[current] = Reign(line.node, line.term, moment_of(line))
-        elif line.term in found and line.kind in _ENDS:
+        elif line.kind in _ENDS and _is_end_of(found.get(line.term), line):
             found[line.term] = _ENDS[line.kind](found[line.term], line)
     last = found.get(current or 0)
     if last is not None and last.lasts:
         found[last.term] = _as_recorded(last, record, read_at)
+    if record is not None and record.led:
+        # Whatever the lines say, or do not say any more: this one leads.
+        begun = found.get(record.term) or Reign(record.holder, record.term, record.elected_at)
+        found[record.term] = replace(begun, ended_at=None, reason=None, successor=None)
     return sorted(found.values(), key=lambda reign: reign.term, reverse=True)
+
+
+def _credible(
+    lines: Sequence[Announcement], record: Record | None, read_at: float
+) -> list[Announcement]:
+    """The ``lines`` that a candidate can have written."""
+    kept: list[Announcement] = []
+    last = None
+    if record is not None and record.event != "0-0":
+        last = cursor_order(record.event)
+    # Terms only grow: what was elected before a later one has a lower term than that.
+    below = latest_term(read_at) + 1 if record is None else record.term + 1
+    for line in reversed(lines):
+        if not line.node or moment_of(line) > read_at + _CLOCKS_APART:
+            continue
+        if line.kind in _WITH_RECORD and last and last < cursor_order(line.cursor):
+            continue  # these lines and the record are written together
+        if line.kind == "elected":
+            if line.term >= below:
+                continue
+            below = line.term
+        elif line.ended_at is not None and line.ended_at > read_at + _CLOCKS_APART:
+            continue
+        kept.append(line)
+    return kept[::-1]
 
 
 def moment_of(line: Announcement) -> float:
     """When ``line`` was written, by the store's clock."""
     return int(line.cursor.partition("-")[0]) / 1000
+
+
+def _is_end_of(reign: Reign | None, line: Announcement) -> bool:
+    if reign is None or line.node != reign.node:
+        return False
+    ended_at = moment_of(line) if line.ended_at is None else line.ended_at
+    return ended_at >= reign.elected_at - _CLOCKS_APART
 
 
 def _resigned(reign: Reign, line: Announcement) -> Reign:

@@ -87,6 +87,19 @@ class LeaderElection:
         self._leadership.retire(campaign)
         return told
 
+    def forget(self) -> bool:
+        """Remove what Redis keeps of this election; whether there was anything.
+
+        For names that are used once and never again. Also the history goes. The same name may
+        be used again at any time, and its terms go on growing.
+
+        Raises:
+            LeaderError: somebody takes part in it (a killed candidate counts for three leases),
+                or its last lease has not been over for one.
+            StoreUnavailable: Redis did not answer.
+        """
+        return self._leadership.forget(self._name)
+
     def is_leader(self) -> bool:
         """Whether this process leads at this moment; no I/O."""
         return self.term() is not None

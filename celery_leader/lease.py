@@ -8,6 +8,7 @@ store's. Nothing here knows Redis, threads or Celery.
 from __future__ import annotations
 
 import enum
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,31 @@ def check_name(name: str, what: str = "election name") -> str:
             " '_', '.' or '-', and begin with a letter or digit"
         )
     return name
+
+
+def life_of(nonce: str) -> str:
+    """What tells one life of a node from another; the nonce cannot be had from it."""
+    text = nonce.encode("utf-8", "surrogateescape")
+    return hashlib.sha1(text, usedforsecurity=False).hexdigest()[:16]
+
+
+#: Seconds. Whoever finds a lease waits for it; a longer one was written by no candidate.
+LONGEST_LEASE = 3600.0
+
+#: Seconds that a moment or a term may be ahead of the store's clock, which may have been set
+#: back. What is further ahead was written by no candidate.
+CLOCK_SLACK = 366 * 86400.0
+
+
+def cursor_order(cursor: str) -> tuple[int, int]:
+    """A sort key for cursors, which count as ``milliseconds-sequence``."""
+    millis, _, sequence = cursor.partition("-")
+    return int(millis), int(sequence or 0)
+
+
+def latest_term(server_time: float) -> int:
+    """The highest term that a candidate can have by now."""
+    return int((server_time + CLOCK_SLACK) * 1e6)
 
 
 #: Seconds; a compromise between failover time and patience with a busy Redis.
@@ -123,6 +149,11 @@ class Timing:
                 raise LeaderError(
                     f"leader_{field} is {getattr(self, field)!r}: it must be 0 or more"
                 )
+        if self.lease_duration > LONGEST_LEASE:
+            raise LeaderError(
+                f"leader_lease_duration is {self.lease_duration:g} s: it must be"
+                f" {LONGEST_LEASE:g} s at most"
+            )
         if self.renew_attempts < 1:
             raise LeaderError(
                 f"leader_renew_attempts is {self.renew_attempts!r}: it must be 1 or more"
@@ -154,6 +185,8 @@ class Record:
     store's clock, negative once it has expired. ``renewals`` grows with every
     write of one term, by how many requests its holder made since the last one, so that
     ``(term, renewals)`` names one state of the lease, also where an old copy was renewed.
+    ``cursor`` is where news begins, and ``event`` the line of history that goes with the
+    record's last change; ``life`` and ``attempt`` name the holder's life and its last request.
     """
 
     holder: str
@@ -167,6 +200,9 @@ class Record:
     successor: str | None
     app: str
     cursor: str
+    event: str = "0-0"
+    life: str = ""
+    attempt: int = 0
 
     @property
     def led(self) -> bool:
@@ -204,6 +240,7 @@ class Acquire:
             candidate's own clock: it is over even if the store's clock went back.
         from_missing: a record that is missing, or older than ``seen_term``, may
             be made anew.
+        from_damaged: so may one that makes no sense.
         priority: a live candidate of a higher one comes first when a lease is over.
         reservation: how long, in seconds, the lease is then kept for that one.
         ended: what became of this candidate's last leadership, where the store was not told.
@@ -225,6 +262,7 @@ class Acquire:
     reservation: float
     ended: Ended | None = None
     facts: str = ""
+    from_damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,12 +322,24 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Namesake:
+    """Another life of the asker's node that the store has heard of lately.
+
+    ``seen_at`` is when, by the store's clock; ``place`` where it says that it runs.
+    """
+
+    seen_at: float
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class Granted:
     """The lease is the asker's from now, with this term.
 
     Attributes:
         order: what a ``Renew`` is to be told; the lease is renewed all the same.
         known: whether the store has what the asker says of itself.
+        namesake: another life of its node, if there is one.
     """
 
     term: int
@@ -297,6 +347,7 @@ class Granted:
     server_time: float
     order: Order | None = None
     known: bool = True
+    namesake: Namesake | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,15 +361,21 @@ class Refused:
     server_time: float
     held_for: float | None = None
     known: bool = True
+    namesake: Namesake | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """There is no record, or only one older than the asker has seen: no evidence."""
+    """There is no record, or only one older than the asker has seen: no evidence.
+
+    ``damaged``: there is one, and no candidate can have written it.
+    """
 
     server_time: float
     held_for: float | None = None
     known: bool = True
+    namesake: Namesake | None = None
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +402,7 @@ class Announcement:
         successor: to whom the lease goes, where that was said.
         reason: why a leadership ended. Of ``elected``: the one before, where nobody said.
         ended_at: when, by the store's clock, where that is not the moment of the line.
+        life: of the node, where the line is of one life of it only.
     """
 
     election: str
@@ -355,6 +413,7 @@ class Announcement:
     successor: str | None
     reason: str | None = None
     ended_at: float | None = None
+    life: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +426,7 @@ class Candidate:
         priority: the higher comes first.
         held_for: it is kept out of the race for so many seconds (for ever: infinity).
         facts: what it says of itself, if that can be read.
+        life: tells it from another life of its node; empty where it says nothing of itself.
     """
 
     node: str
@@ -374,6 +434,7 @@ class Candidate:
     priority: int = 0
     held_for: float | None = None
     facts: Facts | None = None
+    life: str = ""
 
 
 class LeaseStore(Protocol):

@@ -52,11 +52,19 @@ class Overview:
 
     def state(self, candidate: Candidate) -> str:
         """What ``candidate`` is: ``leader``, ``held``, ``silent`` or ``follower``."""
-        if self.led is not None and candidate.node == self.led.holder:
+        if self.led is not None and _is_holder(candidate, self.led):
             return "leader"
         if candidate.held_for is not None:
             return "held"
         return "silent" if candidate.seen_ago > patience(self.timing) else "follower"
+
+    def namesakes(self) -> dict[str, list[str]]:
+        """Names that several living candidates have, and where each of these runs."""
+        found: dict[str, list[str]] = {}
+        for each in self.candidates:
+            if each.seen_ago <= patience(self.timing):
+                found.setdefault(each.node, []).append(_runs(each) or "unknown")
+        return {node: sorted(places) for node, places in sorted(found.items()) if len(places) > 1}
 
     # -- for people -------------------------------------------------------------
 
@@ -108,6 +116,11 @@ class Overview:
             if node not in candidates
         ]
         lines += [
+            f"{node} is the name of {len(places)} living nodes ({'; '.join(places)}):"
+            " give each its own"
+            for node, places in self.namesakes().items()
+        ]
+        lines += [
             f"candidates differ in {name}: {told(values)}"
             for name, values in mixed_settings(self.candidates).items()
         ]
@@ -138,6 +151,7 @@ class Overview:
         facts = candidate.facts
         return {
             "node": candidate.node,
+            "life": candidate.life or None,
             "state": self.state(candidate),
             "held": candidate.held_for is not None,
             "seconds_since_seen": round(candidate.seen_ago, 3),
@@ -148,6 +162,12 @@ class Overview:
             "versions": dict(facts.versions) if facts else {},
             "settings": dict(facts.settings) if facts else {},
         }
+
+
+def _is_holder(candidate: Candidate, record: Record) -> bool:
+    # Who says nothing of itself is known by its name only.
+    same_life = not candidate.life or not record.life or candidate.life == record.life
+    return candidate.node == record.holder and same_life
 
 
 def mixed_settings(candidates: Iterable[Candidate]) -> dict[str, dict[str, list[str]]]:
@@ -274,8 +294,7 @@ def _finite(seconds: float | None) -> float | None:
 
 
 def _runs(candidate: Candidate) -> str:
-    facts = candidate.facts
-    return f"{facts.role}, pid {facts.pid} on {facts.host}" if facts and facts.host else ""
+    return candidate.facts.place if candidate.facts else ""
 
 
 def _versions(candidate: Candidate) -> str:

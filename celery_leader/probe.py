@@ -9,11 +9,13 @@ that has switched them off) is left out and never guessed.
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import StoreUnavailable
+from .facts import printable
 from .redis_client import RedisClient
 from .scripts import Keys
 
@@ -22,6 +24,10 @@ _LONG_ENOUGH = 3.0  # seconds, for all of them
 _SETTINGS = ("min-replicas-to-write", "min-replicas-max-lag", "timeout", "save", "appendfsync")
 #: Keys looked at in one step, and the most steps, while looking for others' elections.
 _SCANNED, _MOST_STEPS = 1000, 200
+
+
+#: What of a key decides its slot: between the first { and the next }.
+_HASH_TAG = re.compile(r"^[^{]*\{[^}]+\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,8 @@ class Server:
         refused: what it will not do for this user at this moment, and why.
         transactions: whether that could be found out.
         namespaces: those that have elections here; ``None`` if there were too many keys to look.
+        shards: of how many a Redis Cluster is; ``None`` if it is none, or may not be asked.
+        one_slot: whether the prefix of all keys keeps them together in a cluster.
     """
 
     address: str
@@ -49,6 +57,8 @@ class Server:
     refused: dict[str, str]
     transactions: bool
     namespaces: frozenset[str] | None
+    shards: int | None = None
+    one_slot: bool = False
 
     @property
     def typical_round_trip(self) -> float:
@@ -118,16 +128,19 @@ class Probe:
         """
         round_trips, ahead = self._clocks()
         refused = self._refused(elections, queue)
+        info = self._info()
         return Server(
             self._address,
             self._setting,
-            info=self._info(),
+            info=info,
             config=self._config(),
             round_trips=round_trips,
             ahead=ahead,
             refused=refused or {},
             transactions=refused is not None,
             namespaces=self._namespaces(),
+            shards=self._shards() if info.get("cluster_enabled") == "1" else None,
+            one_slot=_HASH_TAG.search(self._keys.prefix) is not None,
         )
 
     def _clocks(self) -> tuple[tuple[float, ...], float]:
@@ -159,6 +172,13 @@ class Probe:
         flat = [item for each in told if not isinstance(each, StoreUnavailable) for item in each]
         return {_text(k): _text(v) for k, v in zip(flat[::2], flat[1::2], strict=True)}
 
+    def _shards(self) -> int | None:
+        (told,) = self._client.call_all([["CLUSTER", "INFO"]])
+        if isinstance(told, StoreUnavailable):
+            return None
+        found = re.search(r"cluster_size:([0-9]+)", _text(told))
+        return int(found[1]) if found else None
+
     def _refused(self, elections: Iterable[str], queue: str | None) -> dict[str, str] | None:
         """What would be refused, and why; ``None`` if that cannot be found out."""
         wanted = [call for name in elections for call in _calls(self._keys, name)]
@@ -188,7 +208,9 @@ class Probe:
             if isinstance(told, StoreUnavailable):
                 return None
             cursor, names = told
-            found |= {_text(key)[len(before) :].partition(":election:")[0] for key in names}
+            found |= {
+                printable(_text(key)[len(before) :].partition(":election:")[0]) for key in names
+            }
             if cursor == b"0":
                 return frozenset(found)
         return None
@@ -210,8 +232,8 @@ def _calls(keys: Keys, election: str) -> Iterable[Sequence[Any]]:
     yield ["TIME"]
     yield ["EVAL", "return 1", 1, keys.of("election", election)]
     yield ["EVALSHA", 40 * "0", 1, keys.of("election", election)]
-    yield from on("election", "HMGET f", "HSET f v", "HINCRBY f 1", "EXISTS")
-    yield from on("history", "XADD * f v", "XREVRANGE + -")
+    yield from on("election", "HMGET f", "HSET f v", "HINCRBY f 1", "EXISTS", "PEXPIRE 1")
+    yield from on("history", "XADD * f v", "XREVRANGE + -", "PEXPIRE 1")
     yield ["XREAD", "BLOCK", 1, "STREAMS", keys.of("history", election), "$"]
     yield from on(
         "candidates",
@@ -225,9 +247,7 @@ def _calls(keys: Keys, election: str) -> Iterable[Sequence[Any]]:
         "PEXPIRE 1",
     )
     for kind in ("priorities", "held", "facts"):
-        yield from on(
-            kind, "HGET f", "HSET f v", "HDEL f", "HGETALL", "HKEYS", "HEXISTS f", "EXISTS"
-        )
+        yield from on(kind, "HGET f", "HSET f v", "HDEL f", "HGETALL", "HKEYS", "EXISTS")
     if election == "beat":
         yield from on("schedule", "HGET f", "HSET f v", "HDEL f", "HGETALL")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from redis.exceptions import (
     AuthenticationError,
+    BusyLoadingError,
     InvalidResponse,
     NoPermissionError,
     NoScriptError,
@@ -116,7 +117,8 @@ class RedisClient:
         """Which of a script's ``keys`` made it fail, where it was one of them."""
         if DAMAGED in str(exc):
             return StoreUnavailable(
-                f"in {self._setting}, the record in {keys[0]} is damaged; delete that key"
+                f"in {self._setting}, the record in {keys[0]} is damaged; delete that key",
+                lasting=True,
             )
         if "WRONGTYPE" not in str(exc):
             return None
@@ -126,7 +128,8 @@ class RedisClient:
             if isinstance(found, bytes) and wanted and found.decode() not in ("none", wanted):
                 return StoreUnavailable(
                     f"in {self._setting}, the key {key} is a {found.decode()} and must be a"
-                    f" {wanted}; delete that key"
+                    f" {wanted}; delete that key",
+                    lasting=True,
                 )
         return None
 
@@ -236,7 +239,7 @@ class RedisClient:
                     f"the Redis in {setting} cannot be reached: {why}; start it, or correct"
                     f" {setting}"
                 )
-        return StoreUnavailable(advice)
+        return StoreUnavailable(advice, lasting=_is_lasting(exc))
 
 
 #: What a script says when the record in its first key makes no sense.
@@ -276,6 +279,18 @@ def without_echo(exc: Exception) -> str:
     if isinstance(exc, InvalidResponse):
         return ""
     return str(exc).partition(", with args beginning with:")[0]
+
+
+def _is_lasting(exc: Exception) -> bool:
+    """Whether only somebody who changes something can help, and not time.
+
+    A replica may become a master, memory may be freed, and what loads or is busy will be done.
+    """
+    if isinstance(exc, ReadOnlyError | OutOfMemoryError | BusyLoadingError):
+        return False
+    return isinstance(exc, AuthenticationError | InvalidResponse | ResponseError) and not any(
+        sign in str(exc) for sign in ("LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "MISCONF")
+    )
 
 
 def _as_outside_a_script(exc: ResponseError) -> ResponseError:

@@ -7,6 +7,7 @@ guaranteed: that Redis keeps the record; ``election.py`` says what a candidate m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from .lease import (
     Ended,
     Granted,
     Missing,
+    Namesake,
     Order,
     Record,
     Refused,
@@ -30,9 +32,23 @@ from .lease import (
     Reply,
     Request,
     State,
+    life_of,
 )
 from .redis_client import RedisClient, Script
-from .scripts import ACQUIRE, ASK, FREE, HELD, HISTORY, HOLD, READ, REGISTER, RELEASE, RENEW, Keys
+from .scripts import (
+    ACQUIRE,
+    ASK,
+    FORGET,
+    FREE,
+    HELD,
+    HISTORY,
+    HOLD,
+    READ,
+    REGISTER,
+    RELEASE,
+    RENEW,
+    Keys,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +246,23 @@ class RedisStore:
         """
         return _held_nodes(self._run(HELD, election))
 
+    def forget(self, election: str, lease_duration: float) -> bool:
+        """Remove all keys of ``election``; whether there were any.
+
+        ``lease_duration``: that of the candidates that may have a part in it.
+
+        Raises:
+            LeaderError: a candidate was heard of within three leases, or the lease has not
+                been over for one.
+            StoreUnavailable: Redis did not answer.
+        """
+        what, *told = self._run(FORGET, election, [_ms(lease_duration)])
+        if what in _WHY_NOT_FORGOTTEN:
+            who, millis = told
+            why = _WHY_NOT_FORGOTTEN[what].format(who=_text(who), seconds=int(millis) / 1000)
+            raise LeaderError(f"{election}: {why}")
+        return bool(what == b"forgotten")
+
     # -- small parts ------------------------------------------------------------
 
     def _run(self, script: Script, election: str, args: Sequence[Any] = ()) -> list[Any]:
@@ -273,6 +306,7 @@ class RedisStore:
                         _ms(request.reservation),
                         request.facts,
                         *_ended(request.ended),
+                        int(request.from_damaged),
                     ],
                 )
             case Renew():
@@ -324,6 +358,15 @@ _WHY_NOT = {
 }
 
 
+_WHY_NOT_FORGOTTEN = {
+    b"lives": "{who} takes part, heard of {seconds:.1f} s ago; a killed one is gone after 3 leases",
+    b"kept": "the lease of {who} is not over; try again in {seconds:.1f} s",
+}
+
+_STATES = frozenset(state.value for state in State)
+_CURSOR = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+
+
 def _text(value: bytes | str | None) -> str:
     if isinstance(value, bytes):
         return printable(value.decode("utf-8", "replace"))
@@ -337,16 +380,33 @@ def _reply(answer: list[Any]) -> Reply:
     match what:
         case b"granted":
             record = _record(fields, server_time)
-            order = Order(_text(told[1]), _text(told[2]) or None) if told[2:] and told[1] else None
-            return Granted(record.term, record.cursor, server_time, order, known)
+            renewed = len(told) > _OF_RENEWAL
+            order = Order(_text(told[1]), _text(told[2]) or None) if renewed and told[1] else None
+            return Granted(
+                record.term, record.cursor, server_time, order, known, _namesake(told[-2:])
+            )
         case b"refused":
             held = _seconds_held(told[1]) if told else None
-            return Refused(_record(fields, server_time), server_time, held, known)
-        case b"missing":
+            record = _record(fields, server_time)
+            return Refused(record, server_time, held, known, _namesake(told[-2:]))
+        case b"missing" | b"damaged":
             held = _seconds_held(told[1]) if told else None
-            return Missing(server_time, held, known)
+            damaged = what == b"damaged"
+            return Missing(server_time, held, known, _namesake(told[-2:]), damaged)
         case _:
             return Released(server_time)
+
+
+#: So much is told with an answer to an acquire; a renewal's has one more.
+_OF_RENEWAL = 4
+
+
+def _namesake(told: list[Any]) -> Namesake | None:
+    if not told or not told[0]:
+        return None
+    _, _, said = told[1].partition(b"|")
+    facts = facts_from(said.decode("utf-8", "replace"))
+    return Namesake(int(told[0]) / 1000, facts.place if facts else "")
 
 
 def _seconds_held(millis: bytes) -> float | None:
@@ -356,15 +416,13 @@ def _seconds_held(millis: bytes) -> float | None:
 
 
 def _record(fields: list[Any], server_time: float) -> Record:
-    # The order is FIELDS in the scripts' preamble.
-    (holder, _, _, term, expires_at, lease, state, successor, renewals, transitions, elected_at) = (
-        fields[:11]
-    )
-    app, event = fields[11:13]
+    # The order is FIELDS in the scripts' preamble; the last is where the history ends.
+    holder, nonce, attempt, term, expires_at, lease, state, successor, renewals = fields[:9]
+    transitions, elected_at, app, event = fields[9:13]
     return Record(
         holder=_text(holder),
         term=int(term),
-        state=State(_text(state)),
+        state=_state(_text(state)),
         remaining=int(expires_at) / 1000 - server_time,
         lease_duration=int(lease) / 1000,
         renewals=int(renewals),
@@ -372,8 +430,16 @@ def _record(fields: list[Any], server_time: float) -> Record:
         transitions=int(transitions),
         successor=_text(successor) or None,
         app=_text(app),
-        cursor=_text(event) or "0-0",
+        cursor=_text(fields[-1]),
+        event=event_id if _CURSOR.fullmatch(event_id := _text(event)) else "0-0",
+        life=life_of(nonce.decode("utf-8", "surrogateescape")),
+        attempt=int(attempt),
     )
+
+
+def _state(text: str) -> State:
+    # One of a later version: the script has seen to it that it is not had before its time.
+    return State(text) if text in _STATES else State.HELD
 
 
 def _announcement(election: str, cursor: str, fields: list[Any]) -> Announcement:
@@ -389,6 +455,7 @@ def _announcement(election: str, cursor: str, fields: list[Any]) -> Announcement
         successor=values.get("successor") or None,
         reason=values.get("reason") or None,
         ended_at=int(ended_at) / 1000 if _is_number(ended_at) else None,
+        life=values.get("life", ""),
     )
 
 
@@ -410,7 +477,7 @@ def _candidate(
     server_time: float, node: bytes, at: bytes, priority: bytes, held: bytes, facts: bytes
 ) -> Candidate:
     ago = server_time - float(at) / 1000
-    _, _, said = facts.partition(b"|")
+    nonce, says, said = facts.partition(b"|")
     return Candidate(
         node=_text(node),
         # A score can be anything that is a number, also infinity.
@@ -418,4 +485,5 @@ def _candidate(
         priority=int(priority),
         held_for=_seconds_held(held),
         facts=facts_from(said.decode("utf-8", "replace")),
+        life=life_of(nonce.decode("utf-8", "surrogateescape")) if says else "",
     )

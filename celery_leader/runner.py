@@ -24,16 +24,28 @@ from .belief import Belief
 from .clock import now
 from .election import (
     Change,
+    Copied,
     Deposed,
     Elected,
     Election,
     Followed,
     GiveWay,
     Wait,
-    cursor_order,
 )
 from .errors import StoreUnavailable
-from .lease import Granted, LeaseStore, Record, Refused, Renew, Reply, Request
+from .lease import (
+    Granted,
+    LeaseStore,
+    Missing,
+    Namesake,
+    Record,
+    Refused,
+    Released,
+    Renew,
+    Reply,
+    Request,
+    cursor_order,
+)
 from .observe import (
     LeaderChanged,
     LeaderDeposed,
@@ -70,6 +82,11 @@ class Campaign:
         self.requirements: list[Requirement] = []
         #: Those of them that do not hold, in the order in which they failed.
         self.unmet: list[Requirement] = []
+        #: Whether its record made no sense when it was last seen.
+        self.damaged = False
+        #: When another life of its node was first heard of, by the store's clock.
+        self.namesake: float | None = None
+        self.namesake_told = False
 
     @property
     def name(self) -> str:
@@ -357,11 +374,10 @@ class Runner:
         for (campaign, request), reply in zip(due, replies, strict=True):
             if isinstance(reply, StoreUnavailable):
                 self._note_failure(campaign, request, reply)
-                campaign.election.unanswered(request, moment)
+                campaign.election.unanswered(request, moment, lasting=reply.lasting)
             else:
                 self._note_contact(moment)
-                if isinstance(reply, Refused):
-                    self._check_app(campaign, reply.record)
+                self._check_answer(campaign, reply)
                 campaign.election.replied(request, reply, sent_at=sent_at, now=moment)
                 self._note_renewal(campaign, request, reply, moment - sent_at)
             self._publish(campaign)
@@ -475,6 +491,40 @@ class Runner:
             logger.info(_FLAP, "election thread", self._failed)
             self._failed = 0
 
+    def _check_answer(self, campaign: Campaign, reply: Reply) -> None:
+        """Say what should not be, each once."""
+        if isinstance(reply, Refused):
+            self._check_app(campaign, reply.record)
+        damaged = isinstance(reply, Missing) and reply.damaged
+        if damaged and not campaign.damaged:
+            logger.warning(
+                "%s: somebody wrote to this election's record in Redis, and what stands there makes"
+                " no sense: it is written anew once no lease can run, node %s",
+                campaign.name,
+                campaign.election.holder,
+                extra=_fields(campaign),
+            )
+        campaign.damaged = damaged
+        if not isinstance(reply, Released) and reply.namesake is not None:
+            self._check_namesake(campaign, reply.namesake)
+
+    def _check_namesake(self, campaign: Campaign, namesake: Namesake) -> None:
+        if campaign.namesake is None:
+            campaign.namesake = namesake.seen_at
+        # It may have been killed a moment before this one began: only a living one is heard again.
+        if namesake.seen_at <= campaign.namesake or campaign.namesake_told:
+            return
+        campaign.namesake_told = True
+        logger.warning(
+            "%s: another living node is called %s too%s. Each may lead, and what is said of that"
+            " name (status, holds, transfers, metrics) is said of both. Give each a name of its"
+            " own: --hostname of a worker, node= of a LeaderElection, or another host name",
+            campaign.name,
+            campaign.election.holder,
+            f" ({namesake.place})" if namesake.place else "",
+            extra=_fields(campaign),
+        )
+
     def _check_app(self, campaign: Campaign, record: Record) -> None:
         if self._on_foreign is not None and record.app != self._app:
             self._on_foreign(campaign.name, record)
@@ -507,6 +557,15 @@ def _log(campaign: Campaign, change: Change) -> None:
             fields |= {"leader_followed": leader}
             logger.info(
                 "%s: %s leads, term %d, node %s follows", name, leader, term, node, extra=fields
+            )
+        case Copied():
+            logger.warning(
+                "%s: Redis has requests of node %s that it did not make: a copy of its process runs"
+                " (a cloned virtual machine?), or somebody wrote to the record. It goes on as a"
+                " new candidate",
+                name,
+                node,
+                extra=fields,
             )
         case GiveWay(_, reason, successor):
             fields |= {"leader_reason": reason, "leader_successor": successor}

@@ -1,7 +1,8 @@
 """Tables for people: with rich at a terminal, in plain lines anywhere else.
 
-Guaranteed: the same words in both forms, that nothing in a cell is taken for markup, and that
-no table breaks a word: a terminal that is too narrow for that gets the plain lines.
+Guaranteed: the same words in both forms, that nothing in a cell is taken for markup or makes a
+line of its own, and that no table breaks a word: a terminal that is too narrow for that gets
+the plain lines.
 rich is only ever imported here, when something is shown on a terminal: whoever imports the
 command line, as every ``celery`` command does, does not wait for it.
 """
@@ -13,10 +14,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from .facts import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -46,8 +49,19 @@ class Sheet:
     styles: dict[str, str] = field(default_factory=dict)
 
 
+def _safe(sheet: Sheet) -> Sheet:
+    """``sheet`` without what could harm a terminal, or forge a line."""
+    return replace(
+        sheet,
+        title=printable(sheet.title),
+        rows=[[printable(cell) for cell in row] for row in sheet.rows],
+        remarks=[printable(remark) for remark in sheet.remarks],
+    )
+
+
 def in_lines(sheet: Sheet) -> str:
     """``sheet`` in plain lines, its columns below each other."""
+    sheet = _safe(sheet)
     widths = [max(map(len, cells)) for cells in zip(*sheet.rows, strict=True)]
     lines = [sheet.title] if sheet.title else []
     for row in sheet.rows:
@@ -92,7 +106,7 @@ def _width() -> int:
 def _drawn(sheets: Sequence[Sheet]) -> RenderableType:
     from rich.console import Group
 
-    return Group(*[part for sheet in sheets for part in _parts(sheet)])
+    return Group(*[part for sheet in sheets for part in _parts(_safe(sheet))])
 
 
 def _parts(sheet: Sheet) -> Iterator[Any]:

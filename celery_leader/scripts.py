@@ -2,9 +2,11 @@
 
 Guaranteed: every verb is one script, so it happens whole or not at all, and asking
 again after a lost reply gives the same answer. A record has no TTL, because the
-``volatile-*`` policies evict keys that have one first. A key in a state that no
-candidate made is refused with a sentence that names it. Not guaranteed: that Redis
-keeps the record (eviction, a flush, a replica that lagged).
+``volatile-*`` policies evict keys that have one first. A record that no candidate can have
+written is taken for none: it is learnt nothing from, and written anew with the same care as
+one that was lost. A key of another type is refused with a sentence that names it. Not
+guaranteed: that Redis keeps the record (eviction, a flush, a replica that lagged), nor that
+what could be true is.
 
 Keys, which are public (``{namespace}`` is ``leader_namespace``):
 
@@ -22,51 +24,85 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .lease import CLOCK_SLACK, LONGEST_LEASE
 from .redis_client import DAMAGED, Script
+
+#: Of the record. It grows when a record has a field or a state that an earlier version knows not.
+FORMAT = 1
 
 #: The most candidates of one election that are kept; those not heard of for longest go first.
 MOST_CANDIDATES = 10_000
 
-# Every script answers {what, server time in us, the record's fields ...}.
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+#: The most lives of one node that the register tells apart.
+_MOST_LIVES = 5
+
+# Every script answers {what, server time in us, {the record's fields ..., the last line's id}}.
 PREAMBLE = (
-    """
+    f"""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local micros = time[1] * 1000000 + time[2]
-local FIELDS = {'holder', 'nonce', 'attempt', 'term', 'expires_at', 'lease', 'state', 'successor',
-                'renewals', 'transitions', 'elected_at', 'app', 'event', 'asked', 'asked_for'}
+local FIELDS = {{'holder', 'nonce', 'attempt', 'term', 'expires_at', 'lease', 'state', 'successor',
+                'renewals', 'transitions', 'elected_at', 'app', 'event', 'asked', 'asked_for',
+                'format'}}
 local REQUIRED = 13
-local FORM = {attempt = '^%d+$', term = '^%d+$', expires_at = '^%d+$', lease = '^%d+$',
-              renewals = '^%d+$', transitions = '^%d+$', elected_at = '^%d+$',
-              event = '^%d+%-%d+$'}
-local STATES = {held = true, released = true, reserved = true}
+local FORMAT = {FORMAT}
+local STATES = {{held = true, released = true, reserved = true}}
+-- What no candidate can have written is beyond these. Clocks may have been set back, by a year.
+local FAR = {_ms(CLOCK_SLACK)}
+local LIMIT = {{attempt = 1e12, renewals = 1e12, transitions = 1e12, lease = {_ms(LONGEST_LEASE)},
+               term = micros + 1000 * FAR, expires_at = now + FAR, elected_at = now + FAR}}
+"""
+    + """
+local function sound(field, value)
+  if #value > 1000 then return false end
+  local limit = LIMIT[field]
+  return not limit or #value <= 16 and string.find(value, '^%d+$') and tonumber(value) <= limit
+end
+-- The record. One that makes no sense has no field but `damaged`: it is evidence of nothing.
 local function load()
-  local values, record, found = redis.call('HMGET', KEYS[1], unpack(FIELDS)), {}, 0
+  local values, record, found, good = redis.call('HMGET', KEYS[1], unpack(FIELDS)), {}, 0, true
   for i, field in ipairs(FIELDS) do
     local value = values[i]
     record[field] = value
     if value then
       if i <= REQUIRED then found = found + 1 end
-      -- Beyond 9e15 a number is not exact.
-      local form = FORM[field]
-      if #value > 1000 or form and (#value > 40 or not string.find(value, form)
-                                    or (tonumber(value) or 0) > 9e15)
-         or field == 'state' and not STATES[value] then
-        error('"""
-    + DAMAGED
-    + """')
-      end
+      good = good and sound(field, value)
     end
   end
-  if found > 0 and found < REQUIRED then error('"""
-    + DAMAGED
-    + """') end
+  if record.state and not STATES[record.state] then
+    -- A later version's state: nobody's before its lease has run out.
+    if not ((tonumber(record.format) or 0) > FORMAT) then good = false end
+    record.state = 'held'
+  end
+  good = good and (found == 0 or found == REQUIRED) and record.lease ~= '0'
+  if not good then return {damaged = true, left = 0} end
   record.left = (tonumber(record.expires_at) or 0) - now
   return record
 end
+-- The record, for people: they are told of one that makes no sense.
+local function shown()
+  local record = load()
+  if record.damaged then error('"""
+    + DAMAGED
+    + """') end
+  return record
+end
+local function last_line()
+  -- Who only asks can do without a history, also where its key is something else.
+  local last = redis.pcall('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
+  return last[1] and last[1][1] or '0-0'
+end
 local function answer(what)
+  local fields = redis.call('HMGET', KEYS[1], unpack(FIELDS))
+  fields[#FIELDS + 1] = last_line()
   -- '%.0f', because tostring() would print a term as 1.79e+15.
-  return {what, string.format('%.0f', micros), redis.call('HMGET', KEYS[1], unpack(FIELDS))}
+  return {what, string.format('%.0f', micros), fields}
 end
 """
 )
@@ -81,9 +117,22 @@ local function held_for(node)
   local left = tonumber(till) - now
   return left > 0 and left or nil
 end
+-- A life of a node, for others to tell it from another: its nonce is nobody's to know.
+local function life(nonce) return string.sub(redis.sha1hex(nonce), 1, 16) end
+-- Behind a line of the far future no line says when it was written: such a history goes.
+local function mend_history()
+  if tonumber(string.match(last_line(), '^%d+')) > now + FAR then
+    redis.call('PEXPIRE', KEYS[2], 0)
+  end
+end
 local function announce(history_size, kind, node, term, ...)
-  return redis.call('XADD', KEYS[2], 'MAXLEN', history_size, '*', 'kind', kind, 'node', node,
-                    'term', term, ...)
+  local line = {'XADD', KEYS[2], 'MAXLEN', history_size, '*', 'kind', kind, 'node', node,
+                'term', term, ...}
+  mend_history()
+  local id = redis.pcall(unpack(line))
+  if type(id) ~= 'table' then return id end
+  if string.find(id.err, 'exhausted') then redis.call('PEXPIRE', KEYS[2], 0) end
+  return redis.call(unpack(line))
 end
 """
 
@@ -91,43 +140,100 @@ end
 _CANDIDATES = (
     _HOLDS
     + f"""
-local MOST = {MOST_CANDIDATES}"""
+local MOST, LIVES = {MOST_CANDIDATES}, {_MOST_LIVES}"""
     + """
-local function forget(node)
-  redis.call('ZREM', KEYS[3], node)
-  redis.call('HDEL', KEYS[4], node)
-  redis.call('HDEL', KEYS[6], node)
+-- A node has its place in the register under its name. Where several lives of it live, the
+-- latest has that, and each of the others one of its own: the name, a separator, a number.
+local function nth_place(node, number)
+  return number == 1 and node or node .. '\\31' .. number
 end
--- Whether what is kept of a node is of this life of it.
-local function known(node, nonce)
-  local facts = redis.call('HGET', KEYS[6], node)
-  return facts and string.sub(facts, 1, #nonce + 1) == nonce .. '|'
+local function node_of(place) return string.match(place, '^[^\\31]*') end
+local function forget(place)
+  redis.call('ZREM', KEYS[3], place)
+  redis.call('HDEL', KEYS[4], place)
+  redis.call('HDEL', KEYS[6], place)
+end
+-- Whether what is kept at a place is of this life; nil: nothing is kept.
+local function owns(place, nonce)
+  local facts = redis.call('HGET', KEYS[6], place)
+  if not facts then return nil end
+  return string.sub(facts, 1, #nonce + 1) == nonce .. '|'
+end
+local function known(place, nonce)
+  local facts = owns(place, nonce) and redis.call('HGET', KEYS[6], place)
+  return facts and #facts > #nonce + 1
+end
+local function lives(place, lease)
+  local at = tonumber(redis.call('ZSCORE', KEYS[3], place) or nil)
+  return at and at >= now - 1.5 * lease and at <= now + 3 * lease and at
+end
+-- The place of a life, and whether it is its own already. New: it says what it is.
+local function place_of(node, nonce, lease, new)
+  local own
+  for number = 1, LIVES do
+    if owns(nth_place(node, number), nonce) then own = number break end
+  end
+  if own == 1 or not own and new then return node, own == 1 end
+  if not own and owns(node, nonce) == nil then return node, false end
+  for number = 1, (own or LIVES) - 1 do
+    local place = nth_place(node, number)
+    if not lives(place, lease) then
+      if own then forget(nth_place(node, own)) end
+      return place, false
+    end
+  end
+  return nth_place(node, own or LIVES), own ~= nil
 end
 local function seen(node, nonce, lease, priority, facts)
-  redis.call('ZADD', KEYS[3], now, node)
+  mend_history()
+  local place, own = place_of(node, nonce, lease, facts ~= '')
+  redis.call('ZADD', KEYS[3], now, place)
   if tonumber(priority) == 0 then
-    redis.call('HDEL', KEYS[4], node)
+    redis.call('HDEL', KEYS[4], place)
   else
-    redis.call('HSET', KEYS[4], node, priority)
+    redis.call('HSET', KEYS[4], place, priority)
   end
-  if facts ~= '' then redis.call('HSET', KEYS[6], node, nonce .. '|' .. facts) end
-  local silent = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now - 3 * lease, 'LIMIT', 0, 100)
-  for _, gone in ipairs(silent) do forget(gone) end
+  if facts ~= '' or not own and (place ~= node or owns(place, nonce) ~= nil) then
+    redis.call('HSET', KEYS[6], place, nonce .. '|' .. facts)
+  end
+  -- Also those of the future, which no contact of theirs can have made.
+  for _, range in ipairs({{'-inf', now - 3 * lease}, {'(' .. now + 3 * lease, '+inf'}}) do
+    for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], range[1], range[2],
+                                     'LIMIT', 0, 100)) do
+      forget(gone)
+    end
+  end
   for _, over in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1 - MOST)) do forget(over) end
   for i = 3, 6 do
     if i ~= 5 then redis.call('PEXPIRE', KEYS[i], 3 * lease) end
   end
+  return place
+end
+-- When another life of the node at this place was heard of, and what it says of itself.
+local function namesake(place, lease)
+  local node = node_of(place)
+  local other = place == node and nth_place(node, 2) or node
+  local at = lives(other, lease)
+  if not at then return '', '' end
+  local facts = redis.call('HGET', KEYS[6], other) or ''
+  return string.format('%.0f', at), #facts <= 4096 and facts or ''
+end
+local function priority_of(place)
+  local priority = tonumber(redis.call('HGET', KEYS[4], place)) or 0
+  -- What is no number, or none that counts, becomes 0.
+  return math.abs(priority) <= 1000 and priority or 0
 end
 -- Of the others heard of lately that are not held: who has the highest priority, that, and
 -- the lowest of any.
 local function foremost(node, lease)
   if redis.call('EXISTS', KEYS[4]) == 0 then return nil end
   local best, highest, lowest
-  local live = redis.call('ZREVRANGEBYSCORE', KEYS[3], '+inf', now - 1.5 * lease)
+  local live = redis.call('ZREVRANGEBYSCORE', KEYS[3], now + 3 * lease, now - 1.5 * lease)
   for _, each in ipairs(live) do
-    if each ~= node and #each <= 255 and not held_for(each) then
-      local priority = tonumber(redis.call('HGET', KEYS[4], each)) or 0
-      if not highest or priority > highest then best, highest = each, priority end
+    local name = node_of(each)
+    if name ~= node and #name <= 255 and not held_for(name) then
+      local priority = priority_of(each)
+      if not highest or priority > highest then best, highest = name, priority end
       if not lowest or priority < lowest then lowest = priority end
     end
   end
@@ -139,8 +245,9 @@ end
 # KEYS record history candidates priorities held facts
 # ARGV holder nonce attempt lease_ms seen_term live_term watched_term watched_renewals
 #      silent from_missing app history_size priority reservation_ms facts
-#      ended_term ended_reason ended_ms_ago
-# -> granted | refused | missing; whether the facts are known; for how many ms it is held
+#      ended_term ended_reason ended_ms_ago from_damaged
+# -> granted | refused | missing | damaged; whether the facts are known; for how many ms it is
+#    held; when another life of this node was heard of, and what it says of itself
 _ACQUIRE = (
     PREAMBLE
     + _CANDIDATES
@@ -149,12 +256,14 @@ local holder, nonce, attempt, lease = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonum
 local seen_term, live_term = tonumber(ARGV[5]), tonumber(ARGV[6])
 local from_missing = ARGV[10] == '1'
 local record = load()
+-- A term that is impossible by now was seen while the clock was wrong, and counts for nothing.
+if seen_term > LIMIT.term then seen_term = 0 end
 local term = tonumber(record.term) or 0
 local gone = not record.term or term < seen_term
 local ours = record.nonce == nonce
 -- Who leads is told with its renewals.
 local held = live_term == 0 and held_for(holder)
-seen(holder, nonce, lease, ARGV[13], ARGV[15])
+local place = seen(holder, nonce, lease, ARGV[13], ARGV[15])
 
 -- What became of a leadership of this candidate, once, however often it is told.
 local function tell(ended, reason, ago)
@@ -162,14 +271,15 @@ local function tell(ended, reason, ago)
     if line[2][2] == 'ended' and line[2][6] == ended then return end
   end
   announce(ARGV[12], 'ended', holder, ended, 'reason', reason,
-           'ended_at', string.format('%.0f', now - ago))
+           'ended_at', string.format('%.0f', now - ago), 'life', life(nonce))
 end
 if ARGV[16] ~= '' then tell(ARGV[16], ARGV[17], tonumber(ARGV[18])) end
 
 local function reply(what)
   local told = answer(what)
-  told[4] = known(holder, nonce) and 1 or 0
+  told[4] = known(place, nonce) and 1 or 0
   told[5] = held and string.format('%.0f', held) or ''
+  told[6], told[7] = namesake(place, lease)
   return told
 end
 
@@ -181,11 +291,13 @@ local function grant()
   elseif record.state == 'held' then
     how, ended_at = 'expired', record.expires_at
   end
-  local event = announce(ARGV[12], 'elected', holder, fresh, 'reason', how, 'ended_at', ended_at)
+  local event = announce(ARGV[12], 'elected', holder, fresh, 'reason', how, 'ended_at', ended_at,
+                         'life', life(nonce))
   redis.call('HSET', KEYS[1], 'holder', holder, 'nonce', nonce, 'attempt', attempt, 'term', fresh,
              'expires_at', string.format('%.0f', now + lease), 'lease', lease, 'state', 'held',
              'successor', '', 'renewals', 0, 'elected_at', string.format('%.0f', now),
-             'app', ARGV[11], 'event', event, 'asked', '', 'asked_for', '')
+             'app', ARGV[11], 'event', event, 'asked', '', 'asked_for', '', 'format', FORMAT)
+  if record.damaged then redis.call('HSET', KEYS[1], 'transitions', 0) end
   redis.call('HINCRBY', KEYS[1], 'transitions', 1)
   return reply('granted')
 end
@@ -195,7 +307,7 @@ local function succeed()
   local best, highest = foremost(holder, lease)
   if not best or highest <= tonumber(ARGV[13]) then return grant() end
   local event = announce(ARGV[12], 'reserved', record.holder, record.term, 'successor', best,
-                         'ended_at', record.expires_at)
+                         'ended_at', record.expires_at, 'life', life(record.nonce))
   -- One renewal more: who watched this lease is to watch it anew.
   redis.call('HINCRBY', KEYS[1], 'renewals', 1)
   redis.call('HSET', KEYS[1], 'state', 'reserved', 'successor', best, 'event', event,
@@ -203,6 +315,8 @@ local function succeed()
   return reply('refused')
 end
 
+if record.damaged and not held and (ARGV[19] == '1' or live_term > 0) then return grant() end
+if record.damaged then return reply('damaged') end
 if gone then
   -- Not there, or older than what this candidate knows: no evidence of anything.
   if not held and (from_missing or live_term > term) then return grant() end
@@ -234,14 +348,14 @@ return reply('refused')
 
 # KEYS record history candidates priorities held facts
 # ARGV nonce attempt term lease_ms priority preempted facts
-# -> granted | refused | missing; whether the facts are known; if granted: what it is to give way
-#    for, and to whom
+# -> granted | refused | missing | damaged; whether the facts are known; if granted: what it is to
+#    give way for, and to whom; when another life of this node was heard of, and what it says
 _RENEW = (
     PREAMBLE
     + _CANDIDATES
     + """
 local record = load()
-if not record.term then return answer('missing') end
+if not record.term then return answer(record.damaged and 'damaged' or 'missing') end
 if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[3])
    or record.state ~= 'held' or record.left <= 0
    or tonumber(ARGV[2]) <= tonumber(record.attempt) then
@@ -251,15 +365,17 @@ redis.call('HSET', KEYS[1], 'attempt', ARGV[2], 'lease', ARGV[4],
            'expires_at', string.format('%.0f', now + ARGV[4]))
 -- By the number of the request: an old copy that is renewed never says again what it said once.
 redis.call('HINCRBY', KEYS[1], 'renewals', ARGV[2] - record.attempt)
-seen(record.holder, ARGV[1], tonumber(ARGV[4]), ARGV[5], ARGV[7])
+local lease = tonumber(ARGV[4])
+local place = seen(record.holder, ARGV[1], lease, ARGV[5], ARGV[7])
 local reply = answer('granted')
-reply[4] = known(record.holder, ARGV[1]) and 1 or 0
+reply[4] = known(place, ARGV[1]) and 1 or 0
 reply[5], reply[6] = record.asked or '', record.asked_for or ''
 if reply[5] == '' and held_for(record.holder) then reply[5] = 'held' end
 if reply[5] == '' and ARGV[6] == '1' then
-  local best, highest = foremost(record.holder, tonumber(ARGV[4]))
+  local best, highest = foremost(record.holder, lease)
   if best and highest > tonumber(ARGV[5]) then reply[5], reply[6] = 'outranked', best end
 end
+reply[7], reply[8] = namesake(place, lease)
 return reply
 """
 )
@@ -272,9 +388,14 @@ _RELEASE = (
     + _CANDIDATES
     + """
 local record = load()
-if ARGV[8] == '1' and (known(ARGV[1], ARGV[2]) or redis.call('HEXISTS', KEYS[6], ARGV[1]) == 0) then
-  forget(ARGV[1])
+local function leave(node, nonce)
+  for number = 1, LIVES do
+    local place = nth_place(node, number)
+    local own = owns(place, nonce)
+    if own or number == 1 and own == nil then return forget(place) end
+  end
 end
+if ARGV[8] == '1' then leave(ARGV[1], ARGV[2]) end
 if record.nonce ~= ARGV[2] or tonumber(ARGV[3]) <= tonumber(record.attempt) then
   return answer('released')
 end
@@ -286,7 +407,7 @@ if record.state == 'held' then
     successor = best and highest > lowest and best or ''
   end
   local event = announce(ARGV[6], 'resigned', record.holder, record.term,
-                         'successor', successor, 'reason', ARGV[7])
+                         'successor', successor, 'reason', ARGV[7], 'life', life(record.nonce))
   redis.call('HSET', KEYS[1], 'state', successor == '' and 'released' or 'reserved',
              'successor', successor, 'event', event,
              'expires_at', string.format('%.0f', now + (successor == '' and 0 or ARGV[5])))
@@ -295,9 +416,9 @@ return answer('released')
 """
 )
 
-# KEYS record
+# KEYS record history
 # -> record | missing
-_READ = PREAMBLE + "return answer(load().term and 'record' or 'missing')"
+_READ = PREAMBLE + "return answer(shown().term and 'record' or 'missing')"
 
 # KEYS record history
 # ARGV most
@@ -305,7 +426,7 @@ _READ = PREAMBLE + "return answer(load().term and 'record' or 'missing')"
 _HISTORY = (
     PREAMBLE
     + """
-local reply = answer(load().term and 'record' or 'missing')
+local reply = answer(shown().term and 'record' or 'missing')
 reply[4] = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', ARGV[1])
 return reply
 """
@@ -320,14 +441,11 @@ _REGISTER = (
 local found = {string.format('%.0f', micros)}
 local members = redis.call('ZREVRANGE', KEYS[3], 0, MOST - 1, 'WITHSCORES')
 for i = 1, #members, 2 do
-  local node = members[i]
+  local place, node = members[i], node_of(members[i])
   if #node <= 255 then
-    local priority = tonumber(redis.call('HGET', KEYS[4], node)) or 0
     local held = held_for(node)
-    local facts = redis.call('HGET', KEYS[6], node) or ''
-    -- What is no number, or none that counts, becomes 0.
-    if not (math.abs(priority) <= 1000) then priority = 0 end
-    found[#found + 1] = {node, members[i + 1], string.format('%.0f', priority),
+    local facts = redis.call('HGET', KEYS[6], place) or ''
+    found[#found + 1] = {node, members[i + 1], string.format('%.0f', priority_of(place)),
                          held and string.format('%.0f', held) or '',
                          #facts <= 4096 and facts or ''}
   end
@@ -343,16 +461,15 @@ _ASK = (
     PREAMBLE
     + _CANDIDATES
     + """
-local record, successor = load(), ARGV[2]
+local record, successor = shown(), ARGV[2]
 if not record.term or record.state ~= 'held' or record.left <= 0 then return answer('unled') end
 if successor ~= '' then
   if successor == record.holder then return answer('leads') end
-  local at = tonumber(redis.call('ZSCORE', KEYS[3], successor) or nil)
-  if not at or at < now - 1.5 * record.lease then return answer('absent') end
+  if not lives(successor, tonumber(record.lease)) then return answer('absent') end
   if held_for(successor) then return answer('held') end
 end
-local event = announce(ARGV[3], 'asked', record.holder, record.term,
-                       'successor', successor, 'reason', ARGV[1])
+local event = announce(ARGV[3], 'asked', record.holder, record.term, 'successor', successor,
+                       'reason', ARGV[1], 'life', life(record.nonce))
 redis.call('HSET', KEYS[1], 'asked', ARGV[1], 'asked_for', successor, 'event', event)
 return answer('asked')
 """
@@ -407,6 +524,31 @@ return found
 """
 )
 
+# KEYS record history candidates priorities held facts
+# ARGV lease_ms
+# -> {forgotten | unknown} | {lives, node, ms since it was heard of} | {kept, who, ms left}
+_FORGET = (
+    PREAMBLE
+    + _CANDIDATES
+    + """
+local record = load()
+local lease = math.max(tonumber(record.lease) or 0, tonumber(ARGV[1]))
+local heard = redis.call('ZREVRANGEBYSCORE', KEYS[3], now + 3 * lease, now - 3 * lease,
+                         'WITHSCORES', 'LIMIT', 0, 1)
+if heard[1] then
+  return {'lives', node_of(heard[1]), string.format('%.0f', math.max(0, now - heard[2]))}
+end
+if record.term and record.state ~= 'released' and record.left > -lease then
+  local who = record.state == 'held' and record.holder or record.successor
+  return {'kept', who, string.format('%.0f', record.left + lease)}
+end
+-- Given no time to live, since a user of Redis needs no other right for that.
+local gone = 0
+for i = 1, 6 do gone = gone + redis.call('PEXPIRE', KEYS[i], 0) end
+return {gone > 0 and 'forgotten' or 'unknown'}
+"""
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -440,4 +582,4 @@ def _script(text: str) -> Script:
 
 ACQUIRE, RENEW, RELEASE, READ = map(_script, (_ACQUIRE, _RENEW, _RELEASE, _READ))
 HISTORY, REGISTER = map(_script, (_HISTORY, _REGISTER))
-ASK, HOLD, FREE, HELD = map(_script, (_ASK, _HOLD, _FREE, _HELD))
+ASK, HOLD, FREE, HELD, FORGET = map(_script, (_ASK, _HOLD, _FREE, _HELD, _FORGET))

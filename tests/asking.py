@@ -25,6 +25,7 @@ def acquire(
     reservation: float = LONG,
     ended: Ended | None = None,
     facts: str = "",
+    from_damaged: bool = False,
 ) -> Acquire:
     return Acquire(
         election=election,
@@ -42,6 +43,7 @@ def acquire(
         reservation=reservation,
         ended=ended,
         facts=facts,
+        from_damaged=from_damaged,
     )
 
 

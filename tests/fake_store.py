@@ -23,6 +23,7 @@ from celery_leader.lease import (
     Ended,
     Granted,
     Missing,
+    Namesake,
     Order,
     Record,
     Refused,
@@ -32,7 +33,12 @@ from celery_leader.lease import (
     Reply,
     Request,
     State,
+    latest_term,
+    life_of,
 )
+
+#: The most lives of one node that the register tells apart, and what is between name and number.
+MOST_LIVES, SEPARATOR = 5, "\x1f"
 
 
 @dataclass
@@ -54,6 +60,8 @@ class Row:
     event: str
     asked: str = ""
     asked_for: str = ""
+    #: Stands for any value that no candidate can have written.
+    damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,8 +155,8 @@ class FakeStore:
 
     def read(self, election: str) -> Record | None:
         """The record of ``election``."""
-        row = self.rows.get(election)
-        return None if row is None else self._record(row)
+        row = self._shown(election)
+        return None if row is None else self._record(election, row)
 
     def candidates(self, election: str) -> list[Candidate]:
         """Who asked or renewed lately, the latest first."""
@@ -158,13 +166,14 @@ class FakeStore:
         priorities = self._priorities.get(election, {})
         return [
             Candidate(
-                node,
+                _node_of(place),
                 max(0.0, now - at / 1000),
-                priorities.get(node, 0),
-                self._held_for(election, node),
-                facts_from(self._facts.get(election, {}).get(node, ("", ""))[1]),
+                priorities.get(place, 0),
+                self._held_for(election, _node_of(place)),
+                facts_from(self._facts.get(election, {}).get(place, ("", ""))[1]),
+                self._life_at(election, place),
             )
-            for node, at in latest_first
+            for place, at in latest_first
         ]
 
     def history_of(self, election: str, count: int) -> list[Reign]:
@@ -174,22 +183,27 @@ class FakeStore:
 
     def ask(self, election: str, successor: str | None) -> Record:
         """Have the leader give way, to ``successor`` if one is named."""
-        row = self.rows.get(election)
+        row = self._shown(election)
         if row is None or row.state != "held" or row.expires_at <= self._now_ms():
             raise LeaderError("nobody leads")
         if successor:
-            at = self._seen.get(election, {}).get(successor)
             if successor == row.holder:
                 raise LeaderError("leads already")
-            if at is None or at < self._now_ms() - 1.5 * row.lease:
+            if self._lives(election, successor, row.lease) is None:
                 raise LeaderError("is no live candidate")
             if self._held_for(election, successor) is not None:
                 raise LeaderError("is held")
         row.asked, row.asked_for = "transferred" if successor else "resigned", successor or ""
         row.event = self._announce(
-            election, "asked", row.holder, row.term, successor, reason=row.asked
+            election,
+            "asked",
+            row.holder,
+            row.term,
+            successor,
+            reason=row.asked,
+            nonce=row.nonce,
         )
-        return self._record(row)
+        return self._record(election, row)
 
     def hold(self, election: str, node: str, duration: float | None) -> bool:
         """Keep ``node`` out of the race, for ``duration`` seconds if given; whether it is known."""
@@ -210,6 +224,18 @@ class FakeStore:
         """The nodes that are kept out, and for how many seconds more."""
         left = {node: self._held_for(election, node) for node in self._held.get(election, {})}
         return {node: seconds for node, seconds in left.items() if seconds is not None}
+
+    def forget(self, election: str, lease_duration: float) -> bool:
+        """Remove all that is kept of ``election``; whether there was anything."""
+        now, row = self._now_ms(), self._sound(election)
+        lease = max(row.lease if row else 0, _ms(lease_duration))
+        if any(abs(now - at) <= 3 * lease for at in self._seen.get(election, {}).values()):
+            raise LeaderError("takes part")
+        if row is not None and row.state != "released" and row.expires_at - now > -lease:
+            raise LeaderError("is not over")
+        kept = (self.rows, self.history, self._seen, self._priorities, self._held, self._facts)
+        found = [each.pop(election, None) for each in kept]  # type: ignore[attr-defined]
+        return any(each is not None for each in found)
 
     def close(self) -> None:
         """There is no connection to drop."""
@@ -236,22 +262,31 @@ class FakeStore:
                 return self._release(request)
 
     def _acquire(self, request: Acquire) -> Reply:
-        row = self.rows.get(request.election)
+        damaged, row = self._is_damaged(request.election), self._sound(request.election)
+        if request.seen_term > latest_term(self._now()):
+            request = dataclasses.replace(request, seen_term=0)
         held = None if request.live_term else self._held_for(request.election, request.holder)
-        self._note_seen(request, request.holder)
+        place = self._note_seen(request, request.holder)
         if request.ended is not None:
             self._tell(request, request.ended)
-        known = self._known(request.election, request.holder, request.nonce)
+        known = self._known(request.election, place, request.nonce)
+        namesake = self._namesake(request.election, place, _ms(request.lease_duration))
         term = row.term if row else 0
+        if damaged:
+            if held is None and (request.from_damaged or request.live_term):
+                return self._grant(request, row)
+            return Missing(self._now(), held, known, namesake, damaged=True)
         if row is None or term < request.seen_term:
             if held is None and (request.from_missing or request.live_term > term):
                 return self._grant(request, row)
-            return Missing(self._now(), held, known)
+            return Missing(self._now(), held, known, namesake)
         ours = row.nonce == request.nonce
         left = row.expires_at - self._now_ms()
         watched = request.watched == (term, row.renewals)
         silent = watched and request.silent
-        refusal = dataclasses.replace(self._refusal(row), held_for=held, known=known)
+        refusal = dataclasses.replace(
+            self._refusal(request.election, row), held_for=held, known=known, namesake=namesake
+        )
         if (ours and request.attempt <= row.attempt) or held is not None:
             return refusal
         if row.state == "released":
@@ -266,12 +301,13 @@ class FakeStore:
             row.renewals += request.attempt - row.attempt
             row.attempt = request.attempt
             row.expires_at = self._now_ms() + _ms(request.lease_duration)
-            return Granted(row.term, row.event, self._now(), known=known)
+            tail = self._tail(request.election)
+            return Granted(row.term, tail, self._now(), known=known, namesake=namesake)
         if silent or (watched and left <= 0):
-            return self._succeed(request, row, known)
+            return self._succeed(request, row, refusal)
         return refusal
 
-    def _succeed(self, request: Acquire, row: Row, known: bool) -> Reply:
+    def _succeed(self, request: Acquire, row: Row, refusal: Refused) -> Reply:
         best = self._foremost(request.election, request.holder, _ms(request.lease_duration))
         if best is None or best.highest <= request.priority:
             return self._grant(request, row)
@@ -282,12 +318,13 @@ class FakeStore:
             row.term,
             best.node,
             ended_at=row.expires_at / 1000,
+            nonce=row.nonce,
         )
         row.renewals += 1
         row.state = "reserved"
         row.successor = best.node
         row.expires_at = self._now_ms() + _ms(request.reservation)
-        return dataclasses.replace(self._refusal(row), known=known)
+        return dataclasses.replace(refusal, record=self._record(request.election, row))
 
     def _tell(self, request: Acquire, ended: Ended) -> None:
         lines = self.history.get(request.election, [])
@@ -300,6 +337,7 @@ class FakeStore:
             ended.term,
             reason=ended.reason,
             ended_at=(self._now_ms() - _ms(ended.ago)) / 1000,
+            nonce=request.nonce,
         )
 
     def _grant(self, request: Acquire, row: Row | None) -> Granted:
@@ -314,6 +352,7 @@ class FakeStore:
             term,
             reason="record lost" if lost else "expired" if expired else None,
             ended_at=row.expires_at / 1000 if expired and row is not None else None,
+            nonce=request.nonce,
         )
         self.rows[request.election] = Row(
             holder=request.holder,
@@ -330,13 +369,15 @@ class FakeStore:
             app=request.app,
             event=event,
         )
-        known = self._known(request.election, request.holder, request.nonce)
-        return Granted(term, event, self._now(), known=known)
+        place = self._place_of(request.election, request.holder, request.nonce)
+        known = self._known(request.election, place, request.nonce)
+        namesake = self._namesake(request.election, place, _ms(request.lease_duration))
+        return Granted(term, event, self._now(), known=known, namesake=namesake)
 
     def _renew(self, request: Renew) -> Reply:
-        row = self.rows.get(request.election)
+        row = self._sound(request.election)
         if row is None:
-            return Missing(self._now())
+            return Missing(self._now(), damaged=self._is_damaged(request.election))
         if (
             row.nonce != request.nonce
             or row.term != request.term
@@ -344,12 +385,12 @@ class FakeStore:
             or row.expires_at <= self._now_ms()
             or request.attempt <= row.attempt
         ):
-            return self._refusal(row)
+            return self._refusal(request.election, row)
         row.renewals += request.attempt - row.attempt
         row.attempt = request.attempt
         row.lease = _ms(request.lease_duration)
         row.expires_at = self._now_ms() + row.lease
-        self._note_seen(request, row.holder)
+        place = self._note_seen(request, row.holder)
         order = None
         if row.asked:
             order = Order(row.asked, row.asked_for or None)
@@ -359,16 +400,16 @@ class FakeStore:
             best = self._foremost(request.election, row.holder, row.lease)
             if best is not None and best.highest > request.priority:
                 order = Order("outranked", best.node)
-        known = self._known(request.election, row.holder, request.nonce)
-        return Granted(row.term, row.event, self._now(), order, known)
+        known = self._known(request.election, place, request.nonce)
+        namesake = self._namesake(request.election, place, row.lease)
+        tail = self._tail(request.election)
+        return Granted(row.term, tail, self._now(), order, known, namesake)
 
     def _release(self, request: Release) -> Reply:
         election, node = request.election, request.holder
         if request.leaving:
-            life, _ = self._facts.get(election, {}).get(node, (request.nonce, ""))
-            if life == request.nonce:
-                self._forget(election, node)
-        row = self.rows.get(election)
+            self._leave(election, node, request.nonce)
+        row = self._sound(election)
         if row is None or row.nonce != request.nonce or request.attempt <= row.attempt:
             return Released(self._now())
         row.attempt = request.attempt
@@ -378,7 +419,13 @@ class FakeStore:
                 best = self._foremost(election, row.holder, row.lease)
                 successor = best.node if best is not None and best.highest > best.lowest else ""
             row.event = self._announce(
-                election, "resigned", row.holder, row.term, successor, reason=request.reason
+                election,
+                "resigned",
+                row.holder,
+                row.term,
+                successor,
+                reason=request.reason,
+                nonce=row.nonce,
             )
             row.state = "reserved" if successor else "released"
             row.successor = successor
@@ -388,7 +435,7 @@ class FakeStore:
 
     def fenced_write(self, election: str, nonce: str, term: int) -> str:
         """Whether a dispatch in the name of ``term`` is ``accepted``, ``refused`` or ``missing``."""
-        row = self.rows.get(election)
+        row = self._sound(election)
         if row is None or row.term < term:
             return "missing"
         ours = row.nonce == nonce and row.term == term
@@ -397,23 +444,89 @@ class FakeStore:
 
     # -- small parts ----------------------------------------------------------------
 
-    def _note_seen(self, request: Acquire | Renew, node: str) -> None:
-        seen = self._seen.setdefault(request.election, {})
-        seen[node] = now = self._now_ms()
-        self._priorities.setdefault(request.election, {})[node] = request.priority
-        if request.facts:
-            facts = self._facts.setdefault(request.election, {})
-            facts[node] = request.nonce, request.facts
-        oldest = now - 3 * _ms(request.lease_duration)
-        for other in [other for other, at in seen.items() if at <= oldest]:
-            self._forget(request.election, other)
+    def _is_damaged(self, election: str) -> bool:
+        row = self.rows.get(election)
+        return row is not None and (row.damaged or row.term > latest_term(self._now()))
 
-    def _forget(self, election: str, node: str) -> None:
+    def _sound(self, election: str) -> Row | None:
+        """The record, if it makes sense."""
+        return None if self._is_damaged(election) else self.rows.get(election)
+
+    def _shown(self, election: str) -> Row | None:
+        if self._is_damaged(election):
+            raise StoreUnavailable("the record is damaged")
+        return self.rows.get(election)
+
+    def _note_seen(self, request: Acquire | Renew, node: str) -> str:
+        election, lease = request.election, _ms(request.lease_duration)
+        place, own = self._take_place(election, node, request.nonce, lease, bool(request.facts))
+        seen = self._seen.setdefault(election, {})
+        seen[place] = now = self._now_ms()
+        self._priorities.setdefault(election, {})[place] = request.priority
+        facts = self._facts.setdefault(election, {})
+        if request.facts or (not own and (place != node or place in facts)):
+            facts[place] = request.nonce, request.facts
+        for other in [other for other, at in seen.items() if abs(now - at) >= 3 * lease]:
+            self._forget(election, other)
+        return place
+
+    def _owner(self, election: str, place: str) -> str | None:
+        kept = self._facts.get(election, {}).get(place)
+        return None if kept is None else kept[0]
+
+    def _place_of(self, election: str, node: str, nonce: str) -> str:
+        own = [p for p in _places(node) if self._owner(election, p) == nonce]
+        return own[0] if own else node
+
+    def _take_place(
+        self, election: str, node: str, nonce: str, lease: int, new: bool
+    ) -> tuple[str, bool]:
+        """The place of a life, and whether it is its own already. New: it says what it is."""
+        places = _places(node)
+        own = next((p for p in places if self._owner(election, p) == nonce), None)
+        if own == node or (own is None and new):
+            return node, own == node
+        if own is None and self._owner(election, node) is None:
+            return node, False
+        for place in places[: places.index(own) if own else MOST_LIVES - 1]:
+            if self._lives(election, place, lease) is None:
+                if own is not None:
+                    self._forget(election, own)
+                return place, False
+        return own or places[-1], own is not None
+
+    def _lives(self, election: str, place: str, lease: int) -> int | None:
+        at = self._seen.get(election, {}).get(place)
+        now = self._now_ms()
+        return at if at is not None and now - 1.5 * lease <= at <= now + 3 * lease else None
+
+    def _namesake(self, election: str, place: str, lease: int) -> Namesake | None:
+        node = _node_of(place)
+        other = _places(node)[1] if place == node else node
+        at = self._lives(election, other, lease)
+        if at is None:
+            return None
+        facts = facts_from(self._facts.get(election, {}).get(other, ("", ""))[1])
+        return Namesake(at / 1000, facts.place if facts else "")
+
+    def _life_at(self, election: str, place: str) -> str:
+        nonce = self._owner(election, place)
+        return "" if nonce is None else life_of(nonce)
+
+    def _leave(self, election: str, node: str, nonce: str) -> None:
+        for place in _places(node):
+            owner = self._owner(election, place)
+            if owner == nonce or (place == node and owner is None):
+                self._forget(election, place)
+                return
+
+    def _forget(self, election: str, place: str) -> None:
         for register in (self._seen, self._priorities, self._facts):
-            register.get(election, {}).pop(node, None)  # type: ignore[attr-defined]
+            register.get(election, {}).pop(place, None)  # type: ignore[attr-defined]
 
-    def _known(self, election: str, node: str, nonce: str) -> bool:
-        return self._facts.get(election, {}).get(node, ("", ""))[0] == nonce
+    def _known(self, election: str, place: str, nonce: str) -> bool:
+        owner, said = self._facts.get(election, {}).get(place, ("", ""))
+        return owner == nonce and bool(said)
 
     def _held_for(self, election: str, node: str) -> float | None:
         till = self._held.get(election, {}).get(node)
@@ -423,18 +536,19 @@ class FakeStore:
         return left / 1000 if left > 0 else None
 
     def _term(self, election: str) -> int:
-        row = self.rows.get(election)
+        row = self._sound(election)
         return row.term if row else 0
 
     def _foremost(self, election: str, node: str, lease: int) -> Foremost | None:
         seen, priorities = self._seen.get(election, {}), self._priorities.get(election, {})
         if not any(priorities.get(each) for each in seen):
             return None
-        oldest = self._now_ms() - 1.5 * lease
         others = [
-            (priorities.get(each, 0), at, each)
-            for each, at in seen.items()
-            if each != node and at >= oldest and self._held_for(election, each) is None
+            (priorities.get(place, 0), at, _node_of(place))
+            for place, at in seen.items()
+            if _node_of(place) != node
+            and self._lives(election, place, lease) is not None
+            and self._held_for(election, _node_of(place)) is None
         ]
         if not others:
             return None
@@ -451,6 +565,7 @@ class FakeStore:
         *,
         reason: str | None = None,
         ended_at: float | None = None,
+        nonce: str | None = None,
     ) -> str:
         millis, sequence = self._last_ids.get(election, (0, 0))
         now = self._now_ms()
@@ -458,16 +573,23 @@ class FakeStore:
         self._last_ids[election] = number
         cursor = f"{number[0]}-{number[1]}"
         lines = self.history.setdefault(election, [])
+        life = "" if nonce is None else life_of(nonce)
         lines.append(
-            Announcement(election, cursor, kind, node, term, successor or None, reason, ended_at)
+            Announcement(
+                election, cursor, kind, node, term, successor or None, reason, ended_at, life
+            )
         )
         del lines[: -self._history_size]
         return cursor
 
-    def _refusal(self, row: Row) -> Refused:
-        return Refused(self._record(row), self._now())
+    def _tail(self, election: str) -> str:
+        lines = self.history.get(election)
+        return lines[-1].cursor if lines else "0-0"
 
-    def _record(self, row: Row) -> Record:
+    def _refusal(self, election: str, row: Row) -> Refused:
+        return Refused(self._record(election, row), self._now())
+
+    def _record(self, election: str, row: Row) -> Record:
         return Record(
             holder=row.holder,
             term=row.term,
@@ -479,7 +601,10 @@ class FakeStore:
             transitions=row.transitions,
             successor=row.successor or None,
             app=row.app,
-            cursor=row.event,
+            cursor=self._tail(election),
+            event=row.event,
+            life=life_of(row.nonce),
+            attempt=row.attempt,
         )
 
     def _now_us(self) -> int:
@@ -494,6 +619,14 @@ class FakeStore:
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def _places(node: str) -> list[str]:
+    return [node, *(f"{node}{SEPARATOR}{number}" for number in range(2, MOST_LIVES + 1))]
+
+
+def _node_of(place: str) -> str:
+    return place.partition(SEPARATOR)[0]
 
 
 def _id(cursor: str) -> tuple[int, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import random
 from collections.abc import Iterable
 
-from celery_leader.election import Change, Deposed, Elected, Election, Wait, cursor_order
+from celery_leader.election import Change, Deposed, Elected, Election, Wait
 from celery_leader.errors import StoreUnavailable
-from celery_leader.lease import Announcement, Reply, Request, Timing
+from celery_leader.lease import Announcement, Reply, Request, Timing, cursor_order
 from tests.fake_store import FakeStore
 
 NAME = "beat"
@@ -22,6 +24,7 @@ class World:
         self.server_ahead = 1_700_000_000.0
         self.store = FakeStore(lambda: self.now + self.server_ahead)
         self.nodes: list[Node] = []
+        self.lives = itertools.count(1)
 
     def node(self, name: str, timing: Timing = LEASE, *, seed: int = 0, priority: int = 0) -> Node:
         """A candidate that campaigns from now on."""
@@ -88,7 +91,6 @@ class Node:
     ) -> None:
         self.world = world
         self.name = name
-        self.life = 0
         self.timing = timing
         self.seed = seed
         self.priority = priority
@@ -97,11 +99,10 @@ class Node:
         self.election = self._new_life()
 
     def _new_life(self) -> Election:
-        self.life += 1
         return Election(
             NAME,
             holder=self.name,
-            nonce=f"{self.name}-{self.life}",
+            nonce=f"life {next(self.world.lives)}",
             timing=self.timing,
             app="proj|1",
             priority=self.priority,
@@ -142,6 +143,13 @@ class Node:
         """A crash, and a new process under the same node name."""
         self.election = self._new_life()
         self.election.campaign(self.world.now)
+
+    def copied(self) -> Node:
+        """A second process that is in all what this one is, as of a cloned virtual machine."""
+        node = Node(self.world, self.name, self.timing, self.seed, self.priority)
+        node.election = copy.deepcopy(self.election)
+        self.world.nodes.append(node)
+        return node
 
     def resign(self, successor: str | None = None) -> None:
         self.election.resign(self.world.now, successor)

@@ -349,6 +349,8 @@ _LEFT_OUT = frozenset(
         "record",
         "known",
         "_nonce",
+        "_life",
+        "_new_nonce",
         "_app",
         "_priority",
         "_preempt",

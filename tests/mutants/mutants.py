@@ -15,6 +15,8 @@ _RUNNER = ("tests/unit/test_runner.py",)
 _DISPATCH = ("tests/store/test_schedule_store.py",)
 _PLAN = ("tests/unit/test_plan.py",)
 _FORKS = ("tests/store/test_forks.py",)
+_IDENTITIES = ("tests/unit/test_identities.py",)
+_HOSTILE = "tests/store/test_hostile_record.py::test_"
 _MARKED = ("tests/unit/test_leader_tasks.py",)
 _HANDOVER = "tests/fleet/test_worker_handover.py::test_"
 _LEADING = "tests/fleet/test_worker_leading.py::test_"
@@ -283,6 +285,85 @@ MUTANTS = (
         'return f"{self.prefix}celery-leader:',
         'return f"celery-leader:',
     ),
+    # -- who is who, and what no candidate can have written ----------------------------------
+    Mutant(
+        "a namesake's resignation is taken for one's own",
+        "election.py",
+        "return news.life == self._life if news.life else news.node == self.holder",
+        "return news.node == self.holder",
+        _IDENTITIES,
+    ),
+    _script(
+        "two living nodes of one name share a place in the register",
+        "if own == 1 or not own and new then return node, own == 1 end",
+        "if true then return node, own == 1 end",
+    ),
+    Mutant(
+        "a killed namesake is warned of",
+        "runner.py",
+        "if namesake.seen_at <= campaign.namesake or campaign.namesake_told:",
+        "if campaign.namesake_told:",
+        ("tests/unit/test_runner.py",),
+    ),
+    Mutant(
+        "a copy of a process goes on as the same life",
+        "election.py",
+        "if record.life == self._life and record.attempt >= request.attempt:",
+        "if False:",
+        _IDENTITIES,
+    ),
+    Mutant(
+        "a term of the far future is learnt",
+        "scripts.py",
+        "term = micros + 1000 * FAR, ",
+        "term = 1e16, ",
+        (_HOSTILE + "an_election_recovers_from_every_absurd_value_of_its_record_by_itself",),
+    ),
+    Mutant(
+        "an absurd lease is waited for",
+        "scripts.py",
+        "lease = {_ms(LONGEST_LEASE)},",
+        "lease = 1e16,",
+        (_HOSTILE + "an_election_recovers_when_its_spoilt_record_is_deleted",),
+    ),
+    _script(
+        "a record that makes no sense is free",
+        "if record.damaged and not held and (ARGV[19] == '1' or live_term > 0) then",
+        "if record.damaged then",
+    ),
+    Mutant(
+        "a fresh candidate does not wait where a record makes no sense",
+        "election.py",
+        "self._saw(0, self.timing.lease_duration)",
+        "pass",
+        _IDENTITIES,
+    ),
+    Mutant(
+        "behind a line of the future nothing is heard",
+        "election.py",
+        "if cursor_order(self.cursor)[0] > 1000 * (server_time + 1):",
+        "if False:",
+        _IDENTITIES,
+    ),
+    Mutant(
+        "a candidate of the future stays for ever",
+        "scripts.py",
+        "for _, range in ipairs({{'-inf', now - 3 * lease}, {'(' .. now + 3 * lease, '+inf'}}) do",
+        "for _, range in ipairs({{'-inf', now - 3 * lease}}) do",
+        (_HOSTILE + "an_election_goes_on_whatever_is_written_to_its_other_keys",),
+    ),
+    Mutant(
+        "a forged line of history is believed",
+        "history.py",
+        "if line.kind in _WITH_RECORD and last and last < cursor_order(line.cursor):",
+        "if False:",
+        (_HOSTILE + "a_forged_line_of_history_is_not_shown",),
+    ),
+    _election(
+        "who is refused asks as often for ever",
+        "if not over or most <= timing.renew_retry_delay:",
+        "if True:",
+    ),
     # -- the thread and what is believed ---------------------------------------------------
     Mutant(
         "the runner takes the time of sending from the receipt",
@@ -301,7 +382,7 @@ MUTANTS = (
     Mutant(
         "no answer is taken for a no",
         "runner.py",
-        "campaign.election.unanswered(request, moment)",
+        "campaign.election.unanswered(request, moment, lasting=reply.lasting)",
         "campaign.election.contradicted(getattr(request, 'term', 0), moment, gone=False)",
         _RUNNER,
     ),

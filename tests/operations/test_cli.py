@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from celery_leader import LeaderElection
 from tests.fleet import proj
 from tests.fleet.fleet import LASTING, ROOT, Fleet, Process
 from tests.operations import command
@@ -269,6 +270,19 @@ def test_a_transfer_waits_for_the_bodies_that_run(led: Fleet) -> None:
 
 
 # -- trusting ---------------------------------------------------------------------
+
+
+def test_forget_removes_elections_that_nobody_is_in_and_no_others(led: Fleet) -> None:
+    done = command.run(led.app, "forget", "worker")
+    assert done.returncode == 2
+    assert "takes part" in done.stderr
+    assert led.record()["holder"]
+    with LeaderElection(led.sender(), "one-off") as election:
+        assert election.wait_until_leader(30)
+    done = command.run(led.app, "forget", "one-off", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"forgotten": ["one-off"]})
+    done = command.run(led.app, "forget", "one-off")
+    assert (done.returncode, done.stdout) == (1, "one-off was not known to Redis\n")
 
 
 def test_doctor_finds_nothing_critical_in_a_sound_fleet(led: Fleet) -> None:

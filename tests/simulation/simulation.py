@@ -16,9 +16,9 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 
-from celery_leader.election import Elected, Election, GiveWay, Wait, cursor_order
+from celery_leader.election import Elected, Election, GiveWay, Wait
 from celery_leader.errors import LeaderError
-from celery_leader.lease import Acquire, Missing, Refused, Release, Reply, Request
+from celery_leader.lease import Acquire, Missing, Refused, Release, Reply, Request, cursor_order
 from tests.fake_store import FakeStore, Row
 from tests.simulation.schedule import (
     LEASE,

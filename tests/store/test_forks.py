@@ -200,7 +200,10 @@ def test_a_forked_child_that_campaigns_is_a_candidate_of_its_own_and_does_not_le
             election.start()
             won = election.wait_until_leader(1.5)
             nodes = [each.node for each in leadership_of(app).candidates("reports")]
-            return [won, *believed(), election.node, sorted(nodes)]
+            return [won, *believed(), election.node, life(), sorted(nodes)]
+
+        def life():
+            return leadership_of(app)._campaigns[0].election.life
 
         told = WAYS[{way!r}](campaign)
         record = watching.record("reports")
@@ -209,11 +212,13 @@ def test_a_forked_child_that_campaigns_is_a_candidate_of_its_own_and_does_not_le
             "parent": [election.is_leader(), election.term() == record.term, record.transitions],
             "renewed by the child": record.renewals != renewals,
             "node": election.node,
+            "life": life(),
         }}))
         """,
     )
     assert isinstance(said, dict)
-    *believed, node, nodes = said["child"]
+    *believed, node, life, nodes = said["child"]
+    assert life != said["life"], "Redis takes no request of the one for the other's"
     assert believed == [False, False, None, False, None, True]
     assert nodes == sorted([said["node"], node])
     assert len(set(nodes)) == 2

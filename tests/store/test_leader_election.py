@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -161,6 +162,81 @@ def test_two_candidates_of_one_app_are_two_candidates(make_app: MakeApp) -> None
         assert not second.is_leader()
         assert first.resign()
         assert second.wait_until_leader(PATIENCE)
+
+
+def test_of_two_nodes_of_one_name_the_other_leads_as_soon_as_one_resigns(
+    make_app: MakeApp,
+) -> None:
+    first = LeaderElection(make_app(leader_lease_duration=LONG), NAME, node="w@web").start()
+    assert first.wait_until_leader(PATIENCE)
+    second = LeaderElection(make_app(leader_lease_duration=LONG), NAME, node="w@web").start()
+    assert second._campaign is not None
+    life = second._campaign.election.life
+    wait_until(
+        lambda: [each.life for each in first._leadership.candidates(NAME)] == [life],
+        what="the second to have asked",
+    )
+    assert not second.is_leader()
+    first.resign()
+    assert second.wait_until_leader(PATIENCE), "and not only when the lease has run out"
+    second.resign()
+
+
+def test_a_living_namesake_is_warned_of_once_by_each_and_a_killed_one_is_not(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, start_process: Campaigner
+) -> None:
+    lease = 2.0
+    killed = start_process("w@web", lease=lease)
+    wait_until(killed.leads, what="the first to lead")
+    killed.kill()
+    with LeaderElection(make_app(leader_lease_duration=lease), NAME, node="w@web"):
+        time.sleep(3 * lease)
+        assert _warnings(caplog) == []
+        with LeaderElection(make_app(leader_lease_duration=lease), NAME, node="w@web"):
+            wait_until(lambda: len(_warnings(caplog)) == 2, what="both to be warned")
+            time.sleep(2 * lease)
+    told = _warnings(caplog)
+    assert len(told) == 2
+    assert all("another living node is called w@web too (process, pid " in each for each in told)
+    assert all("--hostname" in each for each in told)
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    said = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    # The apps of these tests are projects of their own, which is another complaint.
+    return [each for each in said if "of another project" not in each]
+
+
+# -- names that are used once ----------------------------------------------------------------
+
+
+def test_one_off_elections_that_are_forgotten_leave_nothing_behind(
+    own_redis: RedisServer, make_app: MakeApp
+) -> None:
+    app = make_app(own_redis.url, leader_lease_duration=LONG)
+    for number in range(20):
+        election = LeaderElection(app, f"one-off-{number}").start()
+        assert election.wait_until_leader(PATIENCE)
+        with pytest.raises(LeaderError, match="resign"):
+            election.forget()
+        election.resign()
+        assert election.forget()
+        assert not election.forget()
+    leadership = leadership_of(app)
+    assert not [name for name in leadership.elections() if name.startswith("one-off")]
+    assert leadership._page._pages == 1
+    assert leadership._page._free < 5 * 88, "one place is used again and again"
+    with own_redis.client() as client:
+        assert client.keys("*") == []
+
+
+def test_an_election_of_others_is_not_forgotten(make_app: MakeApp) -> None:
+    with LeaderElection(make_app(leader_lease_duration=LONG), NAME, node="a@here") as election:
+        assert election.wait_until_leader(PATIENCE)
+        other = LeaderElection(make_app(leader_lease_duration=LONG), NAME)
+        with pytest.raises(LeaderError, match=r"a@here takes part, heard of .* s ago"):
+            other.forget()
+        assert election.is_leader()
 
 
 def test_all_elections_of_a_process_share_one_connection(

@@ -39,7 +39,6 @@ LEASE_COMMANDS = [
     "hgetall",
     "hkeys",
     "hdel",
-    "hexists",
     "hincrby",
     "zadd",
     "zrem",

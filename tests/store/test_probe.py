@@ -10,6 +10,7 @@ from kombu import Connection
 
 from celery_leader import probe, schedule_store, scripts
 from celery_leader.broker import LeaseSource
+from celery_leader.lease import Granted
 from celery_leader.probe import Probe, Server
 from celery_leader.redis_client import RedisClient, Script
 from celery_leader.scripts import Keys
@@ -156,3 +157,28 @@ def test_where_messages_go_elsewhere_nobody_needs_the_right_to_send_them(
         )
     server = look(f"redis://leases:pw@127.0.0.1:{own_redis.port}/0", queue=None)
     assert (server.refused, server.transactions) == ({}, True)
+
+
+def test_a_cluster_of_one_shard_is_told_from_others_and_works_with_a_hash_tag(
+    redis_binary_or_skip: str, make_store: MakeStore
+) -> None:
+    with RedisServer(("--cluster-enabled", "yes")) as server:
+        with server.client() as client:
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+            wait_until(
+                lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"),
+                what="the cluster to be complete",
+            )
+        store = make_store(server.url, prefix="{acme}:")
+        assert isinstance(store.perform([acquire("a", priority=1, facts="{}")])[0], Granted)
+        found = look(server.url, "{acme}:")
+        assert (found.shards, found.one_slot, found.refused) == (1, True, {})
+        assert not look(server.url, "acme:").one_slot
+        assert not look(server.url, "{}acme:").one_slot
+
+
+def test_the_name_of_a_key_forges_no_line(redis_url: str, redis_server: RedisServer) -> None:
+    with redis_server.client() as client:
+        client.hset("celery-leader:x\n    critical  forged:election:y", "a", "b")
+        namespaces = look(redis_url).namespaces
+    assert namespaces == {"x\N{REPLACEMENT CHARACTER}    critical  forged"}

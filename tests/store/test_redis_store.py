@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from celery_leader.errors import StoreUnavailable
-from celery_leader.lease import Granted, LeaseStore, Refused
+from celery_leader.lease import Granted, LeaseStore, Missing, Refused
 from tests.asking import NAME, acquire, release, renew
 from tests.redis_process import RedisServer, free_port
 from tests.store.conftest import PREFIX, SETTING, MakeStore, Wake
@@ -119,7 +119,7 @@ def test_a_record_outlives_keys_that_have_a_time_to_live_when_memory_is_short(
         assert client.exists(RECORD)
 
 
-def test_a_damaged_record_is_unknown_and_the_key_is_named(
+def test_a_damaged_record_is_none_to_candidates_and_its_key_is_named_to_people(
     make_store: MakeStore, redis_server: RedisServer
 ) -> None:
     store = make_store()
@@ -127,8 +127,8 @@ def test_a_damaged_record_is_unknown_and_the_key_is_named(
     with redis_server.client() as client:
         client.hset(RECORD, "state", "dozing")
     (reply,) = store.perform([acquire("b")])
-    assert isinstance(reply, StoreUnavailable)
-    assert RECORD in str(reply)
+    assert isinstance(reply, Missing)
+    assert reply.damaged
     with pytest.raises(StoreUnavailable, match=RECORD):
         store.read(NAME)
 
@@ -332,6 +332,32 @@ def test_a_full_redis_is_called_so(own_redis: RedisServer, make_store: MakeStore
         assert store.read(NAME) is not None
         client.config_set("maxmemory", "0")
     assert isinstance(store.perform([acquire("a", 3)])[0], Granted)
+
+
+def test_what_only_somebody_can_mend_is_told_from_what_time_mends(
+    redis_binary_or_skip: str, own_redis: RedisServer, make_store: MakeStore
+) -> None:
+    def fails(url: str) -> bool:
+        try:
+            answer = make_store(url).perform([acquire("a")])[0]
+        except StoreUnavailable as exc:
+            return exc.lasting
+        assert isinstance(answer, StoreUnavailable), answer
+        return answer.lasting
+
+    with own_redis.client() as client:
+        client.execute_command("ACL", "SETUSER", "guest", "on", ">pw", "~x:*", "+@all")
+    at = f"127.0.0.1:{own_redis.port}/0"
+    assert fails(f"redis://guest:wrong@{at}")
+    assert fails(f"redis://guest:pw@{at}")
+    assert not fails(f"redis://127.0.0.1:{free_port()}/0")
+    with own_redis.client() as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1")
+        assert not fails(own_redis.url)
+        client.config_set("maxmemory", "0")
+        client.replicaof("127.0.0.1", free_port())
+        assert not fails(own_redis.url)
 
 
 def test_one_refused_request_does_not_spoil_the_others(

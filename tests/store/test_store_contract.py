@@ -11,12 +11,14 @@ from collections.abc import Iterable
 import pytest
 
 from celery_leader.errors import LeaderError, StoreUnavailable
+from celery_leader.facts import Facts
 from celery_leader.lease import (
     Announcement,
     Ended,
     Granted,
     LeaseStore,
     Missing,
+    Namesake,
     Order,
     Record,
     Refused,
@@ -24,6 +26,7 @@ from celery_leader.lease import (
     Reply,
     Request,
     State,
+    life_of,
 )
 from celery_leader.redis_store import RedisStore
 from tests.asking import LONG, NAME, acquire, release, renew
@@ -551,6 +554,118 @@ def test_a_candidate_not_heard_of_for_three_leases_is_forgotten(store: LeaseStor
     assert [candidate.node for candidate in store.candidates(NAME)] == ["b"]
 
 
+# -- several lives of one node ------------------------------------------------------------------
+
+
+def facts(pid: int) -> str:
+    return Facts(host="web", pid=pid, role="worker").text()
+
+
+def test_what_is_announced_says_of_which_life_it_is(store: LeaseStore) -> None:
+    granted(store, acquire("a", nonce="first"))
+    assert record_of(store).life == life_of("first")
+    ask(store, release("a", 2, nonce="first"))
+    granted(store, acquire("a", nonce="second"))
+    assert [line.life for line in history(store)] == [
+        life_of("first"),
+        life_of("first"),
+        life_of("second"),
+    ]
+
+
+def test_living_nodes_of_one_name_each_have_a_place_and_are_told_of_each_other(
+    store: LeaseStore,
+) -> None:
+    term = granted(store, acquire("a", nonce="first", facts=facts(1))).term
+    reply = ask(store, acquire("a", nonce="second", facts=facts(2)))
+    assert isinstance(reply, Refused)
+    assert reply.namesake is None, "the first may have been killed just now"
+    told = []
+    for attempt in range(2, 5):
+        leading = granted(store, renew("a", 10 * attempt, term, nonce="first"))
+        if not leading.known:
+            again = renew("a", 10 * attempt + 1, term, nonce="first", facts=facts(1))
+            leading = granted(store, again)
+        other = ask(store, acquire("a", attempt, nonce="second"))
+        assert isinstance(other, Refused)
+        assert leading.known
+        assert other.known
+        assert leading.namesake is not None
+        assert other.namesake is not None
+        told.append((leading.namesake.place, other.namesake.place))
+        assert sorted(
+            (each.node, each.life, each.facts.pid if each.facts else None)
+            for each in store.candidates(NAME)
+        ) == sorted([("a", life_of("first"), 1), ("a", life_of("second"), 2)])
+    assert told == [("worker, pid 2 on web", "worker, pid 1 on web")] * 3
+    ask(store, release("a", 5, nonce="second", leaving=True))
+    assert [each.life for each in store.candidates(NAME)] == [life_of("first")]
+    reply = granted(store, renew("a", 99, term, nonce="first", facts=facts(1)))
+    assert reply.namesake is None
+    assert [each.life for each in store.candidates(NAME)] == [life_of("first")]
+
+
+def test_who_comes_after_a_killed_node_of_its_name_has_its_place(store: LeaseStore) -> None:
+    granted(store, acquire("a", nonce="killed", facts=facts(1)))
+    for attempt in range(1, 4):
+        reply = ask(store, acquire("a", attempt, nonce="next", facts=facts(2)))
+        assert isinstance(reply, Refused)
+        assert reply.namesake is None
+        assert [each.life for each in store.candidates(NAME)] == [life_of("next")]
+
+
+def test_a_hold_and_a_transfer_mean_every_life_of_a_name(store: RedisStore | FakeStore) -> None:
+    term = granted(store, acquire("w", nonce="w", facts=facts(9))).term
+    for nonce in ("first", "second", "first"):
+        refused(store, acquire("a", 1, nonce=nonce, facts=facts(1) if nonce == "second" else ""))
+    assert len(store.candidates(NAME)) == 3
+    store.hold(NAME, "a", None)
+    assert [each.held_for for each in store.candidates(NAME) if each.node == "a"] == [
+        float("inf"),
+        float("inf"),
+    ]
+    store.free(NAME, "a")
+    store.ask(NAME, "a")
+    assert granted(store, renew("w", 2, term, nonce="w")).order == Order("transferred", "a")
+    ask(store, release("w", 3, nonce="w", successor="a"))
+    granted(store, acquire("a", 9, nonce="second"))
+
+
+def test_two_processes_of_one_nonce_are_one_candidate_whose_requests_count_once(
+    store: LeaseStore,
+) -> None:
+    """A cloned virtual machine: the later of two equal requests is told who was before it."""
+    term = granted(store, acquire("a")).term
+    granted(store, renew("a", 2, term))
+    record = refused(store, renew("a", 2, term))
+    assert (record.life, record.attempt) == (life_of("life of a"), 2)
+
+
+# -- elections that nobody needs any more ------------------------------------------------------------
+
+
+def test_an_election_is_forgotten_when_nobody_lives_there(store: RedisStore | FakeStore) -> None:
+    assert not store.forget(NAME, LONG)
+    granted(store, acquire("a", facts=facts(1)))
+    with pytest.raises(LeaderError, match="takes part"):
+        store.forget(NAME, LONG)
+    ask(store, release("a", 2, leaving=True))
+    assert store.forget(NAME, LONG)
+    assert store.read(NAME) is None
+    assert history(store) == []
+    assert not store.forget(NAME, LONG)
+
+
+def test_an_election_is_not_forgotten_while_its_lease_may_be_believed_in(
+    store: RedisStore | FakeStore,
+) -> None:
+    granted(store, acquire("a", lease_duration=SHORT))
+    wait_until(lambda: record_of(store).remaining < -3 * SHORT, what="three leases to pass")
+    with pytest.raises(LeaderError, match="not over|takes part"):
+        store.forget(NAME, LONG)
+    assert store.forget(NAME, SHORT / 2)
+
+
 # -- the rest --------------------------------------------------------------------------------------------------
 
 
@@ -706,6 +821,8 @@ def _random_order(
     """What somebody asks for in between, and what came of it, but for who is forgotten soon."""
     node = chance.choice("abcd")
     kind = chance.random()
+    if kind < 0.03:
+        return _spoil(store, election)
     if kind < 0.1:
         try:
             return store.ask(election, chance.choice([None, node if ranked else None])).holder
@@ -718,14 +835,27 @@ def _random_order(
     return store.held(election).keys()
 
 
+def _spoil(store: RedisStore | FakeStore, election: str) -> None:
+    """Have the record make no sense, if there is one."""
+    if isinstance(store, FakeStore):
+        if election in store.rows:
+            store.rows[election].damaged = True
+        return
+    key = store._keys.of("election", election)
+    (there,) = store._client.call_all([["EXISTS", key]])
+    if there:
+        store._client.call_all([["HSET", key, "renewals", "-1"]])
+
+
 def _line_in_words(line: Announcement, terms: list[int]) -> object:
     which = terms.index(line.term) if line.term in terms else None
-    return line.kind, line.node, which, line.successor, line.reason, line.ended_at is not None
+    moment = line.ended_at is not None
+    return line.kind, line.node, which, line.successor, line.reason, moment, line.life
 
 
 def _register_of(store: RedisStore | FakeStore, election: str) -> object:
     return sorted(
-        (each.node, each.priority, each.held_for is not None, each.facts)
+        (each.node, each.priority, each.held_for is not None, str(each.facts), each.life)
         for each in store.candidates(election)
     )
 
@@ -738,6 +868,7 @@ def _random_request(
 ) -> Request:
     """The same request for both stores, if each has granted its terms at the same places."""
     holder = chance.choice("abc")
+    nonce = f"another life of {holder}" if ranked and chance.random() < 0.2 else None
     attempt = chance.randint(1, 6)
     lease = LONG if ranked else chance.choice([INSTANT, LONG, LONG])
     priority = chance.randint(-1, 2) if ranked else 0
@@ -748,13 +879,18 @@ def _random_request(
     others = [other for other in "abcd" if other != holder]
     successor = chance.choice([None, *others])
     facts = '{"host":"h"}' if chance.random() < 0.2 else ""
-    record = store.read(election)
+    try:
+        record = store.read(election)
+    except StoreUnavailable:  # it makes no sense
+        record = None
     if kind < 0.6:
         watched = (record.term, record.renewals - flags[4]) if record and flags[0] else None
         return acquire(
             holder,
             attempt,
             election=election,
+            nonce=nonce,
+            from_damaged=flags[4],
             lease_duration=lease,
             seen_term=term if flags[1] else 0,
             live_term=term if flags[2] else 0,
@@ -771,6 +907,7 @@ def _random_request(
             attempt,
             term,
             election=election,
+            nonce=nonce,
             lease_duration=lease,
             priority=priority,
             preempted=flags[0],
@@ -780,6 +917,7 @@ def _random_request(
         holder,
         attempt,
         election=election,
+        nonce=nonce,
         successor=successor,
         reservation=lease,
         reason="held" if flags[1] else "resigned",
@@ -791,10 +929,12 @@ def _in_words(reply: Reply, terms: list[int], ranked: bool) -> object:
     """``reply`` without clocks: a term is the how-manieth it was, a remainder is its sign."""
     # What a candidate of a short lease says of itself is forgotten soon.
     known = ranked and not isinstance(reply, Released) and reply.known
+    namesake = not ranked or isinstance(reply, Released) or reply.namesake
+    namesake = namesake.place if isinstance(namesake, Namesake) else namesake
     if isinstance(reply, Granted):
         if reply.term not in terms:
             terms.append(reply.term)
-        return "granted", terms.index(reply.term), reply.order, known
+        return "granted", terms.index(reply.term), reply.order, known, namesake
     if isinstance(reply, Refused):
         record = reply.record
         return (
@@ -809,9 +949,10 @@ def _in_words(reply: Reply, terms: list[int], ranked: bool) -> object:
             record.successor,
             reply.held_for is not None,
             known,
+            namesake,
         )
     if isinstance(reply, Missing):
-        return "missing", reply.held_for is not None, known
+        return "missing", reply.damaged, reply.held_for is not None, known, namesake
     return type(reply).__name__
 
 

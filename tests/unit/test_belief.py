@@ -254,12 +254,12 @@ class Cells(list[float]):
     """Memory that remembers every state it went through."""
 
     def __init__(self) -> None:
-        super().__init__([0.0, 0.0])
+        super().__init__([0.0, 0.0, 0.0])
         self.states: list[tuple[float, ...]] = []
 
     def __setitem__(self, index: int, value: float) -> None:  # type: ignore[override]
         super().__setitem__(index, value)
-        self.states.append(tuple(self))
+        self.states.append(tuple(self)[:2])
 
 
 def test_a_new_term_is_never_written_beside_the_old_deadline() -> None:
@@ -278,6 +278,37 @@ def test_a_renewal_does_not_interrupt_the_belief() -> None:
     before = len(cells.states)
     belief.publish(1, 110.0)
     assert cells.states[before:] == [(110.0, 1.0)]
+
+
+def test_the_places_of_forgotten_elections_are_used_again_and_readers_of_before_hear_nothing() -> (
+    None
+):
+    page = BeliefPage()
+    address = page.share()
+    first = page.allot("first")
+    (seen,) = [belief for name, belief in beliefs_at(address) if name == "first"]
+    page.release(first, "first")
+    page.forget("first")
+    second = page.allot("second")
+    second.publish(7, clock.now() + LONG)
+    assert [name for name, _ in beliefs_at(address)] == ["second"], "it is the same place"
+    assert (first.term(), seen.term()) == (None, None)
+    assert first.valid_until == seen.valid_until == 0.0
+    assert second.term() == 7
+    ((_, read),) = beliefs_at(address)
+    assert read.term() == 7
+
+
+def test_any_number_of_one_off_elections_take_no_more_memory_than_one() -> None:
+    page = BeliefPage()
+    address = page.share()
+    for number in range(500):
+        belief = page.allot(f"one-off-{number}")
+        belief.publish(1, clock.now() + LONG)
+        assert belief.term() == 1
+        page.release(belief, f"one-off-{number}")
+        page.forget(f"one-off-{number}")
+    assert len(beliefs_at(address)) == 1
 
 
 def test_a_reader_interrupted_between_deadline_and_term_does_not_mix_them() -> None:

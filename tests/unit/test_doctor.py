@@ -119,6 +119,14 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
     [
         (server(redis_version="6.0.16"), ("critical", "version")),
         (server(cluster_enabled="1"), ("critical", "cluster")),
+        (
+            dataclasses.replace(server(cluster_enabled="1"), shards=3, one_slot=True),
+            ("critical", "cluster"),
+        ),
+        (
+            dataclasses.replace(server(cluster_enabled="1"), shards=1, one_slot=True),
+            ("note", "cluster"),
+        ),
         (server(role="slave", master_host="db1"), ("critical", "role")),
         (server(loading="1"), ("critical", "loading")),
         (server(maxmemory_policy="allkeys-lru", maxmemory="9000"), ("critical", "eviction")),
@@ -239,6 +247,20 @@ def test_two_projects_in_one_election_are_found_and_a_rolling_deployment_is_not(
     assert found(fleet=fleet(other)) == [("critical", "worker")]
     theirs = contest(candidate("w1@a"), candidate("w2@b"), led=record(app="shop|89ab"))
     assert found(fleet=fleet(theirs)) == [("critical", "worker")]
+
+
+def test_living_nodes_of_one_name_are_found_and_a_killed_one_is_not() -> None:
+    def lives(*lives: str, seen_ago: float = 1.0) -> Overview:
+        same = [dataclasses.replace(candidate("w1@a", seen_ago=1.0), life=lives[0])]
+        same += [
+            dataclasses.replace(candidate("w1@a", seen_ago=seen_ago), life=life)
+            for life in lives[1:]
+        ]
+        return contest(*same, candidate("w2@b"), led=record())
+
+    assert ("warning", "names") in found(fleet=fleet(lives("1", "2")))
+    assert ("warning", "names") not in found(fleet=fleet(lives("1", "2", seen_ago=60.0)))
+    assert ("warning", "names") not in found(fleet=fleet(lives("1")))
 
 
 def test_unsafe_durations_and_a_missing_install_are_found() -> None:

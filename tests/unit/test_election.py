@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from celery_leader.election import Elected, GiveWay, Wait
 from celery_leader.lease import Acquire, Granted, Missing, Refused, Release, Renew, State, Timing
-from tests.world import LEASE, NAME, World
+from tests.world import LEASE, NAME, Node, World
 
 
 @pytest.fixture
@@ -995,3 +997,55 @@ def test_a_follower_that_goes_leaves_the_register_with_one_try(world: World) -> 
     world.store.lose_requests(5)
     another.turn()
     assert another.election.idle, "a process that shuts down must not wait for that"
+
+
+# -- a store that goes on refusing ---------------------------------------------------------------
+
+
+def tries(world: World, node: Node, seconds: float, *, lasting: bool) -> list[float]:
+    """When ``node`` asks a store that answers nothing, for so long."""
+    end, asked = world.now + seconds, []
+    while world.now < end:
+        action = node.election.next_action(world.now)
+        if isinstance(action, Wait):
+            assert action.until is not None
+            world.now = max(action.until, world.now)
+            continue
+        asked.append(world.now)
+        node.election.unanswered(action, world.now, lasting=lasting)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("lasting", "pause"), [(True, LEASE.lease_duration), (False, 0.1 * LEASE.lease_duration)]
+)
+def test_who_is_refused_for_long_asks_ever_more_seldom(
+    world: World, lasting: bool, pause: float
+) -> None:
+    asked = tries(world, world.node("a"), 100 * LEASE.lease_duration, lasting=lasting)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    attempts = LEASE.renew_attempts
+    assert gaps[: attempts - 1] == pytest.approx([LEASE.renew_retry_delay] * (attempts - 1))
+    assert max(gaps) <= pause + 1e-6
+    late = gaps[len(gaps) // 2 :]
+    assert min(late) >= pause / 2 - 1e-6
+    assert len({round(gap, 3) for gap in late}) > len(late) / 2, "not all in step"
+
+
+def test_a_leader_that_is_refused_tries_as_often_as_before(world: World) -> None:
+    leader = world.leader("a")
+    world.pass_time(LEASE.renew_interval)
+    asked = tries(world, leader, LEASE.renew_attempts * LEASE.renew_retry_delay, lasting=True)
+    assert len(asked) == LEASE.renew_attempts
+    assert leader.depositions or leader.election.take_changes(), "then it leads no longer"
+
+
+def test_after_an_answer_the_pauses_begin_anew(world: World) -> None:
+    world.leader("a")
+    node = world.node("b")
+    tries(world, node, 20 * LEASE.lease_duration, lasting=True)
+    world.pass_time(LEASE.lease_duration)
+    world.run(LEASE.lease_duration)
+    assert world.leaders()
+    (first, second, *_) = tries(world, node, 3 * LEASE.lease_duration, lasting=True)
+    assert second - first == pytest.approx(LEASE.renew_retry_delay)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from celery_leader import screen
-from celery_leader.facts import Facts
+from celery_leader.cli_base import json_text
+from celery_leader.facts import Facts, facts_from
 from celery_leader.history import Reign
 from celery_leader.lease import Candidate, Record, State, Timing
 from celery_leader.overview import Overview, changes, history_sheet, reign_as_json, span
@@ -102,6 +103,30 @@ def test_json_is_json_also_where_a_hold_has_no_end() -> None:
     assert by_node["w1@a"]["host"] == "a"
     held = overview(led=None, **{"w9@z": float("inf")}).as_json()["held"]
     assert held == [{"node": "w9@z", "seconds_left": None}]
+
+
+def test_of_two_nodes_of_one_name_the_life_that_leads_is_the_leader() -> None:
+    namesakes = overview(
+        Candidate("w1@a", 1.0, facts=facts(), life="f0"),
+        Candidate("w1@a", 2.0, facts=facts(), life="0f"),
+        led=record(life="0f"),
+    )
+    assert [namesakes.state(each) for each in namesakes.candidates] == ["follower", "leader"]
+    lines = in_lines(namesakes.sheet()).splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["*", "w1@a"], ["w1@a", "follower"]]
+    assert lines[3] == (
+        "    w1@a is the name of 2 living nodes (worker, pid 12 on a; worker, pid 12 on a):"
+        " give each its own"
+    )
+    assert [each["life"] for each in namesakes.as_json()["candidates"]] == ["f0", "0f"]
+
+
+def test_no_number_makes_what_is_printed_no_json() -> None:
+    said = facts_from('{"host": "a", "settings": {"leader_priority": 1e400, "a": -1e400}}')
+    assert said is not None
+    assert said.settings == {}
+    values = {"a": [float("inf"), float("nan"), 1.5], "b": {"c": float("-inf"), "d": None}}
+    assert json.loads(json_text(values)) == {"a": [None, None, 1.5], "b": {"c": None, "d": None}}
 
 
 def test_a_picture_of_many_candidates_is_cut_short_and_says_so() -> None:

@@ -5,6 +5,7 @@ Its leases are short where a test waits for one to end, and long where it must n
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -17,7 +18,7 @@ from celery_leader import clock
 from celery_leader.belief import BeliefPage
 from celery_leader.election import Change, Deposed, Elected, Election
 from celery_leader.errors import StoreUnavailable
-from celery_leader.lease import Announcement, Record, Reply, Request, Timing
+from celery_leader.lease import Announcement, Namesake, Record, Reply, Request, Timing
 from celery_leader.observe import (
     Event,
     LeaderChanged,
@@ -458,3 +459,35 @@ def test_one_that_resigns_while_its_work_stands_still_does_not_come_back(fleet: 
 
     wait_until(moving, what="it to be seen moving")
     assert not campaign.election.campaigning
+
+
+# -- what should not be ------------------------------------------------------------------------
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+
+
+def test_a_namesake_is_warned_of_once_it_is_heard_again_and_then_no_more(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, campaign = fleet.runner(), fleet.campaign("a")
+    for _ in range(3):
+        runner._check_namesake(campaign, Namesake(5.0, "worker, pid 7 on web"))
+    assert warnings(caplog) == [], "it may have been killed"
+    for seen_at in (6.0, 7.0):
+        runner._check_namesake(campaign, Namesake(seen_at, "worker, pid 7 on web"))
+    (told,) = warnings(caplog)
+    assert "another living node is called a too (worker, pid 7 on web)" in told
+
+
+def test_a_record_that_makes_no_sense_is_said_once_and_written_anew(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, campaign = fleet.leader("a", Timing.of_lease(2.0))
+    before = campaign.term()
+    fleet.store.rows[NAME].damaged = True
+    wait_until(lambda: campaign.term() not in (None, before), what="another term")
+    assert not fleet.store.rows[NAME].damaged
+    (told,) = warnings(caplog)
+    assert "somebody wrote to this election's record" in told

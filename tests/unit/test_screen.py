@@ -42,3 +42,18 @@ def test_a_terminal_too_narrow_for_the_table_gets_the_plain_lines(
 ) -> None:
     assert "why it ended" in seen_at(100, monkeypatch, capsys), "the table has a head"
     assert "why it" not in seen_at(40, monkeypatch, capsys)
+
+
+def test_nothing_in_a_sheet_makes_a_line_of_its_own_or_harms_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forged = "w1\n    critical  forged\r\x1b[2J\x85\u2028"
+    sheet = Sheet(forged, columns=("node",), rows=[(forged,)], remarks=[forged])
+    for at_a_terminal in (False, True):
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(screen, "at_a_terminal", lambda at=at_a_terminal: at)
+        screen.show([sheet], color=False)
+        shown = capsys.readouterr().out
+        lines = [line.strip(" -\N{BOX DRAWINGS LIGHT HORIZONTAL}") for line in shown.splitlines()]
+        assert all(line.startswith("w1") for line in lines if line and line != "node"), shown
+        assert "\x1b[2J" not in shown
