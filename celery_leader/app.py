@@ -581,6 +581,12 @@ class Leadership:
         """Whether messages and leases live in the same Redis, so that one script can do both."""
         return not self.always_leads() and self.settings.url is None
 
+    @property
+    def leases_where_consumed(self) -> bool:
+        """Whether the leases are on the broker that this app's workers consume from."""
+        conf = self.app.conf
+        return self.leases_on_broker and conf.broker_write_url == conf.broker_read_url
+
     def where(self, election: str) -> str:
         """One line for banners: which election, and which Redis keeps it."""
         source = self._new_source()
@@ -609,9 +615,7 @@ class Leadership:
 
     def follow(self, live: Any) -> None:
         """The worker's consumer is connected with ``live``: keep the leases there too."""
-        conf = self.app.conf
-        split = conf.broker_write_url != conf.broker_read_url
-        if self._source is None or self.settings.url or split:
+        if self._source is None or not self.leases_where_consumed:
             return
         if self._source.follow(live) and self._runner is not None:
             self._runner.reconnect()

@@ -57,7 +57,7 @@ from .scrape import serve_metrics
 from .settings import BEAT
 from .states import Tidying, is_later
 from .tasks import adopt_tasks, installed
-from .watchdog import Pulse
+from .watchdog import BrokerPulse, Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -129,11 +129,12 @@ class LeaderMixin:
         node = self._leadership.free_node_name("beat")
         self._pulse = self._leadership.new_pulse("the beat")
         self._show_life()
-        requirements = [] if self._pulse is None else [self._pulse]
+        broker = self._new_broker_pulse()
+        requirements = [each for each in (self._pulse, broker) if each is not None]
         self._campaign = self._leadership.campaign(
             BEAT, node, self._on_change, requirements=requirements, role="beat"
         )
-        self._dispatcher = Dispatcher(app, self._leadership, self._campaign)
+        self._dispatcher = Dispatcher(app, self._leadership, self._campaign, broker)
         self._made = {
             name: entry.last_run_at
             for name, entry in self.entries_in_memory().items()
@@ -153,6 +154,12 @@ class LeaderMixin:
         if self._campaign is None:
             return ALWAYS_TERM if self._leadership.always_leads() else None
         return self._campaign.term()
+
+    def _new_broker_pulse(self) -> BrokerPulse | None:
+        """Of the broker, where its outage does not end the lease by itself."""
+        if self._leadership.leases_on_broker:
+            return None
+        return BrokerPulse(self._leadership.settings.timing.lease_duration)
 
     def _on_beat_init(self, sender: Any, **_: Any) -> None:
         if sender.scheduler is self:
@@ -192,6 +199,8 @@ class LeaderMixin:
         term = self.leading_term()
         if term is None:
             self._led_term = None
+            if self._dispatcher is not None:
+                self._dispatcher.look_for_broker()
             # The service sleeps between ticks where nothing can wake it; here something can.
             timing = self._leadership.settings.timing
             self._elected.wait(min(_STEP, timing.renew_interval, self.max_interval))

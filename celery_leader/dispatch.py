@@ -20,6 +20,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import ResponseError
 
 from .app import Leadership, node_name
+from .broker import reach
+from .clock import now
 from .errors import StoreUnavailable
 from .observe import Dispatched, DispatchRefused
 from .redis_client import RedisClient, without_echo
@@ -27,6 +29,7 @@ from .runner import Campaign
 from .schedule_store import Calls, Mandate, Outcome, Push, ScheduleStore, Stored
 from .settings import BEAT
 from .transport import Hold, holding_transport, holds
+from .watchdog import BrokerPulse
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +50,20 @@ class Dispatcher:
         leadership: its part in the elections.
         campaign: in whose name is sent; ``None`` where this process always leads, and
             nothing is fenced or shared.
+        broker: told whether messages can be published, where that may end the campaign.
     """
 
-    def __init__(self, app: Celery, leadership: Leadership, campaign: Campaign | None) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        leadership: Leadership,
+        campaign: Campaign | None,
+        broker: BrokerPulse | None = None,
+    ) -> None:
         self._app = app
         self._leadership = leadership
         self._campaign = campaign
+        self._broker = broker
         self._store: ScheduleStore | None = None
         self._hold: Hold | None = None
         self._connection: Any = None
@@ -179,7 +190,16 @@ class Dispatcher:
                 return self._ready_producer()
         except self._lost as exc:
             self._disconnect()
+            self._await_broker()
             raise StoreUnavailable(f"the broker cannot be reached: {without_echo(exc)}") from None
+
+    def look_for_broker(self) -> None:
+        """Try to connect again, if messages could not be published lately."""
+        if self._broker is None or not self._broker.awaited:
+            return
+        with contextlib.suppress(StoreUnavailable):
+            self.producer()
+            self._broker_answered()
 
     def close(self) -> None:
         """Drop the connections, unless something is under way on them.
@@ -222,6 +242,8 @@ class Dispatcher:
             StoreUnavailable: the broker cannot be reached.
         """
         producer = self.producer()
+        # Before, since nothing may come back from a silent one.
+        awaited = self._await_broker()
         try:
             with self._work, _awaiting_no_results():
                 publish(producer)
@@ -236,8 +258,23 @@ class Dispatcher:
                     f"the broker does not take it: {without_echo(cause)}"
                 ) from None
             logger.error("beat: %s cannot be sent, this tick of it is given up: %s", entry, exc)
+            if not awaited:
+                self._broker_answered()  # or was not asked
             return False
+        self._broker_answered()
         return True
+
+    def _await_broker(self) -> bool:
+        """Whether the broker has not answered since before."""
+        if self._broker is None:
+            return False
+        awaited = self._broker.awaited
+        self._broker.expect(now())
+        return awaited
+
+    def _broker_answered(self) -> None:
+        if self._broker is not None:
+            self._broker.suspend()
 
     def _connected(self) -> Any:
         if self._connection is None:
@@ -253,18 +290,18 @@ class Dispatcher:
             hold = self._hold or Hold()
             connection.transport_cls = holding_transport(transport, hold, timeout)
         elif transport.driver_type == "amqp":
-            options = connection.transport_options or {}
-            connection.transport_options = {**options, "confirm_publish": True}
+            # What is not confirmed within a lease is another leader's to publish.
+            patience = self._leadership.settings.timing.lease_duration
+            connection.transport_options = {
+                "read_timeout": patience,
+                "write_timeout": patience,
+                **(connection.transport_options or {}),
+                "confirm_publish": True,
+            }
 
     def _reach(self, connection: Any) -> Any:
         """Connect to one of its URLs; a producer there."""
-        # Not connect(), which sleeps for two seconds before its second attempt.
-        connection.ensure_connection(
-            max_retries=max(1, len(connection.alt)),
-            interval_start=0,
-            interval_step=0,
-            reraise_as_library_errors=False,
-        )
+        reach(connection)
         return self._app.amqp.Producer(connection, auto_declare=False)
 
     def _ready_producer(self) -> Any:

@@ -16,6 +16,7 @@ from .lease import Timing
 from .overview import Overview, mixed_settings, mixed_versions, some, span, told
 from .probe import Server
 from .screen import Sheet
+from .watchdog import BrokerPulse
 
 _OLDEST = (6, 2)
 _FULL = 0.9  # of memory or of connections
@@ -385,8 +386,9 @@ def _election(fleet: Fleet) -> Iterator[Finding]:
     for overview in fleet.overviews:
         name, candidates = overview.election, overview.candidates
         states = [overview.state(each) for each in candidates]
+        yield from _unfit(overview)
         if not candidates:
-            if name in fleet.needed:
+            if name in fleet.needed and overview.unfit is None:
                 yield Finding(
                     Severity.WARNING,
                     name,
@@ -425,6 +427,22 @@ def _election(fleet: Fleet) -> Iterator[Finding]:
                 f"kept out of the race: {some(held)}",
                 "let them in again with `celery leader release NODE`",
             )
+
+
+def _unfit(overview: Overview) -> Iterator[Finding]:
+    unfit = overview.unfit
+    if unfit is None:
+        return
+    alone = overview.led is None and not overview.candidates
+    yield Finding(
+        Severity.CRITICAL if alone else Severity.WARNING,
+        overview.election,
+        f"{unfit.node} gave its lease up, since it was not fit to lead: {unfit.reason}"
+        + ("; nobody takes part now" if alone else ""),
+        "bring its broker, or its way there, back: it takes part again by itself"
+        if unfit.reason == BrokerPulse.reason
+        else "see its log: it takes part again when that is over",
+    )
 
 
 def _likeness(fleet: Fleet) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ import pytest
 
 from celery_leader.doctor import Fleet, Severity, examine, sheet
 from celery_leader.facts import Facts
+from celery_leader.history import Reign
 from celery_leader.lease import Candidate, Record, State, Timing
 from celery_leader.overview import Overview
 from celery_leader.probe import Server
@@ -219,6 +220,15 @@ def test_what_is_wrong_with_an_election_is_found(
     overview: Overview, expected: list[tuple[str, str]]
 ) -> None:
     assert found(fleet=fleet(overview)) == expected
+
+
+def test_a_leader_that_gave_up_as_not_fit_is_found_and_worse_where_nobody_else_takes_part() -> None:
+    lost = (Reign("w9@z", 6, 1.0, 2.0, "broker lost"),)
+    beside = dataclasses.replace(HEALTHY, reigns=lost)
+    assert found(fleet=fleet(beside)) == [("warning", "worker")]
+    assert "bring its broker" in examine(WELL, fleet(beside))[0].advice
+    alone = dataclasses.replace(contest(led=None), reigns=lost)
+    assert found(fleet=fleet(alone)) == [("critical", "worker")]
 
 
 def test_an_election_that_nobody_needs_may_have_no_candidates() -> None:
