@@ -53,6 +53,7 @@ from .plan import (
 )
 from .runner import Campaign
 from .schedule_store import Stored
+from .schedulers import unread
 from .scrape import serve_metrics
 from .settings import BEAT
 from .states import Tidying, is_later
@@ -126,13 +127,18 @@ class LeaderMixin:
         with refusing_clearly():
             serve_metrics(app)
         signals.beat_init.connect(self._on_beat_init)
-        node = self._leadership.free_node_name("beat")
+        node = self._leadership.beat_node_name()
         self._pulse = self._leadership.new_pulse("the beat")
         self._show_life()
         broker = self._new_broker_pulse()
         requirements = [each for each in (self._pulse, broker) if each is not None]
         self._campaign = self._leadership.campaign(
-            BEAT, node, self._on_change, requirements=requirements, role="beat"
+            BEAT,
+            node,
+            self._on_change,
+            requirements=requirements,
+            role="beat",
+            scheduler=self._called,
         )
         self._dispatcher = Dispatcher(app, self._leadership, self._campaign, broker)
         self._made = {
@@ -143,6 +149,10 @@ class LeaderMixin:
         if self._worker_pid is not None:
             # What a worker stops its beat with; by default that is the end, lease or not.
             signal.signal(signal.SIGTERM, _exit)
+
+    @property
+    def _called(self) -> str:
+        return f"{type(self).__module__}.{type(self).__qualname__}"
 
     @property
     def info(self) -> str:
@@ -165,6 +175,10 @@ class LeaderMixin:
         if sender.scheduler is self:
             self._service = sender
             self._leadership.tell_unknown_settings()  # no log is set up earlier
+            if type(self) in (LeaderScheduler, LeaderPersistentScheduler):
+                missed = unread(self.app)
+                if missed is not None:
+                    logger.warning("%s: %s", BEAT, missed)
 
     def _answer_remote_control(self) -> None:
         """Have this beat answer to the commands of elections too, where it answers at all."""

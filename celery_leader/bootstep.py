@@ -11,10 +11,12 @@ the leader queue as it came.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import logging
 import os
 import threading
+from collections.abc import Iterable
 from queue import Empty
 from typing import Any
 
@@ -25,7 +27,7 @@ from kombu import Consumer, Producer, Queue
 from kombu.common import ignore_errors, maybe_declare
 
 from . import control
-from .app import leadership_of, refusing_clearly
+from .app import Leadership, leadership_of, refusing_clearly
 from .broker_link import link_of
 from .clock import now
 from .election import Change, Deposed, GiveWay
@@ -43,7 +45,7 @@ from .receive import (
 )
 from .runner import Campaign
 from .scrape import serve_metrics
-from .settings import WORKER, check_elections, check_priority
+from .settings import BEAT, WORKER, check_elections, check_priority
 from .tasks import adopt_tasks, leader_queue, leader_queues, options_of
 from .watchdog import Pulse
 from .worker_events import WorkerEvents
@@ -81,6 +83,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             named = settings.elections
             if elections is not None:
                 named = check_elections(filter(None, elections.split(",")), "--elections")
+                _tell_new_elections(named, leadership)
             if leader_priority is not None:
                 check_priority(leader_priority, "--leader-priority")
         self._priority = leader_priority
@@ -337,6 +340,21 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         task_consumer = getattr(self._consumer, "task_consumer", None)
         queue = self._leadership.queue(name)
         return task_consumer is not None and bool(task_consumer.consuming_from(queue))
+
+
+def _tell_new_elections(named: Iterable[str], leadership: Leadership) -> None:
+    """Log elections that this worker would be the first to know, as one misspelt."""
+    known = leadership.elections() - {BEAT}
+    for name in named:
+        if name in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        logger.warning(
+            "--elections: no leader-only task and no setting names the election %s, which this"
+            " worker now takes part in%s",
+            name,
+            f"; did you mean {close[0]}?" if close else " (put it into leader_elections)",
+        )
 
 
 def forks(worker: Any) -> bool:

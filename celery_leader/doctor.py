@@ -19,6 +19,10 @@ from .screen import Sheet
 from .watchdog import BrokerPulse
 
 _OLDEST = (6, 2)
+#: Schedulers of ours that know no entries but the app's own.
+_READING_THE_APP_ALONE = frozenset(
+    f"celery_leader.beat.{name}" for name in ("LeaderScheduler", "LeaderPersistentScheduler")
+)
 _FULL = 0.9  # of memory or of connections
 _SKEW, _MUCH_SKEW = 1.0, 30.0  # seconds between two clocks
 _SHORT_LEASE, _LONG_LEASE = 3.0, 120.0  # seconds
@@ -79,6 +83,7 @@ class Fleet:
         timing: its durations.
         overviews: its elections.
         needed: elections that leader-only tasks name.
+        unread: what of this app's schedule ``-S leader`` does not read; empty if nothing.
     """
 
     app: str
@@ -89,6 +94,7 @@ class Fleet:
     timing: Timing
     overviews: Sequence[Overview]
     needed: frozenset[str]
+    unread: str = ""
 
 
 def examine(server: Server, fleet: Fleet) -> list[Finding]:
@@ -479,6 +485,34 @@ def _namesakes(fleet: Fleet) -> Iterator[Finding]:
         )
 
 
+def _schedulers(fleet: Fleet) -> Iterator[Finding]:
+    everybody = [each for o in fleet.overviews for each in o.candidates]
+    said = {each.node: each.facts for each in everybody if each.facts}
+    beats = {node: facts for node, facts in said.items() if facts.role == "beat"}
+    unfenced = sorted(node for node, facts in beats.items() if not facts.fenced)
+    if unfenced:
+        doubled = len(beats) > 1
+        used = some({beats[node].scheduler for node in unfenced})
+        yield Finding(
+            Severity.CRITICAL if doubled else Severity.WARNING,
+            "beat",
+            f"{some(unfenced)} send every ordinary periodic task, leading or not ({used})"
+            + (f", and {len(beats)} beats run: what is due is sent more than once" * doubled),
+            "start beats with a scheduler of this package: -S leader, leader-django or"
+            ' leader-redbeat (in Django: CELERY_BEAT_SCHEDULER = "leader-django")',
+        )
+    fenced = {facts.scheduler for facts in beats.values() if facts.fenced and facts.scheduler}
+    if len(fenced) > 1:
+        yield Finding(
+            Severity.WARNING,
+            "beat",
+            f"beats use different schedulers: {some(fenced)}",
+            "give all beats one; each counts due times in its own way",
+        )
+    if fleet.unread and any(scheduler in _READING_THE_APP_ALONE for scheduler in fenced):
+        yield Finding(Severity.CRITICAL, "beat", fleet.unread)
+
+
 def _strangers(fleet: Fleet) -> Iterator[Finding]:
     for overview in fleet.overviews:
         apps = {each.facts.app for each in overview.candidates if each.facts and each.facts.app}
@@ -545,5 +579,6 @@ _FLEET: Iterable[Callable[[Fleet], Iterator[Finding]]] = (
     _election,
     _likeness,
     _namesakes,
+    _schedulers,
     _strangers,
 )

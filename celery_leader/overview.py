@@ -126,6 +126,12 @@ class Overview:
 
     def _remarks(self) -> list[str]:
         candidates = {each.node for each in self.candidates}
+        unfenced = [
+            f"{each.node} sends every ordinary periodic task, leading or not: its scheduler is"
+            f" {each.facts.scheduler}"
+            for each in sorted(self.candidates, key=lambda each: each.node)
+            if each.facts and not each.facts.fenced
+        ]
         lines = [
             f"{node} is {_held(seconds)}, and no candidate at present"
             for node, seconds in sorted(self.held.items())
@@ -142,7 +148,7 @@ class Overview:
             f"candidates differ in {name}: {told(values)}"
             for name, values in mixed_settings(self.candidates).items()
         ]
-        return lines
+        return lines + unfenced
 
     # -- for scripts ------------------------------------------------------------
 
@@ -178,6 +184,8 @@ class Overview:
             "role": facts.role if facts else None,
             "host": facts.host if facts else None,
             "pid": facts.pid if facts else None,
+            "scheduler": facts.scheduler or None if facts else None,
+            "fenced": facts.fenced if facts and facts.role == "beat" else None,
             "versions": dict(facts.versions) if facts else {},
             "settings": dict(facts.settings) if facts else {},
         }
