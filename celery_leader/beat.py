@@ -22,15 +22,17 @@ import os
 import signal
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from celery import beat, signals
 from celery.schedules import crontab, schedule
+from celery.utils import uuid
 
 from . import control
 from .app import ALWAYS_TERM, Leadership, leadership_of, refusing_clearly, worker_pid
 from .clock import now
-from .dispatch import Dispatcher
+from .dispatch import Dispatch, Dispatcher
 from .election import Change, Deposed, Elected, GiveWay
 from .errors import LeaderError, StoreUnavailable, kind_of
 from .plan import (
@@ -53,12 +55,11 @@ from .plan import (
 )
 from .runner import Campaign
 from .schedule_store import Stored
-from .schedulers import unread
 from .scrape import serve_metrics
 from .settings import BEAT
 from .states import Tidying, is_later
 from .tasks import adopt_tasks, installed
-from .watchdog import BrokerPulse, Pulse
+from .watchdog import Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,9 @@ class LeaderMixin:
 
     #: What the scheduler's own store raises while it cannot be used; it is then asked again.
     store_errors: tuple[type[Exception], ...] = ()
+
+    #: celery-redbeat, once anything has imported it, asks every beat's scheduler for its lock.
+    lock_key: Any = None
 
     app: Any
     schedule: Any
@@ -127,20 +131,14 @@ class LeaderMixin:
         with refusing_clearly():
             serve_metrics(app)
         signals.beat_init.connect(self._on_beat_init)
-        node = self._leadership.beat_node_name()
+        node = self._leadership.free_node_name("beat")
         self._pulse = self._leadership.new_pulse("the beat")
         self._show_life()
-        broker = self._new_broker_pulse()
-        requirements = [each for each in (self._pulse, broker) if each is not None]
+        requirements = [] if self._pulse is None else [self._pulse]
         self._campaign = self._leadership.campaign(
-            BEAT,
-            node,
-            self._on_change,
-            requirements=requirements,
-            role="beat",
-            scheduler=self._called,
+            BEAT, node, self._on_change, requirements=requirements, role="beat"
         )
-        self._dispatcher = Dispatcher(app, self._leadership, self._campaign, broker)
+        self._dispatcher = Dispatcher(app, self._leadership, self._campaign)
         self._made = {
             name: entry.last_run_at
             for name, entry in self.entries_in_memory().items()
@@ -149,10 +147,6 @@ class LeaderMixin:
         if self._worker_pid is not None:
             # What a worker stops its beat with; by default that is the end, lease or not.
             signal.signal(signal.SIGTERM, _exit)
-
-    @property
-    def _called(self) -> str:
-        return f"{type(self).__module__}.{type(self).__qualname__}"
 
     @property
     def info(self) -> str:
@@ -165,20 +159,10 @@ class LeaderMixin:
             return ALWAYS_TERM if self._leadership.always_leads() else None
         return self._campaign.term()
 
-    def _new_broker_pulse(self) -> BrokerPulse | None:
-        """Of the broker, where its outage does not end the lease by itself."""
-        if self._leadership.leases_on_broker:
-            return None
-        return BrokerPulse(self._leadership.settings.timing.lease_duration)
-
     def _on_beat_init(self, sender: Any, **_: Any) -> None:
         if sender.scheduler is self:
             self._service = sender
             self._leadership.tell_unknown_settings()  # no log is set up earlier
-            if type(self) in (LeaderScheduler, LeaderPersistentScheduler):
-                missed = unread(self.app)
-                if missed is not None:
-                    logger.warning("%s: %s", BEAT, missed)
 
     def _answer_remote_control(self) -> None:
         """Have this beat answer to the commands of elections too, where it answers at all."""
@@ -213,8 +197,6 @@ class LeaderMixin:
         term = self.leading_term()
         if term is None:
             self._led_term = None
-            if self._dispatcher is not None:
-                self._dispatcher.look_for_broker()
             # The service sleeps between ticks where nothing can wake it; here something can.
             timing = self._leadership.settings.timing
             self._elected.wait(min(_STEP, timing.renew_interval, self.max_interval))
@@ -373,10 +355,17 @@ class LeaderMixin:
 
     @property
     def producer(self) -> Any:
-        """What messages are published with; the one connection this beat has for them."""
+        """What messages are published with; ``None`` while the broker cannot be reached.
+
+        A scheduler's ``tick()`` asks for it when it has already counted the entry as sent, so
+        this raises nothing; ``apply_async`` finds the broker by itself, and tries on.
+        """
         if self._dispatcher is None:
             raise StoreUnavailable("a scheduler that was made for its banner sends nothing")
-        return self._dispatcher.producer()
+        try:
+            return self._dispatcher.producer()
+        except StoreUnavailable:
+            return None
 
     def apply_async(
         self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
@@ -392,15 +381,15 @@ class LeaderMixin:
         if is_later(before):
             self._tell_of_later([name])
             return None
-        claimed, after = tick.claimed(before), tick.sent(entry)
-        task_id = self._own_id(name, tick.label)
+        dispatch = Dispatch(name, before, tick.claimed(before), tick.sent(entry))
+        message = Labelled(entry, tick.label, self._own_id(name, tick.label))
         term: int | None = None
         result = None
         tries = 0
 
         def publish(producer: Any) -> None:
             nonlocal result
-            with _labelled(entry, term or 0, tick.label, task_id):
+            with message.sent_in(term or 0):
                 result = super(LeaderMixin, self).apply_async(  # type: ignore[misc]
                     entry, producer=producer, advance=False
                 )
@@ -412,10 +401,10 @@ class LeaderMixin:
                 logger.info("%s: not dispatching %s, not leading", BEAT, name)
                 return None
             try:
-                agreed = self._dispatcher.send(term, name, before, claimed, after, publish)
+                agreed = self._dispatcher.send(term, dispatch, publish)
             except StoreUnavailable as exc:
                 tries += 1
-                if tries >= _TRIES and self._dispatcher.works(term):
+                if tries >= _TRIES and self._is_at_fault(dispatch, term):
                     logger.error(
                         "beat: %s cannot be sent as others are, this tick is given up: %s",
                         name,
@@ -429,13 +418,21 @@ class LeaderMixin:
             if not agreed:
                 self._led_term = None  # read the shared state again before anything else
                 return None
-            self._shared[name] = before = after
+            self._shared[name] = before = dispatch.new
         if advance:
             self.reserve(entry)
         return result
 
+    def _is_at_fault(self, dispatch: Dispatch, term: int) -> bool:
+        """Whether ``dispatch`` has failed where others would not."""
+        assert self._dispatcher is not None
+        try:
+            return self._dispatcher.works(term) and not self._dispatcher.was_sent(dispatch)
+        except StoreUnavailable:
+            return False
+
     def _own_id(self, name: str, tick: str) -> str | None:
-        """The task id of a message that does not travel with its claim."""
+        """The task id of a message that does not travel with its claim; others get a new one."""
         dispatcher = self._dispatcher
         if dispatcher is None or dispatcher.fences_messages or not dispatcher.shares_state:
             return None
@@ -522,6 +519,8 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._given: set[str] = set()
         self._clock_read = 0.0
         self._not_enumerable: set[str] = set()
+        self._sendings: dict[str, _Sending] = {}
+        self._raised: Exception | None = None
         # What cannot be sent while others can, and how often that was tried.
         self._aside: dict[str, int] = {}
         with refusing_clearly():
@@ -535,9 +534,16 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
     def apply_async(
         self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> Any:
-        """Publish the message of ``entry``; ``lead`` is what claims the tick with it."""
+        """Publish the message of ``entry``; ``lead`` is what claims the tick with it.
+
+        ``None`` if that failed: ``apply_entry``, which calls this, would log it and tell nobody.
+        """
         stock: Any = super(LeaderMixin, self)
-        return stock.apply_async(entry, producer=producer, advance=advance, **kwargs)
+        try:
+            return stock.apply_async(entry, producer=producer, advance=advance, **kwargs)
+        except Exception as exc:
+            self._raised = exc
+            return None
 
     # -- leading -----------------------------------------------------------------
 
@@ -576,6 +582,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         self._remembers = True
         self._queue = []
         self._aside = {}
+        self._sendings = {}
         for name, plan in self._plans.items():
             self.schedule[name] = plan.entry
             self._push(name, plan)
@@ -619,13 +626,13 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             return 0
         try:
             if due_now:
-                following = self._advanced(plan, next_in)
-                agreed = self._dispatch(name, plan, following, term)
+                following, agreed = self._dispatch(name, plan, next_in, term)
             else:
                 following = plan.postponed(due_of(plan.entry, False, next_in))
                 agreed = self._write(name, plan, following, term)
         except StoreUnavailable as exc:
             return self._set_aside(name, term, exc)
+        self._sendings.pop(name, None)
         if agreed:
             heapq.heappop(self._queue)
             self._plans[name] = following
@@ -657,21 +664,41 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             logger.info("beat: %s can be sent again", name)
         self._note_success()
 
-    def _dispatch(self, name: str, plan: Plan, following: Plan, term: int) -> bool:
-        """Send the message of this tick and store ``following``; whether that was agreed to."""
+    def _dispatch(self, name: str, plan: Plan, next_in: float, term: int) -> tuple[Plan, bool]:
+        """Send the message of this tick and store what follows; that, and whether it was agreed.
+
+        Raises:
+            StoreUnavailable: nobody knows; the tick stays due.
+        """
         assert self._dispatcher is not None
-        label = utc(plan.due)
-        entry, task_id = plan.entry, self._own_id(name, label)
+        sending = self._sendings.get(name)
+        if sending is None:
+            label = utc(plan.due)
+            message = Labelled(plan.entry, label, self._own_id(name, label))
+            # The state in between is for a message that does not travel with its claim.
+            claimed = plan.state if self._dispatcher.fences_messages else plan.claim().state
+            dispatch = Dispatch(name, plan.state, claimed, "")
+            sending = self._sendings[name] = _Sending(plan, dispatch, message)
+        if not self._dispatcher.was_sent(sending.dispatch):
+            # Counted from now, and not from when the first attempt failed.
+            sending.following = self._advanced(plan, next_in)
+            sending.dispatch.new = sending.following.state
 
         def publish(producer: Any) -> None:
-            if name not in self._aside:
-                logger.info("Scheduler: Sending due task %s (%s)", name, entry.task)
-            with _labelled(entry, term, label, task_id):
-                self.apply_async(entry, producer=producer, advance=False)
+            self._raised = None
+            with sending.message.sent_in(term):
+                if sending.entered:
+                    self.apply_async(plan.entry, producer=producer, advance=False)
+                else:
+                    # Where monitoring tools look in; once for each tick.
+                    sending.entered = True
+                    self.apply_entry(plan.entry, producer=producer)
+            raised, self._raised = self._raised, None
+            if raised is not None:
+                raise raised
 
-        # The state in between is for a message that does not travel with its claim.
-        claimed = plan.state if self._dispatcher.fences_messages else plan.claim().state
-        return self._dispatcher.send(term, name, plan.state, claimed, following.state, publish)
+        agreed = self._dispatcher.send(term, sending.dispatch, publish)
+        return sending.following, agreed
 
     def _write(self, name: str, plan: Plan, following: Plan, term: int) -> bool:
         assert self._dispatcher is not None
@@ -803,6 +830,18 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         heapq.heapreplace(self._queue, (again, self._pushed, name))
 
 
+@dataclass(slots=True)
+class _Sending:
+    """A tick of ``-S leader`` on its way, over several attempts where the first ones fail."""
+
+    #: The plan once it is sent.
+    following: Plan
+    dispatch: Dispatch
+    message: Labelled
+    #: Whether ``apply_entry`` was called for it.
+    entered: bool = False
+
+
 def _checked(entries: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """The entries of a ``beat_schedule``, with their fields.
 
@@ -829,17 +868,36 @@ def _later(entry: Any, seconds: float) -> datetime.datetime:
     return later(entry.default_now(), datetime.timedelta(seconds=seconds))
 
 
-@contextlib.contextmanager
-def _labelled(entry: Any, term: int, tick: str, task_id: str | None) -> Iterator[None]:
-    """While open, ``entry`` has headers that name the tick, and no retries of kombu's own."""
-    options = {k: v for k, v in entry.options.items() if k != CATCH_UP_OPTION}
-    labels = {"leader_term": term, "leader_tick": tick}
-    options["headers"] = {**(options.get("headers") or {}), **labels}
-    options["retry"] = False
-    if task_id is not None:
-        options["task_id"] = task_id
-    own, entry.options = entry.options, options
-    try:
-        yield
-    finally:
-        entry.options = own
+class Labelled:
+    """A schedule entry whose message has headers that name the tick; the same at each attempt.
+
+    Args:
+        entry: it keeps its own options.
+        tick: the label of the tick.
+        task_id: the id that the message must have. By default it is that of the entry's
+            options, or a new one.
+    """
+
+    def __init__(self, entry: Any, tick: str, task_id: str | None) -> None:
+        self._entry = entry
+        self._tick = tick
+        self._task_id = task_id
+        self._options: dict[str, Any] | None = None
+
+    @contextlib.contextmanager
+    def sent_in(self, term: int) -> Iterator[None]:
+        """While open, the entry has those options; what a tool adds to them lasts."""
+        if self._options is None:
+            self._options = self._own_options()
+        labels = {"leader_term": term, "leader_tick": self._tick}
+        self._options["headers"] = {**(self._options.get("headers") or {}), **labels}
+        own, self._entry.options = self._entry.options, self._options
+        try:
+            yield
+        finally:
+            self._entry.options = own
+
+    def _own_options(self) -> dict[str, Any]:
+        options = {k: v for k, v in self._entry.options.items() if k != CATCH_UP_OPTION}
+        task_id = self._task_id or options.get("task_id") or uuid()
+        return {**options, "retry": False, "task_id": task_id}

@@ -1,10 +1,12 @@
 """Sends the message of a tick in the name of a leader, with the claim that fences it.
 
 Where messages and leases live in one Redis, lease check, claim, new state and push are
-one script. Elsewhere the tick is claimed, published and confirmed. Guaranteed: a state
-moves only with its message, and an unfenced message is never sent in silence where a
+one script. It runs at the end of the publish itself, so that a task's own ``apply_async``
+sees a failure or a refusal as it sees any other: as an exception. Elsewhere the tick is
+claimed, published and confirmed. Guaranteed: a state moves only with its message or
+where there is none to send, and an unfenced message is never sent in silence where a
 fenced one was asked for. Not guaranteed: that an answer comes; what raises
-``StoreUnavailable`` is to be tried again with the same states.
+``StoreUnavailable`` is to be tried again with the same ``Dispatch``.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery, _state
@@ -20,16 +23,13 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import ResponseError
 
 from .app import Leadership, node_name
-from .broker import reach
-from .clock import now
-from .errors import StoreUnavailable
+from .errors import NotLeader, StoreUnavailable
 from .observe import Dispatched, DispatchRefused
 from .redis_client import RedisClient, without_echo
 from .runner import Campaign
-from .schedule_store import Calls, Mandate, Outcome, Push, ScheduleStore, Stored
+from .schedule_store import Answer, Calls, Mandate, Outcome, Push, ScheduleStore, Stored
 from .settings import BEAT
-from .transport import Hold, holding_transport, holds
-from .watchdog import BrokerPulse
+from .transport import PublishBuffer, counting_producer, holding_transport, obeys
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,31 @@ _PROBE = ""
 _AGREED = (Outcome.SENT, Outcome.REPEATED)
 
 
+@dataclass(slots=True)
+class Dispatch:
+    """The dispatch of one tick, and how far the attempts at it came.
+
+    Attributes:
+        entry: the entry's name.
+        old: its state as it was read.
+        claimed: its state between claim and confirmation, where these are two.
+        new: its state afterwards.
+        in_doubt: whether Redis may have done what was asked last, without our knowing.
+        published: whether a message was published, or will have been if that was done.
+        empty: whether there is nothing to publish, so that only the state moves.
+        unsendable: whether that is so because the message cannot be made.
+    """
+
+    entry: str
+    old: str
+    claimed: str
+    new: str
+    in_doubt: bool = False
+    published: bool = False
+    empty: bool = False
+    unsendable: bool = False
+
+
 class Dispatcher:
     """What one beat sends with, from its election to its end.
 
@@ -50,31 +75,24 @@ class Dispatcher:
         leadership: its part in the elections.
         campaign: in whose name is sent; ``None`` where this process always leads, and
             nothing is fenced or shared.
-        broker: told whether messages can be published, where that may end the campaign.
     """
 
-    def __init__(
-        self,
-        app: Celery,
-        leadership: Leadership,
-        campaign: Campaign | None,
-        broker: BrokerPulse | None = None,
-    ) -> None:
+    def __init__(self, app: Celery, leadership: Leadership, campaign: Campaign | None) -> None:
         self._app = app
         self._leadership = leadership
         self._campaign = campaign
-        self._broker = broker
         self._store: ScheduleStore | None = None
-        self._hold: Hold | None = None
+        self._buffer: PublishBuffer | None = None
         self._connection: Any = None
         self._producer: Any = None
         self._client: RedisClient | None = None
         self._work = _Work()
+        self._told: set[tuple[str, str]] = set()
         if campaign is not None:
             self._client = leadership.client_beside()
             self._store = ScheduleStore(self._run, leadership.keys, BEAT)
             if leadership.leases_on_broker:
-                self._hold = Hold()
+                self._buffer = PublishBuffer()
 
     # -- the shared schedule -------------------------------------------------------
 
@@ -113,49 +131,56 @@ class Dispatcher:
 
     # -- sending -----------------------------------------------------------------------
 
-    def send(
-        self, term: int, entry: str, old: str, claimed: str, new: str, publish: Publish
-    ) -> bool:
-        """Send one message and advance the state of ``entry`` with it, or do neither.
+    def send(self, term: int, dispatch: Dispatch, publish: Publish) -> bool:
+        """Send one message and advance the state of its entry with it, or do neither.
 
         Args:
             term: the leader's.
-            entry: its name.
-            old: its state as it was read.
-            claimed: its state between claim and confirmation, where these are two.
-            new: its state afterwards.
-            publish: makes and publishes the message.
+            dispatch: what is sent; the same at each attempt.
+            publish: makes and publishes the message. What goes wrong comes out of it.
 
         Returns:
             Whether Redis agreed; if not, what was read is to be read again.
 
         Raises:
             StoreUnavailable: nobody knows, or the broker cannot be reached; call it
-                again with the same states.
+                again with the same ``dispatch``.
         """
         if self._store is None:
-            if self._publish(entry, publish):
-                self._note_dispatched(entry, term)
-            return True
-        mandate = self._mandate(term)
-        if self._hold is not None:
-            with self._hold.collecting() as pushes:
-                sendable = self._publish(entry, publish)
-            # What cannot be sent moves on all the same, or it would be tried for ever.
-            held: list[Push] = pushes if sendable else []
-            outcome = self._store.dispatch(mandate, entry, old, new, held)
+            self._publish(dispatch, publish)
+            outcome = Outcome.SENT
+        elif self.was_sent(dispatch):
+            outcome = Outcome.REPEATED
+        elif self._buffer is not None:
+            outcome = self._send_with_its_claim(self._buffer, term, dispatch, publish)
         else:
-            outcome = self._store.dispatch(mandate, entry, old, claimed, [])
-            if outcome in _AGREED:
-                sendable = self._publish(entry, publish)
-                outcome = self._store.dispatch(mandate, entry, claimed, new, [])
+            outcome = self._send_between_claim_and_confirmation(term, dispatch, publish)
         if not self._agreed(outcome, term):
             reason = outcome.value
-            self._leadership.tell(DispatchRefused(BEAT, self._node, term, entry, reason))
+            refused = DispatchRefused(BEAT, self._node, term, dispatch.entry, reason)
+            self._leadership.tell(refused)
             return False
-        if sendable:
-            self._note_dispatched(entry, term)
+        if dispatch.published:
+            self._leadership.tell(Dispatched(BEAT, self._node, term, dispatch.entry))
+        elif not dispatch.unsendable:
+            logger.info("beat: nothing was sent of %s: its task published nothing", dispatch.entry)
         return True
+
+    def was_sent(self, dispatch: Dispatch) -> bool:
+        """Whether an attempt whose answer was lost went through after all.
+
+        Asked before a task's own ``apply_async`` is called again: a lock that it takes for a
+        message that is out already would never be released.
+
+        Raises:
+            StoreUnavailable: nobody knows.
+        """
+        if not dispatch.in_doubt or self._store is None:
+            return False
+        if self._store.state(dispatch.entry) == dispatch.new:
+            return True
+        dispatch.in_doubt = False
+        return False
 
     def works(self, term: int) -> bool:
         """Whether Redis takes what is written in the name of ``term``, and the broker is there.
@@ -177,7 +202,7 @@ class Dispatcher:
     @property
     def fences_messages(self) -> bool:
         """Whether a message travels with its claim."""
-        return self._hold is not None
+        return self._buffer is not None
 
     def producer(self) -> Any:
         """A connected producer, whose messages can be held back where that is needed.
@@ -190,16 +215,7 @@ class Dispatcher:
                 return self._ready_producer()
         except self._lost as exc:
             self._disconnect()
-            self._await_broker()
             raise StoreUnavailable(f"the broker cannot be reached: {without_echo(exc)}") from None
-
-    def look_for_broker(self) -> None:
-        """Try to connect again, if messages could not be published lately."""
-        if self._broker is None or not self._broker.awaited:
-            return
-        with contextlib.suppress(StoreUnavailable):
-            self.producer()
-            self._broker_answered()
 
     def close(self) -> None:
         """Drop the connections, unless something is under way on them.
@@ -225,7 +241,12 @@ class Dispatcher:
     def _run(self, calls: Calls) -> list[Any]:
         assert self._client is not None
         with self._work:
-            return self._client.run(calls)
+            try:
+                return self._client.run(calls)
+            except StoreUnavailable:
+                # A connection that was idle or cut is known by its first use. All of these
+                # scripts know what they have done when they come again.
+                return self._client.run(calls)
 
     @property
     def _lost(self) -> tuple[type[Exception], ...]:
@@ -235,46 +256,85 @@ class Dispatcher:
         # A Redis that is full or a replica refuses the declaration of a queue, for now.
         return (OperationalError, ResponseError, *(e for e in errors if e is not KeyError))
 
-    def _publish(self, entry: str, publish: Publish) -> bool:
-        """Publish; whether the message could be made.
+    def _send_with_its_claim(
+        self, buffer: PublishBuffer, term: int, dispatch: Dispatch, publish: Publish
+    ) -> Outcome:
+        if not dispatch.empty:
+            delivery = _Delivery(self._store_of_mine, self._mandate(term), dispatch, self._tell)
+            with buffer.handing_to(delivery):
+                self._publish(dispatch, publish, delivery)
+            if delivery.outcome is not None:
+                return delivery.outcome
+        return self._move(term, dispatch, dispatch.old, dispatch.new)
+
+    def _send_between_claim_and_confirmation(
+        self, term: int, dispatch: Dispatch, publish: Publish
+    ) -> Outcome:
+        if not (dispatch.published or dispatch.empty):
+            outcome = self._move(term, dispatch, dispatch.old, dispatch.claimed)
+            if outcome not in _AGREED:
+                return outcome
+            self._publish(dispatch, publish)
+        return self._move(term, dispatch, dispatch.claimed, dispatch.new)
+
+    def _move(self, term: int, dispatch: Dispatch, old: str, new: str) -> Outcome:
+        """Write the state of a tick, with no message."""
+        try:
+            answer = self._store_of_mine.dispatch(self._mandate(term), dispatch.entry, old, new, [])
+        except StoreUnavailable:
+            dispatch.in_doubt = True
+            raise
+        return answer.outcome
+
+    def _publish(
+        self, dispatch: Dispatch, publish: Publish, delivery: _Delivery | None = None
+    ) -> None:
+        """Publish, and note in ``dispatch`` what became of it.
 
         Raises:
             StoreUnavailable: the broker cannot be reached.
         """
         producer = self.producer()
-        # Before, since nothing may come back from a silent one.
-        awaited = self._await_broker()
+        producer.published = 0
+        raised: Exception | None = None
         try:
             with self._work, _awaiting_no_results():
                 publish(producer)
         except Exception as exc:  # what a user's own router or option has raised, too
-            cause = exc.__cause__ or exc.__context__ if isinstance(exc, SchedulingError) else exc
-            by_mistake = isinstance(cause, OperationalError) and isinstance(
-                cause.__cause__, KeyError
-            )
-            if isinstance(cause, self._lost) and not by_mistake:
-                self._disconnect()
-                raise StoreUnavailable(
-                    f"the broker does not take it: {without_echo(cause)}"
-                ) from None
-            logger.error("beat: %s cannot be sent, this tick of it is given up: %s", entry, exc)
-            if not awaited:
-                self._broker_answered()  # or was not asked
-            return False
-        self._broker_answered()
-        return True
+            raised = exc
+        if delivery is None:
+            dispatch.published = producer.published > 0
+        elif delivery.failure is not None:
+            raise delivery.failure  # also if somebody has caught it
+        elif delivery.outcome is not None and not delivery.done:
+            return
+        if delivery.done if delivery else dispatch.published:
+            if raised is not None:
+                self._tell(dispatch.entry, "apply_async", type(raised).__name__, str(raised))
+            return
+        if raised is not None:
+            self._check_sendable(dispatch, raised)
+        dispatch.empty = True
 
-    def _await_broker(self) -> bool:
-        """Whether the broker has not answered since before."""
-        if self._broker is None:
-            return False
-        awaited = self._broker.awaited
-        self._broker.expect(now())
-        return awaited
+    def _check_sendable(self, dispatch: Dispatch, raised: Exception) -> None:
+        """Note that the message cannot be made, if that is what ``raised`` says.
 
-    def _broker_answered(self) -> None:
-        if self._broker is not None:
-            self._broker.suspend()
+        Raises:
+            StoreUnavailable: it says that the broker cannot be reached.
+        """
+        cause = (
+            raised.__cause__ or raised.__context__
+            if isinstance(raised, SchedulingError)
+            else raised
+        )
+        by_mistake = isinstance(cause, OperationalError) and isinstance(cause.__cause__, KeyError)
+        if isinstance(cause, self._lost) and not by_mistake:
+            self._disconnect()
+            told = without_echo(cause)
+            raise StoreUnavailable(f"the broker does not take it: {told}") from None
+        dispatch.unsendable = True
+        entry = dispatch.entry
+        logger.error("beat: %s cannot be sent, this tick of it is given up: %s", entry, raised)
 
     def _connected(self) -> Any:
         if self._connection is None:
@@ -287,22 +347,22 @@ class Dispatcher:
         transport = connection.get_transport_cls()
         if transport.driver_type == "redis":
             timeout = self._leadership.settings.timing.operation_timeout
-            hold = self._hold or Hold()
-            connection.transport_cls = holding_transport(transport, hold, timeout)
+            buffer = self._buffer or PublishBuffer()
+            connection.transport_cls = holding_transport(transport, buffer, timeout)
         elif transport.driver_type == "amqp":
-            # What is not confirmed within a lease is another leader's to publish.
-            patience = self._leadership.settings.timing.lease_duration
-            connection.transport_options = {
-                "read_timeout": patience,
-                "write_timeout": patience,
-                **(connection.transport_options or {}),
-                "confirm_publish": True,
-            }
+            options = connection.transport_options or {}
+            connection.transport_options = {**options, "confirm_publish": True}
 
     def _reach(self, connection: Any) -> Any:
         """Connect to one of its URLs; a producer there."""
-        reach(connection)
-        return self._app.amqp.Producer(connection, auto_declare=False)
+        # Not connect(), which sleeps for two seconds before its second attempt.
+        connection.ensure_connection(
+            max_retries=max(1, len(connection.alt)),
+            interval_start=0,
+            interval_step=0,
+            reraise_as_library_errors=False,
+        )
+        return counting_producer(self._app.amqp.Producer)(connection, auto_declare=False)
 
     def _ready_producer(self) -> Any:
         if self._producer is not None and self._obeys(self._producer):
@@ -320,14 +380,40 @@ class Dispatcher:
         return self._producer
 
     def _obeys(self, producer: Any) -> bool:
-        return self._hold is None or holds(producer.channel, self._hold)
+        return self._buffer is None or obeys(producer.channel, self._buffer)
 
     @property
     def _node(self) -> str:
         return node_name(BEAT) if self._campaign is None else self._campaign.election.holder
 
-    def _note_dispatched(self, entry: str, term: int) -> None:
-        self._leadership.tell(Dispatched(BEAT, self._node, term, entry))
+    @property
+    def _store_of_mine(self) -> ScheduleStore:
+        assert self._store is not None
+        return self._store
+
+    def _tell(self, entry: str, command: str, target: str, error: str) -> None:
+        """Say once what was refused of something that was sent all the same."""
+        if (command, target) in self._told:
+            return
+        self._told.add((command, target))
+        logger.warning(
+            "beat: %s was sent, but not all that goes with it: %s %s: %s%s",
+            entry,
+            command,
+            target,
+            error,
+            self._advice(command, target, error),
+        )
+
+    def _advice(self, command: str, target: str, error: str) -> str:
+        if "channel" in error:
+            right = f"&{target}"
+        elif "permission" in error or "The user executing the script can't" in error:
+            right = f"+{command.lower()} and ~{target}"
+        else:
+            return ""
+        events = self._app.conf.event_exchange in target and "task_send_sent_event needs it: "
+        return f"; {events or ''}give the Redis user of the broker {right}"
 
     def _mandate(self, term: int) -> Mandate:
         assert self._campaign is not None
@@ -342,6 +428,63 @@ class Dispatcher:
             gone = outcome is Outcome.MISSING
             self._leadership.contradicted(self._campaign, term, gone=gone)
         return False
+
+
+class _Delivery:
+    """Delivers what is published of one tick: the first message with the claim of the tick."""
+
+    def __init__(
+        self,
+        store: ScheduleStore,
+        mandate: Mandate,
+        dispatch: Dispatch,
+        tell: Callable[[str, str, str, str], None],
+    ) -> None:
+        self._store = store
+        self._mandate = mandate
+        self._dispatch = dispatch
+        self._tell = tell
+        #: What Redis said; ``None`` if it was not asked, or did not answer.
+        self.outcome: Outcome | None = None
+        #: Why it did not answer.
+        self.failure: StoreUnavailable | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether Redis agreed."""
+        return self.outcome in _AGREED
+
+    def deliver(self, pushes: list[Push]) -> None:
+        """Have Redis check the lease, claim the tick and push the message, in one step.
+
+        Raises:
+            StoreUnavailable: nobody knows, or Redis can do it at no time.
+            NotLeader: Redis refused, since another leads or has led.
+        """
+        dispatch = self._dispatch
+        self.outcome = self.failure = None
+        dispatch.published = bool(pushes)
+        try:
+            answer = self._ask(pushes)
+        except StoreUnavailable as exc:
+            self.failure = exc
+            dispatch.in_doubt = True
+            raise
+        self.outcome = answer.outcome
+        if not self.done:
+            raise NotLeader(f"{BEAT}: Redis refused this tick of {dispatch.entry}")
+        for refusal in answer.refusals:
+            self._tell(dispatch.entry, refusal.command, refusal.target, refusal.error)
+
+    def failed_later(self, push: Push, exc: Exception) -> None:
+        """Say that something which follows the message could not be pushed."""
+        self._tell(self._dispatch.entry, push.command, push.key, without_echo(exc))
+
+    def _ask(self, pushes: list[Push]) -> Answer:
+        dispatch = self._dispatch
+        return self._store.dispatch(
+            self._mandate, dispatch.entry, dispatch.old, dispatch.new, pushes
+        )
 
 
 class _Work:

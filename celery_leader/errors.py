@@ -18,7 +18,10 @@ class LeaderError(Exception):
 
 
 class NotLeader(LeaderError):
-    """Raised by ``check_leader()`` when this process does not lead the election."""
+    """Raised by ``check_leader()`` when this process does not lead the election.
+
+    And by the publish of a periodic message that Redis refused because another leads.
+    """
 
 
 class StoreUnavailable(LeaderError):

@@ -23,7 +23,6 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
     """``RedBeatScheduler`` that dispatches on the leading beat only."""
 
     store_errors = (RedisError,)
-    lock_key = None
     _set_up = False
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:

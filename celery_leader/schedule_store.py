@@ -2,9 +2,9 @@
 
 Guaranteed: the lease is checked, the tick claimed, the new state written and the
 message pushed in one atomic step, so a tick is dispatched once whatever becomes of
-the leader that tries, and state never moves without its message. A tick is claimed
-by comparing the stored state of its entry with what the dispatcher read, so a
-script that is sent twice finds its own work done. Not guaranteed: anything when
+the leader that tries, and state never moves without the first push of its message. A
+tick is claimed by comparing the stored state of its entry with what the dispatcher read,
+so a script that is sent twice finds its own work done. Not guaranteed: anything when
 Redis loses the hash; a new leader then anchors every entry anew.
 
 Key: ``celery-leader:{namespace}:schedule:beat``, a hash of entry name to JSON.
@@ -26,24 +26,37 @@ Run = Callable[[Calls], list[Any]]
 
 # KEYS record schedule key...; a topic is no key, and a Redis user has no rights to it as one
 # ARGV nonce term entry old_state new_state {command target value}...
-# -> sent | repeated | claimed | refused | missing
+# -> {sent | repeated | claimed | refused | missing, {command, target, error}...}
 _DISPATCH = (
     PREAMBLE
     + """
 local record = load()
-if not record.term or tonumber(record.term) < tonumber(ARGV[2]) then return 'missing' end
+if not record.term or tonumber(record.term) < tonumber(ARGV[2]) then return {'missing'} end
 if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])
    or record.state ~= 'held' or record.left <= 0 then
-  return 'refused'
+  return {'refused'}
 end
 local state = redis.call('HGET', KEYS[2], ARGV[3]) or ''
-if state == ARGV[5] then return 'repeated' end
-if state ~= ARGV[4] then return 'claimed' end
--- A push that fails ends the script and takes none back that went before: it must be the first.
+if state == ARGV[5] then return {'repeated'} end
+if state ~= ARGV[4] then return {'claimed'} end
 for i = 9, #ARGV, 3 do if ARGV[i] == 'LPUSH' then redis.call('LLEN', ARGV[i + 1]) end end
-for i = 6, #ARGV, 3 do redis.call(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
+-- Redis takes nothing back when a script fails. The state comes first, since it can be put back.
 redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])
-return 'sent'
+local function failed(reply) return type(reply) == 'table' and reply.err end
+local told = {'sent'}
+for i = 6, #ARGV, 3 do
+  local reply = redis.pcall(ARGV[i], ARGV[i + 1], ARGV[i + 2])
+  if failed(reply) and i == 6 then
+    if state ~= '' or failed(redis.pcall('HDEL', KEYS[2], ARGV[3])) then
+      redis.call('HSET', KEYS[2], ARGV[3], state)
+    end
+    return reply
+  elseif failed(reply) then
+    -- A part of the message is out, so this tick is sent, and is never sent again.
+    told[#told + 1] = {ARGV[i], ARGV[i + 1], reply.err}
+  end
+end
+return told
 """
 )
 
@@ -72,6 +85,11 @@ return {string.format('%.0f', time[1] * 1000000 + time[2]), redis.call('HGETALL'
 """
 
 # KEYS schedule
+# ARGV entry
+# -> its state, or nothing
+_STATE = "return redis.call('HGET', KEYS[1], ARGV[1]) or ''"
+
+# KEYS schedule
 # -> how many messages its entries have sent, all in all
 _DISPATCHED = """
 local flat, sent = redis.call('HGETALL', KEYS[1]), 0
@@ -86,6 +104,7 @@ return string.format('%.0f', sent)
 DISPATCH = Script(_DISPATCH, ("hash", "hash"), further="list")
 FORGET = Script(_FORGET, ("hash", "hash"))
 LOAD, DISPATCHED = Script(_LOAD, ("hash",)), Script(_DISPATCHED, ("hash",))
+STATE = Script(_STATE, ("hash",))
 
 
 class Outcome(enum.Enum):
@@ -114,6 +133,23 @@ class Push:
     def is_to_a_key(self) -> bool:
         """Whether it goes to a key, and not to a topic."""
         return self.command != "PUBLISH"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What Redis refused to do of a dispatch after it had pushed its first message."""
+
+    command: str
+    target: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What Redis said to one attempt to dispatch."""
+
+    outcome: Outcome
+    refusals: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +209,29 @@ class ScheduleStore:
 
     def dispatch(
         self, mandate: Mandate, entry: str, old: str, new: str, pushes: Sequence[Push]
-    ) -> Outcome:
+    ) -> Answer:
         """Claim a tick of ``entry``, advance its state and deliver its message, or do nothing.
+
+        The first push decides: refused, nothing is done. What is refused of the others is told.
 
         Raises:
             StoreUnavailable: nobody knows; call it again with the same arguments.
         """
         call = self._dispatch_call(mandate, entry, old, new, pushes)
-        return Outcome(_one(self._run([call])).decode())
+        outcome, *refusals = _one(self._run([call]))
+        return Answer(
+            Outcome(outcome.decode()),
+            tuple(Refusal(*(part.decode(errors="replace") for part in each)) for each in refusals),
+        )
+
+    def state(self, entry: str) -> str:
+        """The state of one entry; empty if there is none.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        reply = _one(self._run([(STATE, [self._schedule], [_as_stored(entry)])]))
+        return str(reply.decode("utf-8", "surrogateescape"))
 
     def anchor(self, mandate: Mandate, states: dict[str, tuple[str, str]]) -> Outcome:
         """Write ``(old, new)`` states of entries that have nothing to deliver.
@@ -192,7 +243,7 @@ class ScheduleStore:
             self._dispatch_call(mandate, entry, old, new, ())
             for entry, (old, new) in states.items()
         ]
-        outcomes = [Outcome(_one([reply]).decode()) for reply in self._run(calls)]
+        outcomes = [Outcome(_one([reply])[0].decode()) for reply in self._run(calls)]
         good = (Outcome.SENT, Outcome.REPEATED)
         return next((outcome for outcome in outcomes if outcome not in good), Outcome.SENT)
 

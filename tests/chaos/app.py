@@ -16,7 +16,7 @@ from celery.schedules import schedule
 
 from celery_leader import install
 from celery_leader.beat import LeaderScheduler
-from celery_leader.dispatch import Dispatcher
+from celery_leader.dispatch import Dispatch, Dispatcher
 
 VARIABLE = "CELERY_LEADER_CHAOS"
 ENTRY = "chaos_entry"  # the header that names the entry
@@ -42,10 +42,9 @@ class Schedule:
 class PublishThenWrite(Dispatcher):
     """What a careful scheduler without a fence does: ask "do I lead?", publish, write state."""
 
-    def send(self, term: int, entry: str, old: str, claimed: str, new: str, publish: Any) -> bool:
-        self._publish(entry, publish)
-        assert self._store is not None
-        return self._agreed(self._store.dispatch(self._mandate(term), entry, old, new, []), term)
+    def send(self, term: int, dispatch: Dispatch, publish: Any) -> bool:
+        self._publish(dispatch, publish)
+        return self._agreed(self._move(term, dispatch, dispatch.old, dispatch.new), term)
 
 
 class UnfencedScheduler(LeaderScheduler):

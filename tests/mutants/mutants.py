@@ -22,8 +22,7 @@ _HANDOVER = "tests/fleet/test_worker_handover.py::test_"
 _LEADING = "tests/fleet/test_worker_leading.py::test_"
 _WAYS = "tests/fleet/test_every_way_to_send.py::test_"
 _DELAYED = "tests/beat/test_rabbitmq_queues.py::test_"
-_LINK = "tests/fleet/test_each_link.py::test_"
-_LINKS = _LINK + "those_lead_whose_links_let_them_work"
+_TOOLS = "tests/beat/test_other_tools.py::test_"
 _CONFIGURED = "tests/fleet/test_worker_configuration.py::test_"
 
 
@@ -431,31 +430,36 @@ MUTANTS = (
     Mutant(
         "a tick is not claimed",
         "schedule_store.py",
-        "if state ~= ARGV[4] then return 'claimed' end",
+        "if state ~= ARGV[4] then return {'claimed'} end",
         "",
         _DISPATCH,
     ),
     Mutant(
         "a dispatch sent twice is not known again",
         "schedule_store.py",
-        "if state == ARGV[5] then return 'repeated' end",
+        "if state == ARGV[5] then return {'repeated'} end",
         "",
         _DISPATCH,
     ),
     Mutant(
-        "the state advances before the message is pushed",
+        "a first push that is refused advances the state",
         "schedule_store.py",
-        "for i = 6, #ARGV, 3 do redis.call(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end\n"
-        "redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])\n",
-        "redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])\n"
-        "for i = 6, #ARGV, 3 do redis.call(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end\n",
+        "if failed(reply) and i == 6 then",
+        "if failed(reply) and i == 0 then",
+        _DISPATCH,
+    ),
+    Mutant(
+        "a later push that is refused leaves the state as it was",
+        "schedule_store.py",
+        "  elseif failed(reply) then\n",
+        "  elseif failed(reply) then\n    redis.call('HSET', KEYS[2], ARGV[3], state)\n",
         _DISPATCH,
     ),
     Mutant(
         "a missing record refuses a dispatch for good",
         "schedule_store.py",
-        "if not record.term or tonumber(record.term) < tonumber(ARGV[2]) then return 'missing' end",
-        "if not record.term then return 'refused' end",
+        "if not record.term or tonumber(record.term) < tonumber(ARGV[2]) then return {'missing'} end",
+        "if not record.term then return {'refused'} end",
         _DISPATCH,
     ),
     # -- beat --------------------------------------------------------------------------------
@@ -469,9 +473,48 @@ MUTANTS = (
     Mutant(
         "a message is published outside of its claim",
         "transport.py",
-        "if self._delivering and hold.open:",
+        "if self._delivering and buffer.collects:",
         "if False:",
         ("tests/beat/test_transports.py",),
+    ),
+    Mutant(
+        "a refusal does not come out of the publish",
+        "dispatch.py",
+        "        if not self.done:\n            raise NotLeader(",
+        "        if not self.done:\n            NotLeader(",
+        (f"{_TOOLS}a_refusal_comes_out_of_the_publish",),
+    ),
+    Mutant(
+        "a failure does not come out of the publish",
+        "dispatch.py",
+        "            dispatch.in_doubt = True\n            raise\n        self.outcome = answer.outcome",
+        "            dispatch.in_doubt = True\n            return\n        self.outcome = answer.outcome",
+        (
+            f"{_TOOLS}a_failure_comes_out_of_the_publish_and_the_same_tick_is_tried_again_under_its_id",
+        ),
+    ),
+    Mutant(
+        "a task is asked again for a message that is out",
+        "dispatch.py",
+        "        if self._store.state(dispatch.entry) == dispatch.new:",
+        "        if False:",
+        (
+            f"{_TOOLS}a_failure_comes_out_of_the_publish_and_the_same_tick_is_tried_again_under_its_id",
+        ),
+    ),
+    Mutant(
+        "what published nothing is said to be dispatched",
+        "dispatch.py",
+        "dispatch.published = bool(pushes)",
+        "dispatch.published = True",
+        (f"{_TOOLS}what_sends_nothing_is_not_said_to_be_sent_and_its_ticks_go_on",),
+    ),
+    Mutant(
+        "an event is part of the fenced message",
+        "transport.py",
+        "if delivery is None or delivery.done:",
+        "if delivery is None:",
+        (f"{_TOOLS}a_sent_event_goes_out_after_its_message",),
     ),
     Mutant(
         "what was due is counted from the election",
@@ -527,66 +570,11 @@ MUTANTS = (
     Mutant(
         "a lost connection resigns",
         "bootstep.py",
-        "        self._link.lost()\n",
+        '        """The connection was lost, or a shutdown goes on: no reason to resign."""\n',
         "        self._leadership.resign_all()\n",
         (
             "tests/fleet/test_worker_network.py::test_a_leader_whose_connections_are_torn_down_keeps_its_lease_and_its_queue",
         ),
-    ),
-    Mutant(
-        "a lost connection is not counted",
-        "broker_link.py",
-        """        if not self._over.is_set():
-            self.pulse.expect(now())
-""",
-        "",
-        (_LINKS + "[broker-reset]",),
-    ),
-    Mutant(
-        "a silent broker is not asked",
-        "broker_link.py",
-        "if answers(c.app, self.pulse.patience / 2) and self._consumer is c:",
-        "if self._consumer is c:",
-        (_LINKS + "[broker-mute]",),
-    ),
-    Mutant(
-        "a worker that is connected again is not fit to lead",
-        "broker_link.py",
-        """        self._consumer = c
-        self.pulse.suspend()
-""",
-        "        self._consumer = c\n",
-        ("tests/unit/test_broker_link.py",),
-    ),
-    Mutant(
-        "a shutdown waits for its broker's answers",
-        "broker_link.py",
-        """        self._over.set()
-        self.pulse.suspend()
-""",
-        "        self._over.set()\n",
-        ("tests/unit/test_broker_link.py",),
-    ),
-    Mutant(
-        "a beat that cannot publish leads on",
-        "dispatch.py",
-        "        self._broker.expect(now())\n",
-        "",
-        (_LINK + "with_the_broker_away_from_all_nobody_leads_until_it_is_back",),
-    ),
-    Mutant(
-        "a beat whose broker is back does not notice",
-        "beat.py",
-        "                self._dispatcher.look_for_broker()\n",
-        "                pass\n",
-        (_LINK + "with_the_broker_away_from_all_nobody_leads_until_it_is_back",),
-    ),
-    Mutant(
-        "one requirement that holds again is enough",
-        "runner.py",
-        "if campaign.wanted and not campaign.unmet:",
-        "if campaign.wanted:",
-        _RUNNER,
     ),
     Mutant(
         "a body starts although the shutdown has begun",

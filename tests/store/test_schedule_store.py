@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,7 +14,7 @@ import redis
 from celery_leader.errors import StoreUnavailable
 from celery_leader.lease import Granted, LeaseStore, Request
 from celery_leader.redis_store import RedisStore
-from celery_leader.schedule_store import Mandate, Outcome, Push, ScheduleStore
+from celery_leader.schedule_store import DISPATCH, Answer, Mandate, Outcome, Push, ScheduleStore
 from tests.asking import LONG, NAME, acquire, release, renew
 from tests.fake_store import FakeStore
 from tests.readme import acl_commands, acl_rules
@@ -43,7 +44,7 @@ class Shared:
         return Mandate(f"life of {holder}", reply.term)
 
     def dispatch(self, mandate: Mandate, old: str = OLD, new: str = NEW) -> Outcome:
-        return self.schedule.dispatch(mandate, "tick", old, new, [MESSAGE])
+        return self.schedule.dispatch(mandate, "tick", old, new, [MESSAGE]).outcome
 
     @property
     def messages(self) -> int:
@@ -175,7 +176,8 @@ def test_memory_and_redis_fence_alike(shared: Shared) -> None:
         nonce = f"life of {chance.choice([whose, whose, 'd'])}"
         beside = chance.choice([0, 0, 0, -1, 1])
         expected = memory.fenced_write(NAME, nonce, theirs + beside)
-        found = shared.schedule.dispatch(Mandate(nonce, ours + beside), str(attempt), "", "x", [])
+        mandate = Mandate(nonce, ours + beside)
+        found = shared.schedule.dispatch(mandate, str(attempt), "", "x", []).outcome
         words = {Outcome.SENT: "accepted", Outcome.REFUSED: "refused", Outcome.MISSING: "missing"}
         assert words[found] == expected, f"step {attempt}"
         seen.add(expected)
@@ -211,7 +213,7 @@ def test_a_state_that_is_no_text_can_be_written_over_and_removed(shared: Shared)
     loaded = shared.schedule.load().states
     assert len(loaded) == 2
     sent = shared.schedule.dispatch(mandate, "tick", loaded["tick"], NEW, [MESSAGE])
-    assert sent is Outcome.SENT
+    assert sent.outcome is Outcome.SENT
     gone = [entry for entry in loaded if entry != "tick"]
     assert shared.schedule.forget(mandate, gone) is Outcome.SENT
     assert shared.schedule.load().states == {"tick": NEW}
@@ -220,7 +222,36 @@ def test_a_state_that_is_no_text_can_be_written_over_and_removed(shared: Shared)
 # -- the least that a beat needs of a broker ------------------------------------------------------
 
 #: What the scripts of the schedule run on messages and states.
-DISPATCH_COMMANDS = ["lpush", "publish", "pexpire", "hget", "hset", "hdel", "hgetall"]
+DISPATCH_COMMANDS = ["lpush", "publish", "hget", "hset", "hdel", "hgetall"]
+
+
+#: Each call of a dispatch, by the command that is refused.
+CALLS = sorted(
+    {
+        *re.findall(r"redis\.p?call\('(\w+)'", DISPATCH.by_text([], [])[1]),
+        "LPUSH",
+        "PUBLISH",
+        "PEXPIRE",
+    }
+)
+SEVERAL = [
+    MESSAGE,
+    Push("PEXPIRE", QUEUE, 60_000),
+    Push("LPUSH", f"{QUEUE}.second", b"message"),
+    Push("PUBLISH", "/0.news", b"message"),
+]
+#: Any of them may be refused by a rule, and all that need memory by a full server.
+REFUSALS = [
+    *([f"-{call.lower()}"] for call in CALLS),
+    ["resetkeys", "~celery-leader:*"],
+    ["resetkeys", f"~{QUEUE}", f"~{QUEUE}.second"],
+    ["resetkeys", "~celery-leader:*", f"~{QUEUE}"],
+    ["resetchannels"],
+    ["full"],
+]
+
+#: Without these none of the message may be out, or some of it is told as refused.
+NEEDED = [[f"-{name}"] for name in ("time", "hmget", "hget", "hset", "llen", "lpush", "publish")]
 
 
 @pytest.fixture
@@ -247,7 +278,7 @@ def every_dispatch(shared: Shared, mandate: Mandate) -> None:
     told = [Push("PUBLISH", "/0.news", b"message")]
     for entry, pushes in (("queued", queued), ("told", told)):
         sent = shared.schedule.dispatch(mandate, entry, OLD, NEW, pushes)
-        assert sent is Outcome.SENT
+        assert sent == Answer(Outcome.SENT)
     assert shared.schedule.anchor(mandate, {"idle": (OLD, NEW)}) is Outcome.SENT
     assert set(shared.schedule.load().states) == {"queued", "told", "idle"}
     assert shared.schedule.forget(mandate, ["idle"]) is Outcome.SENT
@@ -270,3 +301,56 @@ def test_none_of_the_commands_of_a_dispatch_can_be_left_out(
     lacking = acl_shared(without=missing)
     with pytest.raises(StoreUnavailable, match="may not do this"):
         every_dispatch(lacking, mandate)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=" ".join)
+def test_whichever_call_of_a_dispatch_is_refused_its_message_is_sent_once(
+    refusal: list[str], acl_shared: Callable[..., Shared], own_redis: RedisServer
+) -> None:
+    shared = acl_shared()
+    mandate = shared.lead("a")
+
+    def dispatch() -> Answer:
+        return shared.schedule.dispatch(mandate, "tick", OLD, NEW, SEVERAL)
+
+    with own_redis.client() as client:
+        if refusal == ["full"]:
+            client.config_set("maxmemory", 1)
+        else:
+            client.execute_command("ACL", "SETUSER", "celery", *refusal)
+        try:
+            answer = dispatch()
+        except StoreUnavailable:
+            # All of it, or the part that makes a tick sent: nothing in between.
+            assert client.llen(QUEUE) == client.llen(f"{QUEUE}.second") == 0
+            assert shared.redis.hget(shared.schedule._schedule, "tick") is None
+        else:
+            assert answer.outcome is Outcome.SENT
+            # Refused behind the first push, or a call that only another answer needs.
+            assert answer.refusals or refusal not in NEEDED
+        client.config_set("maxmemory", 0)
+        client.execute_command("ACL", "SETUSER", "celery", *acl_rules("celery"))
+        assert dispatch().outcome in (Outcome.SENT, Outcome.REPEATED)
+        assert client.llen(QUEUE) == 1
+        assert client.llen(f"{QUEUE}.second") <= 1
+    assert shared.redis.hget(shared.schedule._schedule, "tick") == NEW
+
+
+def test_a_first_push_that_is_refused_leaves_the_state_it_found(
+    acl_shared: Callable[..., Shared], own_redis: RedisServer
+) -> None:
+    shared = acl_shared()
+    mandate = shared.lead("a")
+    shared.schedule.anchor(mandate, {"tick": (OLD, "found")})
+    lacking = acl_shared(without="lpush")
+    with pytest.raises(StoreUnavailable, match="may not do this"):
+        lacking.schedule.dispatch(mandate, "tick", "found", NEW, [MESSAGE])
+    assert shared.redis.hgetall(shared.schedule._schedule) == {"tick": "found"}
+
+
+def test_what_is_refused_behind_the_first_push_is_told(acl_shared: Callable[..., Shared]) -> None:
+    mandate = acl_shared().lead("a")
+    lacking = acl_shared(without="publish")
+    answer = lacking.schedule.dispatch(mandate, "tick", OLD, NEW, SEVERAL)
+    assert answer.outcome is Outcome.SENT
+    assert [(each.command, each.target) for each in answer.refusals] == [("PUBLISH", "/0.news")]

@@ -77,6 +77,11 @@ def any_command(command: Command) -> bool:
     return True
 
 
+def pushes(command: Command) -> bool:
+    """Scripts that push a message to a queue."""
+    return command.name in ("EVALSHA", "EVAL") and b"LPUSH" in command.args
+
+
 def runs(sha: str, text: str = "") -> Which:
     """Commands that run the script of this digest, or send it whole as ``text``."""
 
@@ -118,11 +123,14 @@ class CountingProxy(Proxy):
         act()
         return self.commands
 
-    def cut(self, cut: Cut, nth: int = 1, of: Which = any_command) -> None:
-        """Do that at the ``nth`` of the commands from now on that ``of`` picks out, once."""
+    def cut(self, cut: Cut, nth: int = 1, of: Which = any_command, times: int = 1) -> None:
+        """Do that at the ``nth`` of the commands from now on that ``of`` picks out.
+
+        ``times``: how many of them in a row, each on the connection it comes on.
+        """
 
         def arm() -> None:
-            self._armed, self.cuts = _Armed(cut, nth, of), 0
+            self._armed, self.cuts = _Armed(cut, nth, of, times), 0
 
         self._order(arm)
 
@@ -171,7 +179,7 @@ class CountingProxy(Proxy):
         for length, parts in _commands(line.asked):
             raw, line.asked = line.asked[:length], line.asked[length:]
             if line.cut is not None:
-                return  # what comes behind it on the same connection goes with it
+                break  # what comes behind it on the same connection goes with it
             line.sent += 1
             name = parts[0].decode(errors="replace").upper() if parts else ""
             command = Command(line.number, line.sent, name, tuple(parts[1:]))
@@ -189,9 +197,11 @@ class CountingProxy(Proxy):
         if armed is None or not armed.of(command):
             return None
         armed.nth -= 1
-        if armed.nth:
+        if armed.nth > 0:
             return None
-        self._armed = None
+        armed.times -= 1
+        if not armed.times:
+            self._armed = None
         return armed.cut
 
     def _answer(self, line: _Line, data: bytes) -> None:
@@ -253,6 +263,7 @@ class _Armed:
     cut: Cut
     nth: int
     of: Which = field(repr=False)
+    times: int
 
 
 class _IncompleteError(Exception):

@@ -76,14 +76,29 @@ def test_cuts_at_the_one_that_was_named(
 
 
 @pytest.mark.parametrize("cut", list(Cut), ids=lambda cut: cut.value)
-def test_of_a_pipeline_the_commands_before_it_are_answered_and_those_behind_it_are_lost(
-    proxy: CountingProxy, redis_server: RedisServer, cut: Cut
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_of_a_pipeline_the_commands_before_it_are_executed_and_those_behind_it_are_lost(
+    proxy: CountingProxy, redis_server: RedisServer, cut: Cut, nth: int
 ) -> None:
     with client_of(proxy) as client:
-        proxy.cut(cut, 2, of=incr)
-        with pytest.raises(redis.RedisError):
+        client.ping()
+        proxy.cut(cut, nth, of=incr)
+        with pytest.raises(redis.RedisError) as failure:
             client.pipeline(transaction=False).incr("n").incr("n").incr("n").execute()
-        assert number(redis_server) == (2 if cut.executed else 1)
+        assert isinstance(failure.value, redis.TimeoutError) == cut.silent
+        assert number(redis_server) == (nth if cut.executed else nth - 1)
+        assert proxy.cuts == 1
+
+
+def test_cuts_several_in_a_row(proxy: CountingProxy, redis_server: RedisServer) -> None:
+    with client_of(proxy) as client:
+        proxy.cut(Cut.AFTER, 2, of=incr, times=2)
+        assert client.incr("n") == 1
+        for _ in range(2):
+            with pytest.raises(redis.ConnectionError):
+                client.incr("n")
+        assert client.incr("n") == 4
+        assert proxy.cuts == 2
 
 
 def test_a_subscriber_hears_what_is_published(proxy: CountingProxy) -> None:
