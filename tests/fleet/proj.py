@@ -139,6 +139,8 @@ def build(config: dict[str, Any], *, current: bool = False) -> Celery:
         set_as_current=current,
     )
     app.conf.update(worker_hijack_root_logger=True, broker_connection_retry_on_startup=True)
+    # Celery kills a spawned pool process that takes longer, as it may on a busy machine.
+    app.conf.update(worker_proc_alive_timeout=60.0)
     app.conf.update(config.get("conf", {}))
     app.conf.beat_schedule = {
         name: _entry(entry) for name, entry in config.get("schedule", {}).items()

@@ -120,7 +120,8 @@ def test_a_worker_says_once_that_the_redis_of_its_elections_is_away_and_elects_w
 def test_a_leader_goes_on_when_redis_comes_back_empty(
     own_redis: RedisServer, new_fleet: NewFleet
 ) -> None:
-    fleet = new_fleet(own_redis.url, probe=True)
+    # Long enough for a busy machine to be connected again in.
+    fleet = new_fleet(own_redis.url, probe=True, conf={"leader_lease_duration": 10.0})
     fleet.workers("w1", "w2")
     before = fleet.history()[-1]
     leader = fleet.leader()
