@@ -217,7 +217,7 @@ class RedisClient:
                 advice = f"what answers at {setting} is not Redis"
             case ResponseError() if "NOAUTH" in text or "Authentication" in text:
                 advice = f"Redis asks for a password; put it into {setting}: {text}"
-            case ResponseError() if "The user executing the script can't" in text:
+            case ResponseError() if any(sign in text for sign in _NO_RIGHT_IN_A_SCRIPT):
                 advice = f"the Redis user in {setting} may not do this: {text}"
             case ResponseError() if "unknown command" in text.lower():
                 advice = f"{setting} names a server older than Redis 6.2: {text}"
@@ -241,6 +241,9 @@ class RedisClient:
                 )
         return StoreUnavailable(advice, lasting=_is_lasting(exc))
 
+
+# Redis 7.0, and Redis 8.2.
+_NO_RIGHT_IN_A_SCRIPT = ("The user executing the script can't", "ACL failure in script")
 
 #: What a script says when the record in its first key makes no sense.
 DAMAGED = "celery-leader: damaged"

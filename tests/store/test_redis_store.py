@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from redis.exceptions import ResponseError
 
 from celery_leader.errors import StoreUnavailable
 from celery_leader.lease import Granted, LeaseStore, Missing, Refused
@@ -295,6 +296,19 @@ def test_a_user_that_may_not_run_scripts_is_told_so(
     store = make_store(f"redis://guest:pw@127.0.0.1:{own_redis.port}/0")
     reason = why_unavailable(lambda: store.perform([acquire("a")]))
     assert "may not do this" in reason
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "The user executing the script can't run this command or subcommand script: 7ef3, on",
+        "ACL failure in script: User guest has no permissions to run the 'xadd' command script:",
+    ],
+    ids=["Redis 7.0", "Redis 8.2"],
+)
+def test_a_right_that_a_script_lacks_is_named_as_such(make_store: MakeStore, said: str) -> None:
+    client = make_store()._client
+    assert "may not do this" in str(client._unavailable(ResponseError(said)))
 
 
 def test_a_read_only_replica_is_called_so_and_its_address_is_looked_up_again(
