@@ -150,7 +150,7 @@ soak: $(VENV)/.bench
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(SOAK)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .*_cache .coverage* demo-report.json soak-report.*
+	rm -rf $(VENV) $(OLDEST) .nox .*_cache .coverage* demo-report.json soak-report.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp for each set of packages; a new pyproject.toml makes .venv anew.

