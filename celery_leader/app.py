@@ -29,6 +29,7 @@ import click
 from billiard.process import current_process
 from celery import Celery, _state
 from celery.local import Proxy
+from celery.utils.nodenames import host_format, nodename, nodesplit
 
 from .belief import Address, Belief, BeliefPage, beliefs_at
 from .broker import LeaseSource, lease_source
@@ -60,6 +61,9 @@ _BELIEFS = "CELERY_LEADER_BELIEFS"
 _SHUT = "(shut)"
 
 _LAST_SIGNALS = 1.0  # seconds; how long the end of a process waits for receivers of signals
+
+#: What Celery's own remote control calls a beat that is given a host only.
+_BEAT_NAME = "celerybeat"
 
 _PAUSE = 0.05  # seconds between looks at a record where waiting for news does not work
 _LONGEST_APP = 200  # characters of an app's name that tell it from others
@@ -246,6 +250,18 @@ class Leadership:
             self._nodes.add(node)
         return node
 
+    def beat_node_name(self) -> str:
+        """The node name of this process's beat.
+
+        As ``celery beat --hostname`` says, where Celery has that; or ``leader_beat_node``; or
+        one with the process id, since several beats may run on one host.
+        """
+        said = _beat_hostname() or self.settings.beat_node
+        if said is None:
+            return self.free_node_name(BEAT)
+        name, host = nodesplit(said)
+        return check_node(host_format(nodename(name or _BEAT_NAME, host)))
+
     def is_candidate(self, election: str) -> bool:
         """Whether this process takes part in ``election``, or the worker it is a child of."""
         self._notice_fork()
@@ -411,6 +427,10 @@ class Leadership:
             _put_back(self._staged, election, staged)
             _put_back(self._beliefs, election, beliefs)
 
+    def is_staged(self, election: str) -> bool:
+        """For tests: whether a test decides ``election``."""
+        return election in self._staged
+
     # -- taking part ------------------------------------------------------------
 
     def allot(self, elections: Iterable[str]) -> None:
@@ -454,12 +474,15 @@ class Leadership:
         priority: int | None = None,
         requirements: Iterable[Requirement] = (),
         role: str = "process",
+        scheduler: str = "",
+        fenced: bool = True,
     ) -> Campaign | None:
         """Take part in ``election`` as ``holder``; ``None`` where there is nothing to win.
 
         ``priority`` is ``leader_priority`` unless it is given. ``requirements`` are what must
         hold for this process to lead. ``role`` is what the register of candidates says of
-        this process.
+        this process; of a beat, it says also its ``scheduler`` class, and whether that is
+        ``fenced``: sends only while it leads.
 
         Raises:
             LeaderError: the settings cannot be used.
@@ -474,7 +497,9 @@ class Leadership:
         with self._lock:
             runner = self._running()
             self._nodes.add(holder)
-            campaign = self._new_campaign(check_name(election), check_node(holder), priority, role)
+            priority = self.settings.priority if priority is None else priority
+            facts = self._facts(role, priority, scheduler=scheduler, fenced=fenced)
+            campaign = self._new_campaign(check_name(election), check_node(holder), facts, priority)
             campaign.requirements += requirements
             if listener is not None:
                 campaign.listeners.append(listener)
@@ -581,6 +606,12 @@ class Leadership:
         """Whether messages and leases live in the same Redis, so that one script can do both."""
         return not self.always_leads() and self.settings.url is None
 
+    @property
+    def leases_where_consumed(self) -> bool:
+        """Whether the leases are on the broker that this app's workers consume from."""
+        conf = self.app.conf
+        return self.leases_on_broker and conf.broker_write_url == conf.broker_read_url
+
     def where(self, election: str) -> str:
         """One line for banners: which election, and which Redis keeps it."""
         source = self._new_source()
@@ -609,9 +640,7 @@ class Leadership:
 
     def follow(self, live: Any) -> None:
         """The worker's consumer is connected with ``live``: keep the leases there too."""
-        conf = self.app.conf
-        split = conf.broker_write_url != conf.broker_read_url
-        if self._source is None or self.settings.url or split:
+        if self._source is None or not self.leases_where_consumed:
             return
         if self._source.follow(live) and self._runner is not None:
             self._runner.reconnect()
@@ -709,8 +738,7 @@ class Leadership:
             atexit.register(_resign_at_exit, weakref.ref(self))
         return self._runner
 
-    def _new_campaign(self, name: str, holder: str, priority: int | None, role: str) -> Campaign:
-        priority = self.settings.priority if priority is None else priority
+    def _new_campaign(self, name: str, holder: str, facts: Facts, priority: int) -> Campaign:
         election = Election(
             name,
             holder=holder,
@@ -719,12 +747,12 @@ class Leadership:
             app=app_identity(self.app),
             priority=priority,
             preempt=self.settings.preempt,
-            facts=self._facts(role, priority).text(),
+            facts=facts.text(),
         )
         belief = self._allotted.pop(name) if name in self._allotted else self._new_belief(name)
         return Campaign(election, belief)
 
-    def _facts(self, role: str, priority: int) -> Facts:
+    def _facts(self, role: str, priority: int, **of_beat: Any) -> Facts:
         """What a candidate of this process says of itself; no address, no password."""
         settings = self.settings
         return Facts(
@@ -742,6 +770,7 @@ class Leadership:
                 "leader_history_size": settings.history_size,
                 "leader_wait_replicas": settings.wait_replicas,
             },
+            **of_beat,
         )
 
     def _new_belief(self, name: str) -> Belief:
@@ -850,6 +879,15 @@ def _resign_at_exit(reference: weakref.ref[Leadership]) -> None:
     leadership = reference()
     if leadership is not None:
         leadership.resign_all()
+
+
+def _beat_hostname() -> str | None:
+    """What ``celery beat`` was given as ``--hostname``; Celery does not tell its schedulers."""
+    context = click.get_current_context(silent=True)
+    if context is None or context.command.name != BEAT:
+        return None
+    said = context.params.get("hostname")
+    return said if isinstance(said, str) and said else None
 
 
 def node_name(role: str) -> str:

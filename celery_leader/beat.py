@@ -55,11 +55,12 @@ from .plan import (
 )
 from .runner import Campaign
 from .schedule_store import Stored
+from .schedulers import unread
 from .scrape import serve_metrics
 from .settings import BEAT
 from .states import Tidying, is_later
 from .tasks import adopt_tasks, installed
-from .watchdog import Pulse
+from .watchdog import BrokerPulse, Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -131,14 +132,20 @@ class LeaderMixin:
         with refusing_clearly():
             serve_metrics(app)
         signals.beat_init.connect(self._on_beat_init)
-        node = self._leadership.free_node_name("beat")
+        node = self._leadership.beat_node_name()
         self._pulse = self._leadership.new_pulse("the beat")
         self._show_life()
-        requirements = [] if self._pulse is None else [self._pulse]
+        broker = self._new_broker_pulse()
+        requirements = [each for each in (self._pulse, broker) if each is not None]
         self._campaign = self._leadership.campaign(
-            BEAT, node, self._on_change, requirements=requirements, role="beat"
+            BEAT,
+            node,
+            self._on_change,
+            requirements=requirements,
+            role="beat",
+            scheduler=self._called,
         )
-        self._dispatcher = Dispatcher(app, self._leadership, self._campaign)
+        self._dispatcher = Dispatcher(app, self._leadership, self._campaign, broker)
         self._made = {
             name: entry.last_run_at
             for name, entry in self.entries_in_memory().items()
@@ -147,6 +154,10 @@ class LeaderMixin:
         if self._worker_pid is not None:
             # What a worker stops its beat with; by default that is the end, lease or not.
             signal.signal(signal.SIGTERM, _exit)
+
+    @property
+    def _called(self) -> str:
+        return f"{type(self).__module__}.{type(self).__qualname__}"
 
     @property
     def info(self) -> str:
@@ -159,10 +170,20 @@ class LeaderMixin:
             return ALWAYS_TERM if self._leadership.always_leads() else None
         return self._campaign.term()
 
+    def _new_broker_pulse(self) -> BrokerPulse | None:
+        """Of the broker, where its outage does not end the lease by itself."""
+        if self._leadership.leases_on_broker:
+            return None
+        return BrokerPulse(self._leadership.settings.timing.lease_duration)
+
     def _on_beat_init(self, sender: Any, **_: Any) -> None:
         if sender.scheduler is self:
             self._service = sender
             self._leadership.tell_unknown_settings()  # no log is set up earlier
+            if type(self) in (LeaderScheduler, LeaderPersistentScheduler):
+                missed = unread(self.app)
+                if missed is not None:
+                    logger.warning("%s: %s", BEAT, missed)
 
     def _answer_remote_control(self) -> None:
         """Have this beat answer to the commands of elections too, where it answers at all."""
@@ -197,6 +218,8 @@ class LeaderMixin:
         term = self.leading_term()
         if term is None:
             self._led_term = None
+            if self._dispatcher is not None:
+                self._dispatcher.look_for_broker()
             # The service sleeps between ticks where nothing can wake it; here something can.
             timing = self._leadership.settings.timing
             self._elected.wait(min(_STEP, timing.renew_interval, self.max_interval))

@@ -11,10 +11,12 @@ the leader queue as it came.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import logging
 import os
 import threading
+from collections.abc import Iterable
 from queue import Empty
 from typing import Any
 
@@ -22,10 +24,11 @@ from billiard import get_start_method
 from celery import bootsteps
 from celery.concurrency.solo import TaskPool as SoloPool
 from kombu import Consumer, Producer, Queue
-from kombu.common import ignore_errors
+from kombu.common import ignore_errors, maybe_declare
 
 from . import control
-from .app import leadership_of, refusing_clearly
+from .app import Leadership, leadership_of, refusing_clearly
+from .broker_link import link_of
 from .clock import now
 from .election import Change, Deposed, GiveWay
 from .observe import Event
@@ -42,7 +45,7 @@ from .receive import (
 )
 from .runner import Campaign
 from .scrape import serve_metrics
-from .settings import WORKER, check_elections, check_priority
+from .settings import BEAT, WORKER, check_elections, check_priority
 from .tasks import adopt_tasks, leader_queue, leader_queues, options_of
 from .watchdog import Pulse
 from .worker_events import WorkerEvents
@@ -80,6 +83,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             named = settings.elections
             if elections is not None:
                 named = check_elections(filter(None, elections.split(",")), "--elections")
+                _tell_new_elections(named, leadership)
             if leader_priority is not None:
                 check_priority(leader_priority, "--leader-priority")
         self._priority = leader_priority
@@ -102,6 +106,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._nudge: Nudge | None = None
         self._pulse = leadership.new_pulse("the event loop") if _loop_tells(c) else None
         self._pulse_timer: Any = None
+        self._link = link_of(leadership)
         self._events = WorkerEvents()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -115,14 +120,16 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._consumer = consumers[c.app] = c
         wakers[c.app] = functools.partial(self._have_look_around, c)
         self._keep_unknown(c)
+        self._declare_queues(c)
         forget_fetched()  # of the connection before: the broker delivers them again
         self._leadership.follow(c.connection)
+        self._link.connected(c)
         if self._eligible:
             self._nudge = nudge_of(c, self._leadership.settings.namespace)
         if self._campaigns is None:
             self._campaigns = {}
             self._leadership.observe(self._on_event)
-            requirements = [] if self._pulse is None else [self._pulse]
+            requirements = [r for r in (self._pulse, self._link.pulse) if r is not None]
             for name in self._eligible:
                 listener = functools.partial(self._on_change, name)
                 campaign = self._leadership.campaign(
@@ -135,6 +142,16 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if c.hub is None:
             c.call_soon(self._consume_what_is_led)
         self._events.send(c)
+
+    def _declare_queues(self, c: Any) -> None:
+        """Make the leaders' queues now, and not when a message is handed to one.
+
+        RabbitMQ delivers further messages while a declaration waits for its answer. Each would
+        be handed over too, and of so many answers on one channel py-amqp loses some.
+        """
+        if c.connection.transport.driver_type == "amqp":
+            for queue in leader_queues(c.app):
+                maybe_declare(queue, c.task_consumer.channel)
 
     def _keep_unknown(self, c: Any) -> None:
         """Have leader-only tasks that this worker does not know put back, and not discarded.
@@ -193,6 +210,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def close(self, c: Any) -> None:
         """A shutdown begins: start nothing new, keep what is led while a body needs it."""
         self._excuse_silence()
+        self._link.end()
         self._leadership.shut()
         if self._nudge is not None:
             ignore_errors(c, self._nudge.finish_pop)
@@ -224,8 +242,9 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 return
 
     def stop(self, c: Any) -> None:
-        """The connection was lost, or a shutdown goes on: no reason to resign."""
+        """The connection was lost, or a shutdown goes on: no reason to resign yet."""
         self._excuse_silence()
+        self._link.lost()
 
     def shutdown(self, c: Any) -> None:
         """The pool has drained: give everything up."""
@@ -321,6 +340,21 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         task_consumer = getattr(self._consumer, "task_consumer", None)
         queue = self._leadership.queue(name)
         return task_consumer is not None and bool(task_consumer.consuming_from(queue))
+
+
+def _tell_new_elections(named: Iterable[str], leadership: Leadership) -> None:
+    """Log elections that this worker would be the first to know, as one misspelt."""
+    known = leadership.elections() - {BEAT}
+    for name in named:
+        if name in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        logger.warning(
+            "--elections: no leader-only task and no setting names the election %s, which this"
+            " worker now takes part in%s",
+            name,
+            f"; did you mean {close[0]}?" if close else " (put it into leader_elections)",
+        )
 
 
 def forks(worker: Any) -> bool:

@@ -203,6 +203,21 @@ def lease_source(
     )
 
 
+def reach(connection: Connection) -> None:
+    """Connect to the first of its URLs that answers.
+
+    Raises:
+        Exception: what kombu counts among the connection errors of its transport.
+    """
+    # Not connect(), which sleeps for two seconds before its second attempt.
+    connection.ensure_connection(
+        max_retries=max(1, len(connection.alt)),
+        interval_start=0,
+        interval_step=0,
+        reraise_as_library_errors=False,
+    )
+
+
 def _resolved(
     connect: Callable[[], Connection], setting: str, secret: Any
 ) -> tuple[Connection, str]:

@@ -114,8 +114,8 @@ def overviews_of(leadership: Leadership, store: RedisStore, names: Sequence[str]
     """
     timing = leadership.settings.timing
     return [
-        Overview(name, survey.record, survey.candidates, survey.held, timing)
-        for name, survey in store.survey(names, 0).items()
+        Overview(name, survey.record, survey.candidates, survey.held, timing, survey.reigns)
+        for name, survey in store.survey(names, 2).items()
     ]
 
 

@@ -29,6 +29,7 @@ from .health import Finding, Wanted, examine, last_contacts, patience, process_r
 from .overview import Overview
 from .probe import Probe
 from .redis_store import RedisStore
+from .schedulers import unread
 from .screen import show
 from .tasks import installed
 
@@ -87,6 +88,7 @@ def _fleet(leadership: Leadership, overviews: Sequence[Overview]) -> clinic.Flee
         timing=settings.timing,
         overviews=overviews,
         needed=frozenset(leadership.task_elections),
+        unread=unread(leadership.app) or "",
     )
 
 

@@ -23,6 +23,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import ResponseError
 
 from .app import Leadership, node_name
+from .broker import reach
+from .clock import now
 from .errors import NotLeader, StoreUnavailable
 from .observe import Dispatched, DispatchRefused
 from .redis_client import RedisClient, without_echo
@@ -30,6 +32,7 @@ from .runner import Campaign
 from .schedule_store import Answer, Calls, Mandate, Outcome, Push, ScheduleStore, Stored
 from .settings import BEAT
 from .transport import PublishBuffer, counting_producer, holding_transport, obeys
+from .watchdog import BrokerPulse
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +78,20 @@ class Dispatcher:
         leadership: its part in the elections.
         campaign: in whose name is sent; ``None`` where this process always leads, and
             nothing is fenced or shared.
+        broker: told whether messages can be published, where that may end the campaign.
     """
 
-    def __init__(self, app: Celery, leadership: Leadership, campaign: Campaign | None) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        leadership: Leadership,
+        campaign: Campaign | None,
+        broker: BrokerPulse | None = None,
+    ) -> None:
         self._app = app
         self._leadership = leadership
         self._campaign = campaign
+        self._broker = broker
         self._store: ScheduleStore | None = None
         self._buffer: PublishBuffer | None = None
         self._connection: Any = None
@@ -215,7 +226,16 @@ class Dispatcher:
                 return self._ready_producer()
         except self._lost as exc:
             self._disconnect()
+            self._await_broker()
             raise StoreUnavailable(f"the broker cannot be reached: {without_echo(exc)}") from None
+
+    def look_for_broker(self) -> None:
+        """Try to connect again, if messages could not be published lately."""
+        if self._broker is None or not self._broker.awaited:
+            return
+        with contextlib.suppress(StoreUnavailable):
+            self.producer()
+            self._broker_answered()
 
     def close(self) -> None:
         """Drop the connections, unless something is under way on them.
@@ -297,6 +317,8 @@ class Dispatcher:
         producer = self.producer()
         producer.published = 0
         raised: Exception | None = None
+        # Before, since nothing may come back from a silent one.
+        awaited = self._await_broker()
         try:
             with self._work, _awaiting_no_results():
                 publish(producer)
@@ -309,11 +331,14 @@ class Dispatcher:
         elif delivery.outcome is not None and not delivery.done:
             return
         if delivery.done if delivery else dispatch.published:
+            self._broker_answered()
             if raised is not None:
                 self._tell(dispatch.entry, "apply_async", type(raised).__name__, str(raised))
             return
         if raised is not None:
             self._check_sendable(dispatch, raised)
+        if not awaited:
+            self._broker_answered()  # it was not asked
         dispatch.empty = True
 
     def _check_sendable(self, dispatch: Dispatch, raised: Exception) -> None:
@@ -336,6 +361,18 @@ class Dispatcher:
         entry = dispatch.entry
         logger.error("beat: %s cannot be sent, this tick of it is given up: %s", entry, raised)
 
+    def _await_broker(self) -> bool:
+        """Whether the broker has not answered since before."""
+        if self._broker is None:
+            return False
+        awaited = self._broker.awaited
+        self._broker.expect(now())
+        return awaited
+
+    def _broker_answered(self) -> None:
+        if self._broker is not None:
+            self._broker.suspend()
+
     def _connected(self) -> Any:
         if self._connection is None:
             self._connection = self._app.connection_for_write()
@@ -350,18 +387,18 @@ class Dispatcher:
             buffer = self._buffer or PublishBuffer()
             connection.transport_cls = holding_transport(transport, buffer, timeout)
         elif transport.driver_type == "amqp":
-            options = connection.transport_options or {}
-            connection.transport_options = {**options, "confirm_publish": True}
+            # What is not confirmed within a lease is another leader's to publish.
+            patience = self._leadership.settings.timing.lease_duration
+            connection.transport_options = {
+                "read_timeout": patience,
+                "write_timeout": patience,
+                **(connection.transport_options or {}),
+                "confirm_publish": True,
+            }
 
     def _reach(self, connection: Any) -> Any:
         """Connect to one of its URLs; a producer there."""
-        # Not connect(), which sleeps for two seconds before its second attempt.
-        connection.ensure_connection(
-            max_retries=max(1, len(connection.alt)),
-            interval_start=0,
-            interval_step=0,
-            reraise_as_library_errors=False,
-        )
+        reach(connection)
         return counting_producer(self._app.amqp.Producer)(connection, auto_declare=False)
 
     def _ready_producer(self) -> Any:

@@ -16,8 +16,13 @@ from .lease import Timing
 from .overview import Overview, mixed_settings, mixed_versions, some, span, told
 from .probe import Server
 from .screen import Sheet
+from .watchdog import BrokerPulse
 
 _OLDEST = (6, 2)
+#: Schedulers of ours that know no entries but the app's own.
+_READING_THE_APP_ALONE = frozenset(
+    f"celery_leader.beat.{name}" for name in ("LeaderScheduler", "LeaderPersistentScheduler")
+)
 _FULL = 0.9  # of memory or of connections
 _SKEW, _MUCH_SKEW = 1.0, 30.0  # seconds between two clocks
 _SHORT_LEASE, _LONG_LEASE = 3.0, 120.0  # seconds
@@ -78,6 +83,7 @@ class Fleet:
         timing: its durations.
         overviews: its elections.
         needed: elections that leader-only tasks name.
+        unread: what of this app's schedule ``-S leader`` does not read; empty if nothing.
     """
 
     app: str
@@ -88,6 +94,7 @@ class Fleet:
     timing: Timing
     overviews: Sequence[Overview]
     needed: frozenset[str]
+    unread: str = ""
 
 
 def examine(server: Server, fleet: Fleet) -> list[Finding]:
@@ -385,8 +392,9 @@ def _election(fleet: Fleet) -> Iterator[Finding]:
     for overview in fleet.overviews:
         name, candidates = overview.election, overview.candidates
         states = [overview.state(each) for each in candidates]
+        yield from _unfit(overview)
         if not candidates:
-            if name in fleet.needed:
+            if name in fleet.needed and overview.unfit is None:
                 yield Finding(
                     Severity.WARNING,
                     name,
@@ -427,6 +435,22 @@ def _election(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
+def _unfit(overview: Overview) -> Iterator[Finding]:
+    unfit = overview.unfit
+    if unfit is None:
+        return
+    alone = overview.led is None and not overview.candidates
+    yield Finding(
+        Severity.CRITICAL if alone else Severity.WARNING,
+        overview.election,
+        f"{unfit.node} gave its lease up, since it was not fit to lead: {unfit.reason}"
+        + ("; nobody takes part now" if alone else ""),
+        "bring its broker, or its way there, back: it takes part again by itself"
+        if unfit.reason == BrokerPulse.reason
+        else "see its log: it takes part again when that is over",
+    )
+
+
 def _likeness(fleet: Fleet) -> Iterator[Finding]:
     everybody = {(each.node, each.life): each for o in fleet.overviews for each in o.candidates}
     for name, values in mixed_settings(everybody.values()).items():
@@ -459,6 +483,34 @@ def _namesakes(fleet: Fleet) -> Iterator[Finding]:
             "give each a name of its own: --hostname of a worker, node= of a LeaderElection, or"
             " another host name",
         )
+
+
+def _schedulers(fleet: Fleet) -> Iterator[Finding]:
+    everybody = [each for o in fleet.overviews for each in o.candidates]
+    said = {each.node: each.facts for each in everybody if each.facts}
+    beats = {node: facts for node, facts in said.items() if facts.role == "beat"}
+    unfenced = sorted(node for node, facts in beats.items() if not facts.fenced)
+    if unfenced:
+        doubled = len(beats) > 1
+        used = some({beats[node].scheduler for node in unfenced})
+        yield Finding(
+            Severity.CRITICAL if doubled else Severity.WARNING,
+            "beat",
+            f"{some(unfenced)} send every ordinary periodic task, leading or not ({used})"
+            + (f", and {len(beats)} beats run: what is due is sent more than once" * doubled),
+            "start beats with a scheduler of this package: -S leader, leader-django or"
+            ' leader-redbeat (in Django: CELERY_BEAT_SCHEDULER = "leader-django")',
+        )
+    fenced = {facts.scheduler for facts in beats.values() if facts.fenced and facts.scheduler}
+    if len(fenced) > 1:
+        yield Finding(
+            Severity.WARNING,
+            "beat",
+            f"beats use different schedulers: {some(fenced)}",
+            "give all beats one; each counts due times in its own way",
+        )
+    if fleet.unread and any(scheduler in _READING_THE_APP_ALONE for scheduler in fenced):
+        yield Finding(Severity.CRITICAL, "beat", fleet.unread)
 
 
 def _strangers(fleet: Fleet) -> Iterator[Finding]:
@@ -527,5 +579,6 @@ _FLEET: Iterable[Callable[[Fleet], Iterator[Finding]]] = (
     _election,
     _likeness,
     _namesakes,
+    _schedulers,
     _strangers,
 )

@@ -49,6 +49,10 @@ from .lease import (
     latest_term,
     life_of,
 )
+from .watchdog import UNFIT
+
+#: Reasons for which a candidate leads no longer while what it began may still run.
+_SUDDEN = ("expired", "lost contact", "lost", *UNFIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,8 @@ class Deposed:
 
     ``reason`` is ``resigned``, ``transferred``, ``held``, ``outranked``, ``expired`` (nobody
     renewed in time: the process was paused), ``lost contact`` (no attempt was answered),
-    ``lost`` (the record is another's), ``stalled`` (what it leads for stood still; see
-    ``watchdog``), or what the caller gave. ``led_for``: how long it led, in seconds.
+    ``lost`` (the record is another's), ``stalled`` or ``broker lost`` (it was not fit to lead;
+    see ``watchdog``), or what the caller gave. ``led_for``: how long it led, in seconds.
     """
 
     term: int
@@ -82,7 +86,7 @@ class Deposed:
     @property
     def sudden(self) -> bool:
         """Whether it came unasked, so that what was done in the leader's name may still run."""
-        return self.reason in ("expired", "lost contact", "lost", "stalled")
+        return self.reason in _SUDDEN
 
 
 @dataclass(frozen=True, slots=True)

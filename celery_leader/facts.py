@@ -27,7 +27,9 @@ class Facts:
         host: the machine's name.
         pid: the process.
         role: ``worker``, ``beat`` or ``process``.
-        app: the app's name and a digest of its tasks, as ``name|digest``.
+        app: what tells the app from others, as ``identity`` has it.
+        scheduler: of a beat, its scheduler class.
+        fenced: of a beat, whether it sends only while it leads.
         versions: of ``celery_leader``, ``celery``, ``redis`` and ``python``.
         settings: those of ``leader_*`` that bear on others, by their names.
     """
@@ -38,6 +40,8 @@ class Facts:
     app: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    scheduler: str = ""
+    fenced: bool = True
 
     @property
     def place(self) -> str:
@@ -65,6 +69,8 @@ def facts_from(text: str) -> Facts | None:
         app=_string(said.get("app")),
         versions={k: printable(v) for k, v in _items(said, "versions") if isinstance(v, str)},
         settings={k: _setting(v) for k, v in _items(said, "settings") if _is_setting(v)},
+        scheduler=_string(said.get("scheduler")),
+        fenced=said.get("fenced") is not False,
     )
 
 

@@ -13,6 +13,7 @@ from .app import Leadership, celery_app, leadership_of, worker_pid
 from .beat import LeaderMixin
 from .errors import LeaderError
 from .runner import Campaign
+from .schedulers import check_scheduler, told_of
 from .settings import BEAT
 from .tasks import RoutedAMQP, adopt_tasks, installed, routing_class
 
@@ -40,6 +41,21 @@ _WORKER_OPTIONS = (
 )
 
 
+def _check_scheduler(ctx: click.Context, *_: Any) -> None:
+    """Refuse a scheduler that there is none of; called once the other options are read."""
+    if ctx.command.name == "beat" or ctx.params.get("beat"):
+        try:
+            check_scheduler(ctx.params.get("scheduler"))
+        except LeaderError as exc:
+            raise click.ClickException(str(exc)) from exc
+
+
+#: Has Celery call us when a command line was read, before anything is made from it.
+_AFTER_OPTIONS = click.Option(
+    ["--check-scheduler"], is_flag=True, hidden=True, expose_value=False, callback=_check_scheduler
+)
+
+
 def install(app: Celery) -> Celery:
     """Elect leaders among this app's workers and beats; calling it twice is harmless.
 
@@ -58,7 +74,8 @@ def install(app: Celery) -> Celery:
         return app
     app.amqp_cls = RoutedAMQP(app.amqp_cls)
     app.steps["consumer"].add(_STEP)
-    app.user_options["worker"].update(_WORKER_OPTIONS)
+    app.user_options["worker"].update((*_WORKER_OPTIONS, _AFTER_OPTIONS))
+    app.user_options["beat"].add(_AFTER_OPTIONS)
     if "amqp" in vars(app):
         # Made before: its queues must not be lost, its routing table is made anew.
         app.amqp.__class__ = routing_class(type(app.amqp))
@@ -76,18 +93,20 @@ def _guard_beat(sender: Any, **_: Any) -> None:
     if not installed(app) or isinstance(sender.scheduler, LeaderMixin):
         return
     embedded = worker_pid() is not None
-    if embedded:
-        logger.warning(
-            "beat: %s sends ordinary periodic tasks from every worker that runs with -B;"
-            " to have only the leading beat send, use: celery worker -B --scheduler leader",
-            type(sender.scheduler).__name__,
-        )
+    scheduler = type(sender.scheduler)
+    logger.warning("beat: %s", told_of(scheduler, embedded=embedded))
     adopt_tasks(app)
     leadership = leadership_of(app)
     if not leadership.task_elections:
         return
     try:
-        campaign = leadership.campaign(BEAT, leadership.free_node_name("beat"))
+        campaign = leadership.campaign(
+            BEAT,
+            leadership.beat_node_name(),
+            role="beat",
+            scheduler=f"{scheduler.__module__}.{scheduler.__qualname__}",
+            fenced=False,
+        )
     except LeaderError as exc:
         # Signals swallow every other exception, and this beat would send on, unelected.
         logger.critical("%s", exc)

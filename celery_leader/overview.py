@@ -15,6 +15,7 @@ from .health import patience
 from .history import Reign
 from .lease import Candidate, Record, State, Timing
 from .screen import Sheet
+from .watchdog import UNFIT
 
 #: Settings that each node has its own of.
 _OWN = ("leader_priority",)
@@ -32,6 +33,7 @@ class Overview:
         candidates: who was heard of lately.
         held: nodes that are kept out, candidates or not, and for how many seconds more.
         timing: the durations that this app's candidates go by.
+        reigns: the latest leaderships, the latest first.
     """
 
     election: str
@@ -39,6 +41,7 @@ class Overview:
     candidates: Sequence[Candidate]
     held: Mapping[str, float] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
+    reigns: Sequence[Reign] = ()
 
     @property
     def led(self) -> Record | None:
@@ -49,6 +52,18 @@ class Overview:
     def contested(self) -> bool:
         """Whether anybody takes part, or ever did."""
         return bool(self.record or self.candidates)
+
+    @property
+    def unfit(self) -> Reign | None:
+        """The leadership that ended last, if its node gave it up as not fit to lead.
+
+        Such a node takes no part until it is fit again; ``None`` once it does.
+        """
+        ended = [reign for reign in self.reigns if not reign.lasts]
+        there = {each.node for each in self.candidates}
+        if not ended or ended[0].reason not in UNFIT or ended[0].node in there:
+            return None
+        return ended[0]
 
     def state(self, candidate: Candidate) -> str:
         """What ``candidate`` is: ``leader``, ``held``, ``silent`` or ``follower``."""
@@ -80,7 +95,8 @@ class Overview:
             return f"{self.election}: no leader"
         if record.state is State.RESERVED and record.remaining > 0 and record.successor:
             return f"{self.election}: no leader  kept for {record.successor}"
-        return f"{self.election}: no leader  the last was {record.holder}, term {record.term}"
+        last = f"{self.election}: no leader  the last was {record.holder}, term {record.term}"
+        return f"{last}, which gave up: {self.unfit.reason}" if self.unfit else last
 
     def sheet(self, most: int | None = None) -> Sheet:
         """All of it, or no more than ``most`` candidates, for a terminal or as lines."""
@@ -110,11 +126,19 @@ class Overview:
 
     def _remarks(self) -> list[str]:
         candidates = {each.node for each in self.candidates}
+        unfenced = [
+            f"{each.node} sends every ordinary periodic task, leading or not: its scheduler is"
+            f" {each.facts.scheduler}"
+            for each in sorted(self.candidates, key=lambda each: each.node)
+            if each.facts and not each.facts.fenced
+        ]
         lines = [
             f"{node} is {_held(seconds)}, and no candidate at present"
             for node, seconds in sorted(self.held.items())
             if node not in candidates
         ]
+        if self.unfit is not None and self.led is not None:
+            lines.append(f"{self.unfit.node} gave up: {self.unfit.reason}")
         lines += [
             f"{node} is the name of {len(places)} living nodes ({'; '.join(places)}):"
             " give each its own"
@@ -124,13 +148,13 @@ class Overview:
             f"candidates differ in {name}: {told(values)}"
             for name, values in mixed_settings(self.candidates).items()
         ]
-        return lines
+        return lines + unfenced
 
     # -- for scripts ------------------------------------------------------------
 
     def as_json(self) -> dict[str, Any]:
         """All of it."""
-        led, record = self.led, self.record
+        led, record, unfit = self.led, self.record, self.unfit
         return {
             "election": self.election,
             "leader": led.holder if led else None,
@@ -139,6 +163,7 @@ class Overview:
             "since": iso(led.elected_at) if led else None,
             "transitions": record.transitions if record else 0,
             "kept_for": record.successor if record and not led else None,
+            "unfit": {"node": unfit.node, "reason": unfit.reason} if unfit else None,
             "candidates": [self._candidate_as_json(each) for each in self.candidates],
             "held": [
                 {"node": node, "seconds_left": _finite(seconds)}
@@ -159,6 +184,8 @@ class Overview:
             "role": facts.role if facts else None,
             "host": facts.host if facts else None,
             "pid": facts.pid if facts else None,
+            "scheduler": facts.scheduler or None if facts else None,
+            "fenced": facts.fenced if facts and facts.role == "beat" else None,
             "versions": dict(facts.versions) if facts else {},
             "settings": dict(facts.settings) if facts else {},
         }

@@ -58,6 +58,7 @@ class Settings:
     beat_catch_up: CatchUp
     beat_catch_up_max: int
     schedule_retention: float
+    beat_node: str | None
     metrics_port: int | None
     metrics_address: str
 
@@ -92,8 +93,9 @@ class Settings:
             ),
             beat_catch_up_max=_count(app, "leader_beat_catch_up_max", 100),
             schedule_retention=_retention(app),
+            beat_node=_text(app, "leader_beat_node", "") or None,
             metrics_port=_port(app, "leader_metrics_port"),
-            metrics_address=_text(app, "leader_metrics_address", "0.0.0.0"),
+            metrics_address=_text(app, "leader_metrics_address", "127.0.0.1"),
         )
 
 
@@ -227,7 +229,7 @@ def _port(app: Celery, setting: str) -> int | None:
 
 def _text(app: Celery, setting: str, default: str) -> str:
     value = _given(app, setting, default)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or (not value and default):
         raise LeaderError(f"{setting} is {shown(value)}: it must be a text")
     return value
 

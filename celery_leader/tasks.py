@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
-from celery import Celery, Task, _state, states, uuid
+from celery import Celery, Task, _state, signals, states, uuid
 from celery.app.task import Context
 from celery.exceptions import Ignore
 from celery.local import PromiseProxy, Proxy
@@ -47,6 +48,10 @@ _ON_DEPOSED = ("finish", "abort")
 _MAPS = frozenset({"celery.map", "celery.starmap"})
 #: What ``Task.apply_async`` takes after the arguments of the task, when not by name.
 _IN_ORDER = ("task_id", "producer", "link", "link_error", "shadow")
+
+_MOST_NAMED = 5  # tasks in one line of the log
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -242,6 +247,22 @@ def _watch_apps() -> None:
         _state.connect_on_app_finalize(
             lambda app: app.on_after_finalize.connect(_adopt_finalized, weak=False)
         )
+        signals.celeryd_after_setup.connect(_tell_forgotten_install, weak=False)
+
+
+def _tell_forgotten_install(instance: Any, **_: Any) -> None:
+    """A worker starts: say at once what its leader-only tasks would fail with, one by one."""
+    app = instance.app
+    adopt_tasks(app)
+    if not leadership_of(app).task_elections or installed(app):
+        return
+    names = sorted(name for name, task in app.tasks.items() if options_of(task) is not None)
+    logger.error(
+        "this worker takes part in no election, and leader-only tasks fail here (%s%s): call"
+        " celery_leader.install(app) where the app is made",
+        ", ".join(names[:_MOST_NAMED]),
+        ", ..." if len(names) > _MOST_NAMED else "",
+    )
 
 
 def _adopt_finalized(sender: Celery, **_: Any) -> None:
@@ -465,9 +486,12 @@ class LeaderTask(Task):  # type: ignore[misc]
 
 
 def _holds_back(app: Celery, options: LeaderOnly) -> bool:
-    if app.conf.task_always_eager or not installed(app):
-        return False
     leadership = leadership_of(app)
+    if app.conf.task_always_eager:
+        # There is nobody else who could run it; only a test says that another leads.
+        return leadership.is_staged(options.election) and not leadership.term(options.election)
+    if not installed(app):
+        return False
     if leadership.is_candidate(BEAT):
         # The schedule decides, also in the beat that a following worker embeds.
         return leadership.term(BEAT) is None
@@ -488,13 +512,14 @@ def _not_sent(
         task.__header__(*(args or ()), **(kwargs or {}))  # what is wrong is wrong everywhere
     task_id = options.get("task_id") or uuid()
     app = task.app
-    beat = leadership_of(app).is_candidate(BEAT)
+    eager = app.conf.task_always_eager
+    beat = leadership_of(app).is_candidate(BEAT) and not eager
     election = BEAT if beat else bound.election
     parent = app.current_worker_task
     node = parent.request.hostname if parent else leadership_of(app).node(election)
     node = node or node_name(election)
     reason = TaskSkipped(f"{node} does not lead {election!r} and did not send {task.name}")
-    if not beat:  # nobody waits for what a following beat would have sent
+    if not (beat or eager):  # nobody else waits for what would not have been sent
         context = Context(
             id=task_id,
             task=task.name,

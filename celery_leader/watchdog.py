@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+#: Reasons of what is required here, for which a lease is given up.
+UNFIT = ("stalled", "broker lost")
+
 _NEVER = float("inf")
 
 
@@ -101,3 +104,30 @@ class Pulse:
     def look_again_at(self, now: float) -> float:
         """When there can be something new to see."""
         return self._silent_at if self._doubted is None else now + self._grace / 5
+
+
+class BrokerPulse(Pulse):
+    """The answers of the broker, from which silence counts only when it is told to.
+
+    Args:
+        lease_duration: about how long, in seconds, the broker may be away.
+        least: how long, in seconds, it may be away in any case.
+    """
+
+    reason = "broker lost"
+    trouble = "the broker does not answer"
+    cure = "it answers"
+    relief = "the broker answers again"
+
+    def __init__(self, lease_duration: float, least: float = 2.0) -> None:
+        # With the second look this is a lease at most, but for the shortest ones.
+        super().__init__("the broker", max(lease_duration * 2 / 3, least))
+
+    def expect(self, now: float) -> None:
+        """It is asked for an answer, unless one is awaited already."""
+        self._silent_at = min(self._silent_at, now + self.patience)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether an answer is awaited."""
+        return self._silent_at < _NEVER

@@ -22,6 +22,8 @@ app.conf.update(
     # Seconds that a killed leader is waited for; 25 by default.
     leader_lease_duration=LEASE,
     leader_metrics_port=int(METRICS_PORT) if METRICS_PORT else None,
+    # Of this machine alone by default; in a container the others are elsewhere.
+    leader_metrics_address=os.environ.get("LEADER_METRICS_ADDRESS", "127.0.0.1"),
     beat_schedule={
         "greet": {"task": "proj.greet", "schedule": 2.0},
         "close-the-books": {"task": "proj.close_the_books", "schedule": 5.0},

@@ -18,6 +18,8 @@ class BeatProcess(Process):
 class BeatFleet(Fleet):
     """Beats and workers of ``tests.beat.proj``; see there for its configuration."""
 
+    process = BeatProcess
+
     def _start(self, name: str, node: str, command: Sequence[str], config: Any) -> Process:
         log = self.directory / f"{name}.{len(self.processes)}.log"
         merged = {**self.config, **config}

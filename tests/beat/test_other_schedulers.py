@@ -244,6 +244,24 @@ def test_redbeat_entries_made_or_changed_while_beats_run_are_picked_up_also_by_t
 # -- django-celery-beat ----------------------------------------------------------------------
 
 
+def test_a_beat_that_does_not_read_the_database_says_so(new_kind: NewKind) -> None:
+    fleet = new_kind("leader-django", HOURLY)
+    (reader,) = fleet.beats_of("leader-django", "b1")  # which writes the app's own rows
+    assert "not read" not in reader.log
+    missed = "the entries in the database of django-celery-beat"
+    write(fleet, f"UPDATE {ROWS} SET name = 'from the admin' WHERE name = 'hourly'")
+    fleet.beat("b2", "-S", "leader").says(
+        f"WARNING/MainProcess] beat: {missed} (1 enabled) are not read by this scheduler and"
+    ).says('set CELERY_BEAT_SCHEDULER = "leader-django" in Django')
+    findings = fleet.run("leader", "doctor").stdout
+    assert "are not read by this scheduler and never sent" in findings
+    loose = fleet.beat("loose", "-S", "django")
+    loose.says(
+        'twice; to have only the leading beat send, set CELERY_BEAT_SCHEDULER = "leader-django"'
+    )
+    assert_no_beat_failed(fleet)
+
+
 def write(fleet: BeatFleet, *statements: str) -> None:
     """Change rows as the admin does, which also says that something changed."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from kombu import Connection
 from tests.beat.beats import BeatFleet
 from tests.beat.conftest import NewOnRabbit
 from tests.beat.rabbitmq import RabbitMQ
+from tests.fleet.proxy import Proxy
 from tests.waiting import wait_until
 
 
@@ -137,7 +139,8 @@ def test_a_leader_that_finds_messages_waiting_when_it_is_connected_again_runs_th
 def test_what_falls_due_while_rabbitmq_restarts_is_sent_when_it_is_back(
     new_on_rabbit: NewOnRabbit, rabbitmq: RabbitMQ
 ) -> None:
-    fleet = new_on_rabbit({"tick": {"task": "plain", "every": 0.4}})
+    # A lease that outlasts the restart.
+    fleet = new_on_rabbit({"tick": {"task": "plain", "every": 0.4}}, leader_lease_duration=300.0)
     queued = declare(fleet)
     beat = fleet.beats("b1")[0]
     before = len(queued.wait_for(2, "plain"))
@@ -153,3 +156,39 @@ def test_what_falls_due_while_rabbitmq_restarts_is_sent_when_it_is_back(
     assert [line.kind for line in fleet.history("beat")] == ["elected"]
     assert beat.alive
     assert "Traceback" not in beat.log
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["reset", "mute"])
+def test_who_is_cut_off_from_rabbitmq_alone_leads_no_longer_and_comes_back(
+    new_on_rabbit: NewOnRabbit, rabbitmq: RabbitMQ, silent: bool
+) -> None:
+    often = {"task": "lead", "every": 0.4, "args": ["often"], "options": {"ignore_result": True}}
+    fleet = new_on_rabbit({"often": often}, leader_lease_duration=3.0)
+    queue = fleet.config["conf"]["task_default_queue"]
+    port = urllib.parse.urlsplit(rabbitmq.url).port
+    assert port is not None
+    with Proxy(port) as proxy:
+        behind = {"broker": f"amqp://guest:guest@127.0.0.1:{proxy.port}//"}
+        far_worker = fleet.worker("far", "-Q", queue, **behind).says("consuming from")
+        far_beat = fleet.beat("far beat", **behind)
+        assert (fleet.leader(), fleet.leader("beat")) == (far_worker, far_beat)
+        near_worker = fleet.worker("near", "-Q", queue).says(" ready.")
+        near_beat = fleet.beat("near beat")
+        fleet.takes_part(near_worker)
+        fleet.takes_part(near_beat, "beat")
+        fleet.saw("ran", "often")
+
+        (proxy.stall if silent else proxy.refuse)()
+        for far in (far_worker, far_beat):
+            far.says("broker lost")
+        assert (fleet.leader(), fleet.leader("beat")) == (near_worker, near_beat)
+        ran = fleet.saw("ran", "often", len(fleet.records("ran", "often")) + 4)
+        assert ran[-1]["node"] == near_worker.node
+
+        proxy.restore()
+        for near in (near_worker, near_beat):
+            assert near.terminate() == 0
+        assert (fleet.leader(), fleet.leader("beat")) == (far_worker, far_beat)
+        ran = fleet.saw("ran", "often", len(fleet.records("ran", "often")) + 4)
+        assert ran[-1]["node"] == far_worker.node
+        assert "Traceback" not in far_beat.log

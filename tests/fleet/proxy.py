@@ -2,7 +2,8 @@
 
 ``reset()`` tears connections down with an RST, ``refuse()`` also answers no new one,
 ``stall()`` drops into silence as a partition does: nothing is lost, nothing arrives, and
-what was under way arrives late, after ``restore()``. ``forget()`` makes the silence of
+what was under way arrives late, after ``restore()``. ``slow()`` passes everything on, each
+piece a little later. ``forget()`` makes the silence of
 the present connections last for ever, as a firewall does that has lost its state.
 """
 
@@ -35,7 +36,9 @@ class Proxy:
         )
         self._wake_read, self._wake_write = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="fleet-proxy", daemon=True)
+        self._pause = threading.Event()
         self._over = False
+        self._delay = 0.0
         #: How many connections were ever taken.
         self.accepted = 0
 
@@ -55,6 +58,14 @@ class Proxy:
     def stall(self) -> None:
         """Pass nothing on, in either direction, and close nothing."""
         self._order(self._stall)
+
+    def slow(self, delay: float) -> None:
+        """Pass each piece on after ``delay`` seconds."""
+
+        def slow() -> None:
+            self._delay = delay
+
+        self._order(slow)
 
     def forget(self) -> None:
         """Pass nothing on for ever on the connections there are."""
@@ -117,6 +128,7 @@ class Proxy:
         target = self._peers[source]
         try:
             data = source.recv(_CHUNK)
+            self._pause.wait(self._delay)
             target.sendall(data)
         except OSError:
             data = b""
@@ -153,6 +165,7 @@ class Proxy:
             self._unwatch(sock)
 
     def _restore(self) -> None:
+        self._delay = 0.0
         if self._listener is None:
             self._listener = _listen(self.port)
         for sock in (self._listener, *self._peers):

@@ -1,4 +1,8 @@
-"""``make mutants``: applies each deliberate bug to a copy of the tree, and names the test that sees it."""
+"""``make mutants``: applies each deliberate bug to a copy of the tree, and names the test that sees it.
+
+A mutant is caught by a test that fails with it and passes without it. A run in which none was
+applied has failed.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mutants.mutants import MUTANTS, Mutant
@@ -24,7 +29,18 @@ _LEFT_OUT = shutil.ignore_patterns(
 )
 #: How pytest ends when it was not the tests that failed.
 _NOTHING_RUN = (2, 3, 4, 5)
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What failed: tests as pytest names them, and how they did if not as tests do."""
+
+    tests: tuple[str, ...]
+    how: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.tests[0]} ({self.how})" if self.how else self.tests[0]
 
 
 class Copy:
@@ -34,8 +50,8 @@ class Copy:
         self._root = where / "tree"
         shutil.copytree(ROOT, self._root, ignore=_LEFT_OUT)
 
-    def failing(self, tests: Sequence[str], mutant: Mutant | None = None) -> str | None:
-        """The first of ``tests`` that fails with ``mutant`` applied; ``None`` if none does."""
+    def failing(self, tests: Sequence[str], mutant: Mutant | None = None) -> Failure | None:
+        """What of ``tests`` fails first with ``mutant`` applied; ``None`` if nothing does."""
         if mutant is None:
             return self._failing(tests)
         path = mutant.path(self._root)
@@ -46,7 +62,7 @@ class Copy:
         finally:
             path.write_text(text, encoding="utf-8")
 
-    def _failing(self, tests: Sequence[str]) -> str | None:
+    def _failing(self, tests: Sequence[str]) -> Failure | None:
         # No bytecode: a mutant of the same size, made in the same second, would not be seen.
         environ = {**os.environ, "PYTHONPATH": str(self._root), "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", *tests]
@@ -66,20 +82,20 @@ class Copy:
                 output, _ = process.communicate(timeout=_PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
-                return f"{tests[0]} (did not end)"
+                return Failure(tuple(tests), "did not end")
         if process.returncode == 0:
             return None
         failed = _FAILED.search(output)
         if failed is None and process.returncode not in _NOTHING_RUN:
-            return f"{tests[0]} (pytest ended with {process.returncode})"
+            return Failure(tuple(tests), f"pytest ended with {process.returncode}")
         if failed is None:
             sys.exit(f"pytest {' '.join(tests)} says neither who passed nor who failed:\n{output}")
-        return failed.group(1)
+        return Failure((failed.group(1),))
 
 
-def main() -> int:
-    """Apply the mutants; 1 if one was not caught."""
-    options = _parse()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Apply the mutants; 1 if one was not caught, or none applied."""
+    options = _parse(arguments)
     chosen = [mutant for mutant in MUTANTS if options.only in mutant.name]
     if not chosen:
         sys.exit(f"no mutant has {options.only!r} in its name")
@@ -94,45 +110,60 @@ def main() -> int:
     survivors: list[str] = []
     done = 0
     with tempfile.TemporaryDirectory(prefix="celery-leader-mutants-") as where:
-        copy = Copy(Path(where))
-        _check_that_tests_pass(copy, chosen, options.minutes is None)
+        hunt = Hunt(Copy(Path(where)))
         for mutant in chosen:
             if time.monotonic() > end:
                 break
             done += 1
-            if not _catches(copy, mutant):
+            if not hunt.catches(mutant):
                 survivors.append(mutant.name)
     print(f"\n{done} of {len(MUTANTS)} mutants, {done - len(survivors)} caught")
     for name in survivors:
         print(f"not caught: {name}")
-    return 1 if survivors else 0
+    if not done:
+        print("none was applied, so nothing was tried: give --minutes more")
+    return 1 if survivors or not done else 0
 
 
-def _parse() -> argparse.Namespace:
+class Hunt:
+    """Looks for the tests that catch mutants.
+
+    Args:
+        copy: of the tree.
+    """
+
+    def __init__(self, copy: Copy) -> None:
+        self._copy = copy
+        self._pass_without: set[str] = set()
+
+    def catches(self, mutant: Mutant) -> bool:
+        """Whether a test fails with ``mutant`` and passes without it; says which."""
+        started = time.monotonic()
+        failure = self._copy.failing(mutant.tests, mutant) or self._copy.failing(QUICK, mutant)
+        by_it = failure is not None and self._passes_without(failure.tests)
+        seconds = time.monotonic() - started
+        print(f"{mutant.file}: {mutant.name} ({seconds:.0f} s)", flush=True)
+        if failure is None:
+            print("    NOT CAUGHT", flush=True)
+        else:
+            also = "" if by_it else ", WHICH FAILS WITHOUT IT TOO"
+            print(f"    {failure}{also}", flush=True)
+        return by_it
+
+    def _passes_without(self, tests: Sequence[str]) -> bool:
+        unknown = [test for test in tests if test not in self._pass_without]
+        if unknown and self._copy.failing(unknown) is not None:
+            return False
+        self._pass_without.update(unknown)
+        return True
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--only", default="", help="those with this in their name")
     parser.add_argument("--minutes", type=float, help="as many as fit, in the order of the seed")
     parser.add_argument("--seed", type=int)
-    return parser.parse_args()
-
-
-def _check_that_tests_pass(copy: Copy, chosen: Sequence[Mutant], thorough: bool) -> None:
-    """Without a mutant no test may fail, or each of them would be caught by that."""
-    tests = ["tests/unit/test_election.py"]
-    if thorough:
-        tests = sorted({test for mutant in chosen for test in mutant.tests})
-    failing = copy.failing(tests)
-    if failing is not None:
-        sys.exit(f"{failing} fails without any mutant")
-
-
-def _catches(copy: Copy, mutant: Mutant) -> bool:
-    started = time.monotonic()
-    test = copy.failing(mutant.tests, mutant) or copy.failing(QUICK, mutant)
-    seconds = time.monotonic() - started
-    print(f"{mutant.file}: {mutant.name} ({seconds:.0f} s)", flush=True)
-    print(f"    {'NOT CAUGHT' if test is None else test}", flush=True)
-    return test is not None
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ _HANDOVER = "tests/fleet/test_worker_handover.py::test_"
 _LEADING = "tests/fleet/test_worker_leading.py::test_"
 _WAYS = "tests/fleet/test_every_way_to_send.py::test_"
 _DELAYED = "tests/beat/test_rabbitmq_queues.py::test_"
+_LINK = "tests/fleet/test_each_link.py::test_"
+_LINKS = _LINK + "those_lead_whose_links_let_them_work"
 _TOOLS = "tests/beat/test_other_tools.py::test_"
 _CONFIGURED = "tests/fleet/test_worker_configuration.py::test_"
 
@@ -570,11 +572,66 @@ MUTANTS = (
     Mutant(
         "a lost connection resigns",
         "bootstep.py",
-        '        """The connection was lost, or a shutdown goes on: no reason to resign."""\n',
+        "        self._link.lost()\n",
         "        self._leadership.resign_all()\n",
         (
             "tests/fleet/test_worker_network.py::test_a_leader_whose_connections_are_torn_down_keeps_its_lease_and_its_queue",
         ),
+    ),
+    Mutant(
+        "a lost connection is not counted",
+        "broker_link.py",
+        """        if not self._over.is_set():
+            self.pulse.expect(now())
+""",
+        "",
+        (_LINKS + "[broker-reset]",),
+    ),
+    Mutant(
+        "a silent broker is not asked",
+        "broker_link.py",
+        "if answers(c.app, self.pulse.patience / 2) and self._consumer is c:",
+        "if self._consumer is c:",
+        (_LINKS + "[broker-mute]",),
+    ),
+    Mutant(
+        "a worker that is connected again is not fit to lead",
+        "broker_link.py",
+        """        self._consumer = c
+        self.pulse.suspend()
+""",
+        "        self._consumer = c\n",
+        ("tests/unit/test_broker_link.py",),
+    ),
+    Mutant(
+        "a shutdown waits for its broker's answers",
+        "broker_link.py",
+        """        self._over.set()
+        self.pulse.suspend()
+""",
+        "        self._over.set()\n",
+        ("tests/unit/test_broker_link.py",),
+    ),
+    Mutant(
+        "a beat that cannot publish leads on",
+        "dispatch.py",
+        "        self._broker.expect(now())\n",
+        "",
+        (_LINK + "with_the_broker_away_from_all_nobody_leads_until_it_is_back",),
+    ),
+    Mutant(
+        "a beat whose broker is back does not notice",
+        "beat.py",
+        "                self._dispatcher.look_for_broker()\n",
+        "                pass\n",
+        (_LINK + "with_the_broker_away_from_all_nobody_leads_until_it_is_back",),
+    ),
+    Mutant(
+        "one requirement that holds again is enough",
+        "runner.py",
+        "if campaign.wanted and not campaign.unmet:",
+        "if campaign.wanted:",
+        _RUNNER,
     ),
     Mutant(
         "a body starts although the shutdown has begun",

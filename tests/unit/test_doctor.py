@@ -9,6 +9,7 @@ import pytest
 
 from celery_leader.doctor import Fleet, Severity, examine, sheet
 from celery_leader.facts import Facts
+from celery_leader.history import Reign
 from celery_leader.lease import Candidate, Record, State, Timing
 from celery_leader.overview import Overview
 from celery_leader.probe import Server
@@ -58,6 +59,12 @@ def record(holder: str = "w1@a", *, remaining: float = 20.0, app: str = APP) -> 
         app=app,
         cursor="1-0",
     )
+
+
+def beat(node: str, scheduler: str = "celery_leader.beat.LeaderScheduler") -> Candidate:
+    fenced = scheduler.startswith("celery_leader.")
+    facts = Facts(role="beat", app=APP, scheduler=scheduler, fenced=fenced)
+    return Candidate(node, 1.0, facts=facts)
 
 
 def candidate(node: str, *, seen_ago: float = 1.0, app: str = APP, **settings: Any) -> Candidate:
@@ -221,6 +228,15 @@ def test_what_is_wrong_with_an_election_is_found(
     assert found(fleet=fleet(overview)) == expected
 
 
+def test_a_leader_that_gave_up_as_not_fit_is_found_and_worse_where_nobody_else_takes_part() -> None:
+    lost = (Reign("w9@z", 6, 1.0, 2.0, "broker lost"),)
+    beside = dataclasses.replace(HEALTHY, reigns=lost)
+    assert found(fleet=fleet(beside)) == [("warning", "worker")]
+    assert "bring its broker" in examine(WELL, fleet(beside))[0].advice
+    alone = dataclasses.replace(contest(led=None), reigns=lost)
+    assert found(fleet=fleet(alone)) == [("critical", "worker")]
+
+
 def test_an_election_that_nobody_needs_may_have_no_candidates() -> None:
     assert found(fleet=fleet(Overview("beat", None, (), {}, TIMING))) == []
 
@@ -274,3 +290,34 @@ def test_the_worst_comes_first() -> None:
     everything = dataclasses.replace(server(role="slave", aof_enabled="0"), namespaces=None)
     severities = [severity for severity, _ in found(everything)]
     assert severities == ["critical", "warning", "note"]
+
+
+STOCK = "celery.beat.PersistentScheduler"
+DJANGO = "celery_leader.django.LeaderDatabaseScheduler"
+
+
+@pytest.mark.parametrize(
+    ("schedulers", "expected"),
+    [
+        (["celery_leader.beat.LeaderScheduler"] * 2, []),
+        ([STOCK], [("warning", "beat")]),
+        ([STOCK, STOCK], [("critical", "beat")]),
+        ([STOCK, DJANGO], [("critical", "beat")]),
+        (["celery_leader.beat.LeaderScheduler", DJANGO], [("warning", "beat")]),
+    ],
+)
+def test_beats_whose_scheduler_is_none_of_ours_or_another_are_found(
+    schedulers: list[str], expected: list[tuple[str, str]]
+) -> None:
+    beats = [beat(f"b{number}@a", scheduler) for number, scheduler in enumerate(schedulers)]
+    overview = Overview("beat", record("b0@a"), beats, {}, TIMING)
+    assert [each for each in found(fleet=fleet(overview)) if each != ("note", "beat")] == expected
+
+
+def test_a_schedule_that_no_beat_reads_is_found_where_a_beat_runs_that_does_not() -> None:
+    unread = fleet(Overview("beat", record("b1@a"), [beat("b1@a"), beat("b2@a")], {}, TIMING))
+    unread = dataclasses.replace(unread, unread="the entries in the database are not read")
+    assert found(fleet=unread) == [("critical", "beat")]
+    read = [beat("b1@a", DJANGO), beat("b2@a", DJANGO)]
+    overview = Overview("beat", record("b1@a"), read, {}, TIMING)
+    assert found(fleet=dataclasses.replace(unread, overviews=(overview,))) == []

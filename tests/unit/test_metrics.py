@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -27,6 +28,7 @@ from celery_leader.observe import (
     Unanswered,
 )
 from celery_leader.scrape import serve_metrics
+from tests.waiting import wait_until
 
 NODE = {"election": "worker", "node": "a"}
 BEAT = {"election": "beat", "node": "b"}
@@ -156,7 +158,30 @@ def test_without_its_package_metrics_say_what_to_install() -> None:
     assert "LeaderError: metrics need prometheus-client: pip install" in done.stderr
 
 
-def test_a_port_that_is_taken_is_an_error_in_the_log_and_no_reason_to_end(
+def test_a_port_that_is_taken_is_an_error_in_the_log_and_is_served_once_it_is_free(
+    app: Celery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celery_leader.scrape._RETRY", 0.1)
+    holder = socket.create_server(("127.0.0.1", 0))
+    port = holder.getsockname()[1]
+    app.conf.update(leader_metrics_port=port, leader_metrics_address="127.0.0.1")
+    caplog.set_level("INFO", logger="celery_leader.scrape")
+    with _empty_registry():
+        serve_metrics(app)
+        assert "leader_metrics_port: no metrics here while" in caplog.messages[-1]
+        holder.close()
+        wait_until(lambda: "metrics at" in caplog.messages[-1], what="the port to be tried again")
+        assert len(caplog.messages) == 2
+        told = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read()
+        assert b"celery_leader_leading" in told
+
+
+def test_who_sets_only_a_port_is_reached_from_this_machine_alone(app: Celery) -> None:
+    app.conf.leader_metrics_port = 9808
+    assert leadership_of(app).settings.metrics_address == "127.0.0.1"
+
+
+def test_a_second_app_of_a_process_is_told_that_the_port_is_taken(
     app: Celery, caplog: pytest.LogCaptureFixture
 ) -> None:
     app.conf.update(leader_metrics_port=0, leader_metrics_address="127.0.0.1")

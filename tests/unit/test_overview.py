@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -250,3 +251,19 @@ def test_what_stands_in_redis_is_never_taken_for_markup() -> None:
     with out.capture() as captured:
         out.print(screen._drawn([hostile.sheet()]))
     assert "[red]w1@a[/]" in captured.get()
+
+
+@pytest.mark.parametrize("reason", ["stalled", "broker lost"])
+def test_who_gave_up_as_not_fit_to_lead_is_named_until_it_takes_part_again(reason: str) -> None:
+    gone = Reign("w9@z", 6, 1.0, 2.0, reason)
+    led = dataclasses.replace(FLEET, reigns=(Reign("w1@a", 7, 2.0), gone))
+    assert f"    w9@z gave up: {reason}" in in_lines(led.sheet()).splitlines()
+    assert led.as_json()["unfit"] == {"node": "w9@z", "reason": reason}
+    nobody = dataclasses.replace(
+        overview(led=record(holder="w9@z", state=State.RELEASED)), reigns=(gone,)
+    )
+    assert nobody.headline().endswith(f"the last was w9@z, term 7, which gave up: {reason}")
+    back = dataclasses.replace(led, candidates=[*led.candidates, Candidate("w9@z", 1.0)])
+    assert back.unfit is None
+    resigned = Reign("w9@z", 6, 1.0, 2.0, "resigned")
+    assert dataclasses.replace(led, reigns=(resigned, gone)).unfit is None

@@ -131,6 +131,29 @@ def test_an_election_of_ones_own_is_decided_too_without_a_wait(app: Celery) -> N
         assert not election.wait_until_leader()
 
 
+def test_a_leader_only_task_is_skipped_on_a_follower_also_where_all_is_eager(app: Celery) -> None:
+    app.conf.task_always_eager = True
+    ran = []
+
+    @leader_only
+    @app.task(shared=False)
+    def report() -> str:
+        ran.append(True)
+        return "written"
+
+    with following(app):
+        result = report.delay()
+        assert (result.state, ran) == ("REVOKED", [])
+        with pytest.raises(TaskSkipped, match="does not lead 'worker'"):
+            result.get()
+        assert report.apply().get() == report() == "written"  # these just run it
+    with leading_as(app):
+        assert report.delay().get() == "written"
+    with following(app, "reports"):  # of another election
+        assert report.delay().get() == "written"
+    assert report.delay().get() == "written"  # outside of such a test nobody else could run it
+
+
 def test_what_only_the_leader_sends_is_held_back_on_a_follower(app: Celery) -> None:
     if app.conf.task_always_eager:
         pytest.skip("an eager app sends nothing")

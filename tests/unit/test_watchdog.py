@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_leader.watchdog import Pulse
+from celery_leader.watchdog import BrokerPulse, Pulse
 
 
 @pytest.fixture
@@ -68,3 +68,37 @@ def test_a_second_silence_is_looked_at_twice_as_well(pulse: Pulse) -> None:
 
 def test_one_that_has_shown_no_life_yet_does_not_stand() -> None:
     assert not Pulse("the loop", 60.0).fails(1e9)
+
+
+# -- the broker ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lease", [3.0, 15.0, 25.0])
+def test_a_broker_that_is_asked_may_be_silent_for_about_a_lease(lease: float) -> None:
+    broker = BrokerPulse(lease)
+    assert not broker.fails(1000.0)
+    broker.expect(1000.0)
+    assert not broker.fails(1000.0 + lease / 2)
+    moment = 1000.0
+    while not broker.fails(moment):
+        moment = broker.look_again_at(moment)
+        assert moment <= 1000.0 + 1.1 * lease
+
+
+def test_who_asks_a_silent_broker_again_does_not_begin_to_count_anew() -> None:
+    broker = BrokerPulse(15.0)
+    for moment in range(1000, 1020, 2):
+        broker.expect(moment)
+        broker.fails(moment)
+    assert broker.fails(1020.0)
+
+
+def test_an_answer_of_the_broker_is_enough_until_it_is_asked_again() -> None:
+    broker = BrokerPulse(15.0)
+    broker.expect(1000.0)
+    assert broker.awaited
+    broker.suspend()
+    assert not broker.awaited
+    assert not broker.fails(99_000.0)
+    broker.expect(99_000.0)
+    assert not broker.fails(99_001.0)
