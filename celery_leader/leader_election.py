@@ -45,7 +45,9 @@ class LeaderElection:
     """
 
     def __init__(self, app: Celery, name: str, *, node: str | None = None) -> None:
-        self._leadership = leadership_of(celery_app(app, "LeaderElection"))
+        # Kept: its leadership goes with the app, which its caller may not keep.
+        self._app = celery_app(app, "LeaderElection")
+        self._leadership = leadership_of(self._app)
         self._name = check_name(name)
         self._named = node is not None
         self._node = check_node(node) if node else self._leadership.free_node_name(name)

@@ -327,7 +327,7 @@ MUTANTS = (
         "scripts.py",
         "lease = {_ms(LONGEST_LEASE)},",
         "lease = 1e16,",
-        (_HOSTILE + "an_election_recovers_when_its_spoilt_record_is_deleted",),
+        (_HOSTILE + "an_absurd_lease_of_a_leader_that_is_gone_is_waited_for_by_nobody",),
     ),
     _script(
         "a record that makes no sense is free",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import logging
 import signal
 import time
@@ -237,6 +238,18 @@ def test_an_election_of_others_is_not_forgotten(make_app: MakeApp) -> None:
         with pytest.raises(LeaderError, match=r"a@here takes part, heard of .* s ago"):
             other.forget()
         assert election.is_leader()
+
+
+def test_an_election_keeps_its_app_alive(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    app = Celery("kept", broker=redis_url, set_as_current=False)
+    election = LeaderElection(app, NAME).start()
+    del app
+    gc.collect()
+    try:
+        assert election.wait_until_leader(PATIENCE)
+    finally:
+        election.resign()
+    assert not [each for each in caplog.records if each.exc_info]
 
 
 def test_all_elections_of_a_process_share_one_connection(

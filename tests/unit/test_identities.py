@@ -184,7 +184,7 @@ def test_a_line_of_the_far_future_makes_nobody_deaf(world: World) -> None:
     leader, follower = world.leader("a"), world.follower("b")
     line = Announcement(NAME, "9999999999999999-0", "elected", "x", 5, None)
     follower.election.heard(line, world.now)
-    world.run(LEASE.lease_duration)
+    world.run(LEASE.lease_duration / 2)
     leader.resign()
     _, took = world.run_until_elected()
     assert follower.leads
