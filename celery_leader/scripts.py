@@ -283,13 +283,18 @@ local function reply(what)
   return told
 end
 
+-- Until when the lease in the record was held: no longer than now, though it would have run on.
+local function over_at()
+  return string.format('%.0f', now + math.min(record.left or 0, 0))
+end
+
 local function grant()
   local fresh = string.format('%.0f', math.max(term + 1, seen_term + 1, micros))
   local how, ended_at = '', ''
   if gone then
     how = 'record lost'
   elseif record.state == 'held' then
-    how, ended_at = 'expired', record.expires_at
+    how, ended_at = 'expired', over_at()
   end
   local event = announce(ARGV[12], 'elected', holder, fresh, 'reason', how, 'ended_at', ended_at,
                          'life', life(nonce))
@@ -307,7 +312,7 @@ local function succeed()
   local best, highest = foremost(holder, lease)
   if not best or highest <= tonumber(ARGV[13]) then return grant() end
   local event = announce(ARGV[12], 'reserved', record.holder, record.term, 'successor', best,
-                         'ended_at', record.expires_at, 'life', life(record.nonce))
+                         'ended_at', over_at(), 'life', life(record.nonce))
   -- One renewal more: who watched this lease is to watch it anew.
   redis.call('HINCRBY', KEYS[1], 'renewals', 1)
   redis.call('HSET', KEYS[1], 'state', 'reserved', 'successor', best, 'event', event,

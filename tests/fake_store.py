@@ -317,7 +317,7 @@ class FakeStore:
             row.holder,
             row.term,
             best.node,
-            ended_at=row.expires_at / 1000,
+            ended_at=min(row.expires_at, self._now_ms()) / 1000,
             nonce=row.nonce,
         )
         row.renewals += 1
@@ -351,7 +351,7 @@ class FakeStore:
             request.holder,
             term,
             reason="record lost" if lost else "expired" if expired else None,
-            ended_at=row.expires_at / 1000 if expired and row is not None else None,
+            ended_at=min(row.expires_at, now) / 1000 if expired and row is not None else None,
             nonce=request.nonce,
         )
         self.rows[request.election] = Row(

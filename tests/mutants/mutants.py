@@ -163,6 +163,21 @@ MUTANTS = (
     ),
     # -- the scripts of the lease -----------------------------------------------------------
     _script(
+        "the end of a leadership is told an hour late",
+        "string.format('%.0f', now - ago)",
+        "string.format('%.0f', now - ago + 3600000)",
+    ),
+    _script(
+        "an expired leadership ends an hour late",
+        "now + math.min(record.left or 0, 0)",
+        "now + math.min(record.left or 0, 0) + 3600000",
+    ),
+    _script(
+        "a leadership ends after the next has begun",
+        "now + math.min(record.left or 0, 0)",
+        "now + (record.left or 0)",
+    ),
+    _script(
         "a term from a plain counter",
         "math.max(term + 1, seen_term + 1, micros)",
         "term + 1",
@@ -577,6 +592,13 @@ MUTANTS = (
         (
             "tests/fleet/test_worker_network.py::test_a_leader_whose_connections_are_torn_down_keeps_its_lease_and_its_queue",
         ),
+    ),
+    Mutant(
+        "what is forked off keeps the port of the metrics",
+        "scrape.py",
+        "os.register_at_fork(after_in_child=listening.close)",
+        "pass",
+        ("tests/unit/test_metrics.py",),
     ),
     Mutant(
         "a lost connection is not counted",

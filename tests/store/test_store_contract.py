@@ -12,6 +12,7 @@ import pytest
 
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.facts import Facts
+from celery_leader.history import moment_of
 from celery_leader.lease import (
     Announcement,
     Ended,
@@ -805,10 +806,11 @@ def test_memory_and_redis_answer_any_sequence_of_requests_alike(make_store: Make
             moment = time.monotonic()
             while time.monotonic() < moment + 2 * INSTANT:
                 time.sleep(INSTANT)
-        lines = [
-            [_line_in_words(line, terms) for line in each.announcements({election: "0-0"}, 0, None)]
-            for each, terms in ((fake, terms_of_fake), (real, terms_of_real))
-        ]
+        lines = []
+        for each, terms in ((fake, terms_of_fake), (real, terms_of_real)):
+            history = each.announcements({election: "0-0"}, 0, None)
+            _assert_that_ends_are_told_right(history)
+            lines.append([_line_in_words(line, terms) for line in history])
         assert lines[0] == lines[1]
         # Which of the others is forgotten when depends on the instant, in the short leases.
         if ranked:
@@ -847,6 +849,23 @@ def _spoil(store: RedisStore | FakeStore, election: str) -> None:
         store._client.call_all([["HSET", key, "renewals", "-1"]])
 
 
+def _assert_that_ends_are_told_right(history: list[Announcement]) -> None:
+    """No leadership ended before it began or after the next did; who tells of its own is exact."""
+    led_from: dict[int, float] = {}
+    latest = 0
+    for line in history:
+        if line.ended_at is not None:
+            told_at = moment_of(line)
+            which = line.term if line.kind in ("ended", "reserved") else latest
+            if line.kind == "ended":
+                assert told_at - line.ended_at == pytest.approx(AGO, abs=AGO / 2), line
+            else:
+                assert led_from.get(which, 0.0) <= line.ended_at <= told_at + AGO / 100, line
+        if line.kind == "elected":
+            latest = line.term
+            led_from[latest] = moment_of(line)
+
+
 def _line_in_words(line: Announcement, terms: list[int]) -> object:
     which = terms.index(line.term) if line.term in terms else None
     moment = line.ended_at is not None
@@ -861,6 +880,7 @@ def _register_of(store: RedisStore | FakeStore, election: str) -> object:
 
 
 INSTANT = 0.002
+AGO = 1.0  # seconds since the end of a leadership that is told of
 
 
 def _random_request(
@@ -899,7 +919,7 @@ def _random_request(
             from_missing=flags[4],
             priority=priority,
             facts=facts,
-            ended=Ended(term, "lost contact", 1.0) if flags[2] and term else None,
+            ended=Ended(term, "lost contact", AGO) if flags[2] and term else None,
         )
     if kind < 0.8:
         return renew(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -207,3 +209,31 @@ def _empty_registry() -> Iterator[None]:
     yield
     for collector in set(REGISTRY._collector_to_names) - before:
         REGISTRY.unregister(collector)
+
+
+def test_what_is_forked_off_does_not_keep_the_port_of_who_has_ended() -> None:
+    code = """if True:
+        import logging, os, signal, sys
+        from celery import Celery
+        from celery_leader.scrape import serve_metrics
+        logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+        app = Celery("app", broker="memory://")
+        app.conf.update(leader_metrics_port=0, leader_metrics_address="127.0.0.1")
+        serve_metrics(app)
+        child = os.fork()
+        if child:
+            print(child, flush=True)
+            os._exit(0)
+        signal.pause()
+    """
+    done = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert done.stdout is not None
+    url, child = done.stdout.readline().split()[-1], int(done.stdout.readline())
+    try:
+        assert done.wait(30) == 0
+        os.kill(child, 0)  # it lives
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(url, timeout=30)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        done.stdout.close()

@@ -154,10 +154,8 @@ def test_a_leader_only_task_is_skipped_on_a_follower_also_where_all_is_eager(app
     assert report.delay().get() == "written"  # outside of such a test nobody else could run it
 
 
+@pytest.mark.parametrize("app", ["redis", "memory"], indirect=True)  # an eager app sends nothing
 def test_what_only_the_leader_sends_is_held_back_on_a_follower(app: Celery) -> None:
-    if app.conf.task_always_eager:
-        pytest.skip("an eager app sends nothing")
-
     @leader_only(send_from="leader")
     @app.task(ignore_result=True, shared=False)
     def report() -> None: ...
