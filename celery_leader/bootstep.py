@@ -37,6 +37,9 @@ from .receive import (
     consumers,
     forget_fetched,
     give_all_back,
+    give_back_in_order,
+    give_back_the_rest,
+    hand_over_kept,
     key_of,
     put,
     running_elections,
@@ -53,6 +56,10 @@ from .worker_events import WorkerEvents
 logger = logging.getLogger(__name__)
 
 _LAST_RESULTS = 2.0  # seconds; how long the end of a worker waits for its result backend
+
+_UNTAKEN = 60_000  # milliseconds; how long a nudge that nobody takes is kept
+# Not by the command itself: kombu puts its prefix before the key in some versions only.
+_EXPIRE = "return redis.call('PEXPIRE', KEYS[1], ARGV[1])"
 
 _GLANCE = 0.01  # seconds between looks for a leader-only body that still runs
 
@@ -216,8 +223,10 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             ignore_errors(c, self._nudge.finish_pop)
         self._closing = True
         ignore_errors(c, self._consume_what_is_led)
-        give_all_back(self._eligible)
+        give_back_in_order(self._eligible)
         threading.Thread(target=self._resign_in_time, name="leader-farewell", daemon=True).start()
+        # There may be thousands: no reason to have nobody lead meanwhile.
+        give_back_the_rest(self._eligible)
 
     def _resign_in_time(self) -> None:
         # Nothing in Celery calls back for every end of a body while a pool drains.
@@ -251,6 +260,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._gone.set()
         if not self._leadership.resign_all():
             logger.warning("the lease could not be given up in time; it will expire")
+        hand_over_kept()
         skipped_results.finish(_LAST_RESULTS)
         self._events.send_last(c)
         if self._nudge is not None:
@@ -378,7 +388,7 @@ class Nudge:
     On Redis kombu waits in one ``BRPOP`` on all queues for a second. An empty message
     to a queue that only this worker consumes ends it at once, and needs no second
     connection. Its key is ``celery-leader:{namespace}:nudge:{node}``, removed at
-    shutdown.
+    shutdown; a killed worker's expires.
     """
 
     def __init__(self, channel: Any, name: str) -> None:
@@ -395,6 +405,10 @@ class Nudge:
         self._producer.publish(
             b"", routing_key=self._name, content_type="application/data", content_encoding="binary"
         )
+        # Nobody else would ever take it, should this worker be killed before it does.
+        key = self._channel.global_keyprefix + self._name
+        with self._channel.conn_or_acquire() as client:
+            client.eval(_EXPIRE, 1, key, _UNTAKEN)
 
     def finish_pop(self) -> None:
         """End the pop that is under way for good, and take in what it has popped already.

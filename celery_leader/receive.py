@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import re
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from celery import signals
@@ -28,6 +29,7 @@ from kombu import Producer, Queue
 from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
 from .app import leadership_of
+from .front import STEP, put_in_front
 from .observe import Forwarded, Skipped
 from .skipped import SkippedResults, TaskSkipped, Unstored
 from .tasks import (
@@ -37,11 +39,18 @@ from .tasks import (
     leader_queue,
     options_for,
     options_of,
+    starts,
 )
 
 logger = logging.getLogger(__name__)
 
 HOPS = "leader_hops"
+
+_TRIES = 3  # of a message that cannot be handed over for its own sake
+
+_MOST_HOPS = 10**9
+_LONGEST_EXPIRATION = 2**32 - 1  # milliseconds; what RabbitMQ takes
+_HIGHEST_PRIORITY = 255
 
 PATIENCE = 1.0  # seconds; until a message that could not be given away is tried again
 
@@ -113,9 +122,12 @@ def _leave_to_leader(consumer: Any, queue: str) -> None:
 
 def _arguments(message: Any) -> tuple[Any, Any]:
     payload = message.payload
-    if "args" in payload:  # Celery's first message protocol
-        return payload["args"], payload.get("kwargs")
-    return payload[0], payload[1]
+    try:
+        if "args" in payload:  # Celery's first message protocol
+            return payload["args"], payload.get("kwargs")
+        return payload[0], payload[1]
+    except (LookupError, TypeError, AttributeError):
+        return None, None  # Celery says what is wrong with it
 
 
 def _request_of(task: Any, consumer: Any, message: Any, ack: Any, reject: Any) -> Request:
@@ -140,6 +152,9 @@ def _request_of(task: Any, consumer: Any, message: Any, ack: Any, reject: Any) -
     )
 
 
+# Properties that would be taken for other arguments of who publishes, or are set right there.
+_OF_PUBLISHING = frozenset(inspect.signature(Producer.publish).parameters)
+
 #: Leader-only requests whose body has not begun, in the order they came. Celery forgets
 #: its own before a consumer step hears of a shutdown.
 _fetched: dict[int, LeaderOnlyRequest] = {}
@@ -154,16 +169,18 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         _fetched[id(self)] = self
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Celery makes each worker's requests a subclass whose own calls no other.
+        own = vars(cls).get("execute_using_pool")
+        if own is not None:
+            cls.execute_using_pool = _where_led(own)
+
     def let_go(self) -> None:
         """Its message was given back: whatever comes back to it, it is not run here."""
         self.given_back = self.acknowledged = True
-        # On the instance: Celery makes each worker's requests a subclass with its own.
-        self.execute_using_pool = self._execute_nothing
         task_ready(self)
         _fetched.pop(id(self), None)
-
-    def _execute_nothing(self, *_: Any, **__: Any) -> None:
-        raise TaskRevokedError(self.id)  # with which Celery gives its turn to the next
 
     def on_accepted(self, *args: Any, **kwargs: Any) -> None:
         """The body begins."""
@@ -185,12 +202,36 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
         exc = getattr(exc_info.exception, "exc", exc_info.exception)
         if not isinstance(exc, NotLeading):
             return super().on_failure(exc_info, *args, **kwargs)
-        task_ready(self)
         if self.given_back:
-            return None
+            return task_ready(self)
+        return self.leave_to_leader()
+
+    def leave_to_leader(self) -> None:
+        """Hand the message over, or skip it: the body has not begun, and is not to."""
+        task_ready(self)
+        _fetched.pop(id(self), None)
         options = options_for(self.task, self.args, self.kwargs)
         assert options is not None
-        return hand_over_or_retry(self.task, options, self._message, self, self.acknowledge)
+        hand_over_or_retry(self.task, options, self._message, self, self.acknowledge)
+
+
+def _where_led(execute: Callable[..., Any]) -> Callable[..., Any]:
+    """``execute_using_pool``, which asks before the message can be acknowledged.
+
+    A pool process asks again, but by then an early acknowledgement may be on its way, and
+    what is handed over afterwards is lost with the connection.
+    """
+
+    @functools.wraps(execute)
+    def execute_using_pool(self: LeaderOnlyRequest, pool: Any, **kwargs: Any) -> Any:
+        if not self.given_back:
+            options = options_for(self.task, self.args, self.kwargs)
+            if options is None or not installed(self.app) or starts(self.app, options):
+                return execute(self, pool, **kwargs)
+            self.leave_to_leader()
+        raise TaskRevokedError(self.id)  # with which Celery gives its turn to the next
+
+    return execute_using_pool
 
 
 def hand_over_or_retry(
@@ -199,10 +240,12 @@ def hand_over_or_retry(
     message: Any,
     request: Request | None,
     acknowledge: Callable[[], Any],
+    tries: int = 0,
 ) -> None:
     """Hand a message over and acknowledge it; where Redis refuses, keep it and try again later.
 
-    A full Redis, say, must not end the worker or lose the message.
+    A full Redis, say, must not end the worker or lose the message. What no try can change, a
+    message that cannot be written again, is refused after a few.
     """
     skips = options.on_follower == "skip" and not leadership_of(task.app).is_shut
     if request is not None and skips:
@@ -212,17 +255,92 @@ def hand_over_or_retry(
         hand_over(task, options, message)
     except Exception as exc:
         consumer = consumers.get(task.app)
-        if consumer is None or isinstance(exc, consumer.connection_errors):
+        if consumer is None:
+            raise
+        lost = isinstance(exc, consumer.connection_errors) and not isinstance(exc, LookupError)
+        if lost and not _is_gone(request):
             raise  # the consumer reconnects, and the message comes again
+        tries = 0 if lost or isinstance(exc, consumer.channel_errors) else tries + 1
+        if tries == _TRIES:
+            _refuse(task, options, message, exc, acknowledge)
+            return
         logger.warning("%s: %s cannot be handed over yet: %s", options.election, task.name, exc)
-        consumer.timer.call_after(
-            PATIENCE, hand_over_or_retry, (task, options, message, request, acknowledge)
-        )
+        _try_again(consumer, (task, options, message, request, acknowledge, tries))
+        if lost:
+            raise
         return
     acknowledge()
 
 
-def hand_over(task: Any, options: LeaderOnly, message: Any) -> None:
+def _is_gone(request: Request | None) -> bool:
+    """Whether the broker has forgotten the message, so that nobody but this worker has it."""
+    return request is not None and request.acknowledged
+
+
+#: What ``hand_over_or_retry`` is to be called with again, by identity of the message.
+_kept: dict[int, tuple[Any, ...]] = {}
+
+
+def _try_again(consumer: Any, arguments: tuple[Any, ...]) -> None:
+    message, request = arguments[2:4]
+    _kept[id(message)] = arguments
+
+    def again() -> None:
+        if _kept.get(id(message)) is not arguments:
+            return
+        if not _is_gone(request) and not _is_of(message, consumer):
+            del _kept[id(message)]  # of a connection before: it is delivered again
+        elif consumer.task_consumer is None:
+            _try_again(consumer, arguments)
+        else:
+            del _kept[id(message)]
+            hand_over_or_retry(*arguments)
+
+    consumer.timer.call_after(PATIENCE, again)
+
+
+def _is_of(message: Any, consumer: Any) -> bool:
+    """Whether ``message`` came on the connection that ``consumer`` has now."""
+    task_consumer = consumer.task_consumer
+    return task_consumer is not None and message.channel is task_consumer.channel
+
+
+def hand_over_kept() -> None:
+    """The worker ends: hand over what nobody else has, over a connection of its own."""
+    for arguments in list(_kept.values()):
+        task, options, message, request = arguments[:4]
+        if not _is_gone(request):
+            continue
+        try:
+            with task.app.producer_pool.acquire(block=True) as producer:
+                producer.connection.ensure_connection(max_retries=2, interval_start=0.5)
+                hand_over(task, options, message, producer)
+        except Exception as exc:
+            logger.error(
+                "%s: %s[%s] is lost, since it cannot be handed over: %s",
+                options.election,
+                task.name,
+                message.headers.get("id"),
+                exc,
+            )
+    _kept.clear()
+
+
+def _refuse(
+    task: Any, options: LeaderOnly, message: Any, exc: Exception, acknowledge: Callable[[], Any]
+) -> None:
+    logger.error(
+        "%s: %s[%s] is refused, since it cannot be written again: %s: %s",
+        options.election,
+        task.name,
+        str(message.headers.get("id"))[:100],
+        type(exc).__name__,
+        str(exc)[:200],
+    )
+    acknowledge()
+
+
+def hand_over(task: Any, options: LeaderOnly, message: Any, producer: Any = None) -> None:
     """Give a message that this worker must not run to the leader queue.
 
     The caller acknowledges afterwards: should this worker die in between, the message
@@ -230,7 +348,7 @@ def hand_over(task: Any, options: LeaderOnly, message: Any) -> None:
     """
     task_id = message.headers.get("id") or "?"
     queue = leader_queue(task.app, options.election)
-    put(task.app, message, queue)
+    put(task.app, message, queue, producer)
     logger.info(
         "%s: %s[%s] handed to %s, not leading", options.election, task.name, task_id, queue.name
     )
@@ -295,19 +413,14 @@ def _in_loop(app: Any, act: Callable[[], Any]) -> None:
     wakers[app]()
 
 
-def put(app: Any, message: Any, queue: Queue) -> None:
+def put(app: Any, message: Any, queue: Queue, producer: Any = None) -> None:
     """Publish a received message again as it came, to ``queue``, with one more hop."""
     headers = dict(message.headers)
-    headers[HOPS] = (_number(headers.get(HOPS)) or 0) + 1
+    headers[HOPS] = (_number(headers.get(HOPS), _MOST_HOPS) or 0) + 1
     # The body has been decompressed on the way in.
     compression = headers.pop("compression", None)
-    properties = {k: v for k, v in message.properties.items() if k not in _OF_DELIVERY}
-    # Milliseconds, as text, in the message; seconds where it is published.
-    expiration = _number(properties.pop("expiration", None))
-    if expiration is not None:
-        properties["expiration"] = expiration / 1000
-    with _producer_for(app, message) as producer:
-        producer.publish(
+    with contextlib.nullcontext(producer) if producer else _producer_for(app, message) as each:
+        each.publish(
             message.body,
             exchange="",
             routing_key=queue.name,
@@ -316,16 +429,39 @@ def put(app: Any, message: Any, queue: Queue) -> None:
             content_type=message.content_type,
             content_encoding=message.content_encoding,
             compression=compression,
-            **properties,
+            **_properties(message),
         )
 
 
-def _number(value: Any) -> int | None:
-    """What a message says is a number; whoever wrote it, it must not be retried for ever."""
+def _properties(message: Any) -> dict[str, Any]:
+    """The properties of ``message``, as they are given to who publishes; set right where wrong.
+
+    On Redis anybody can have written anything.
+    """
+    properties = {
+        name: value
+        for name, value in message.properties.items()
+        if name not in _OF_DELIVERY and name not in _OF_PUBLISHING
+    }
+    # Milliseconds, as text, in the message; seconds where it is published.
+    expiration = _number(message.properties.get("expiration"), _LONGEST_EXPIRATION)
+    if expiration is not None:
+        properties["expiration"] = expiration / 1000
+    priority = _number(message.properties.get("priority"), _HIGHEST_PRIORITY)
+    if priority is not None:
+        properties["priority"] = priority
+    if message.properties.get("delivery_mode") in (1, 2):
+        properties["delivery_mode"] = message.properties["delivery_mode"]
+    return properties
+
+
+def _number(value: Any, most: int) -> int | None:
+    """What a message says is a number from 0 to ``most``; ``None`` if it is none of these."""
     try:
-        return None if value is None else int(value)
-    except (TypeError, ValueError):
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if 0 <= number <= most else None
 
 
 @contextlib.contextmanager
@@ -333,7 +469,10 @@ def _producer_for(app: Any, message: Any) -> Any:
     conf = app.conf
     if conf.broker_read_url == conf.broker_write_url:
         # The channel the message came on: no further socket, and it is acknowledged there.
-        yield Producer(message.channel, auto_declare=False)
+        # One that was acknowledged may come from a connection that is gone.
+        now_there = getattr(consumers.get(app), "task_consumer", None)
+        channel = message.channel if now_there is None else now_there.channel
+        yield Producer(channel, auto_declare=False)
     else:
         with app.producer_pool.acquire(block=True) as producer:
             yield producer
@@ -374,51 +513,72 @@ def _in_pool(request: Any) -> bool:
 
 def give_all_back(elections: Collection[str]) -> None:
     """Put the messages for leaders of ``elections`` that wait here back, in their order."""
-    waiting = [
+    give_back_in_order(elections)
+    give_back_the_rest(elections)
+
+
+def give_back_in_order(elections: Collection[str]) -> None:
+    """Put those back in front of their leader queue that are next in it."""
+    waiting = _waiting(elections)
+    _give_back_in_front([each for each in waiting if _came_from_its_queue(each) and not each.eta])
+
+
+def give_back_the_rest(elections: Collection[str]) -> None:
+    """Give back what has no place in the order: what has an ETA, or came by another queue."""
+    waiting = _waiting(elections)
+    _give_back_in_front([each for each in waiting if _came_from_its_queue(each)])
+    _hand_over_all([each for each in waiting if not _came_from_its_queue(each)])
+
+
+def _give_back_in_front(waiting: list[LeaderOnlyRequest]) -> None:
+    of_queue: dict[str, list[LeaderOnlyRequest]] = {}
+    for request in waiting:
+        of_queue.setdefault(key_of(request.message), []).append(request)
+    for queue, requests in of_queue.items():
+        # The last ones first, because each step is put in front of the others.
+        for end in range(len(requests), 0, -STEP):
+            step = requests[max(0, end - STEP) : end]
+            with _told_of_trouble(step[0]) as trouble:
+                put_in_front([request.message for request in step], queue)
+                for request in step:
+                    request.let_go()
+            if trouble:
+                return
+        logger.info("%d waiting leader-only task(s) given back", len(requests))
+
+
+def _hand_over_all(waiting: list[LeaderOnlyRequest]) -> None:
+    for request in waiting:
+        with _told_of_trouble(request) as trouble:
+            election = _election_of(request)
+            assert election is not None
+            put(request.app, request.message, leader_queue(request.app, election))
+            request.message.ack()
+            request.let_go()
+        if trouble:
+            return
+
+
+def _waiting(elections: Collection[str]) -> list[LeaderOnlyRequest]:
+    return [
         request
         for request in _fetched.values()
         if not _in_pool(request) and _election_of(request) in elections
     ]
-    in_front: list[LeaderOnlyRequest] = []
-    behind: list[LeaderOnlyRequest] = []
-    for request in waiting:
-        (in_front if _came_from_its_queue(request) else behind).append(request)
-    # The last one first, because each is put in front of the others.
-    for request in (*reversed(in_front), *behind):
-        try:
-            give_back(request)
-        except Exception as exc:
-            # Not acknowledged: the broker gives it to another when this worker is gone.
-            logger.warning("%s cannot be given back yet: %s", request.name, exc)
-            return
-    if waiting:
-        logger.info("%d waiting leader-only task(s) given back", len(waiting))
 
 
-def give_back(request: LeaderOnlyRequest) -> None:
-    """Give the message of a request that was not started to the next leader."""
-    election = _election_of(request)
-    assert election is not None
-    if _came_from_its_queue(request):
-        put_in_front(request.message)
-    else:
-        put(request.app, request.message, leader_queue(request.app, election))
-        request.message.ack()
-    request.let_go()
+@contextlib.contextmanager
+def _told_of_trouble(request: Any) -> Iterator[list[Exception]]:
+    """What cannot be given back is not acknowledged: the broker gives it to another later."""
+    trouble: list[Exception] = []
+    try:
+        yield trouble
+    except Exception as exc:
+        logger.warning("%s cannot be given back yet: %s", request.name, exc)
+        trouble.append(exc)
 
 
 def _came_from_its_queue(request: Any) -> bool:
     election = _election_of(request)
     assert election is not None
     return key_of(request.message) == leadership_of(request.app).queue(election)
-
-
-def put_in_front(message: Any) -> None:
-    """Have a received message be the next one that is delivered from its queue."""
-    qos: Any = getattr(message.channel, "qos", None)
-    if not hasattr(qos, "restore_by_tag"):
-        message.requeue()
-        return
-    # On Redis a requeued message goes to the end; a restored one does not.
-    qos.restore_by_tag(message.delivery_tag)
-    qos.ack(message.delivery_tag)

@@ -190,6 +190,7 @@ class Runner:
         os.set_blocking(self._wake_write, False)
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._disowned = False
         self._failed = 0
         self._last_contact: float | None = None
         self._deaf_until = 0.0
@@ -271,7 +272,11 @@ class Runner:
             self._thread.join(timeout)
 
     def disown(self) -> None:
-        """In a forked child: this runner's thread and socket are the parent's."""
+        """In a forked child: this runner's thread and socket are the parent's.
+
+        Of a greenlet the child has a copy, which is to end.
+        """
+        self._stopping = self._disowned = True
         for fd in (self._wake_read, self._wake_write):
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -286,10 +291,15 @@ class Runner:
             try:
                 self._turn()
             except Exception:
+                if self._disowned:
+                    break
                 # The thread must outlive whatever this was: without it nobody campaigns.
                 logger.exception("election thread: a turn failed; it goes on")
                 self._sleep(1.0)
         self._store.close()
+        if self._disowned:
+            # In the child threading has forgotten this greenlet, whose end would be an error.
+            threading.Event().wait()
 
     def _turn(self) -> None:
         self._follow_orders()

@@ -427,7 +427,7 @@ class LeaderOnlyTask(Task):  # type: ignore[misc]
         """Refuse to start the body where its election is not led."""
         options = options_for(self, args, kwargs)
         # Asked for last, because it takes Celery as long as all the rest takes us.
-        if options is not None and not _starts(self.app, options) and not self.request.is_eager:
+        if options is not None and not starts(self.app, options) and not self.request.is_eager:
             if not installed(self.app):
                 raise LeaderError(
                     f"task {self.name} is leader-only, but this app cannot elect a leader:"
@@ -437,7 +437,7 @@ class LeaderOnlyTask(Task):  # type: ignore[misc]
         super().before_start(task_id, args, kwargs)
 
 
-def _starts(app: Celery, options: LeaderOnly) -> bool:
+def starts(app: Celery, options: LeaderOnly) -> bool:
     """Whether a body may start in this process now."""
     if not installed(app):
         return False

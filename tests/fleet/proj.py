@@ -296,6 +296,16 @@ def define_tasks(app: Celery, recorder: Recorder) -> None:
         recorder.wait_at_gate(label)
         raise self.retry(countdown=0)
 
+    @task(name="fleet.forks")
+    @leader_only
+    def forks(self: Any, label: str) -> Any:
+        child = os.fork()
+        if child == 0:
+            time.sleep(1)  # and let other greenlets run
+            os._exit(0)
+        os.waitpid(child, 0)
+        return saw(self, "ran", label=label)
+
     @task(name="fleet.retried_later")
     @leader_only
     def retried_later(self: Any, label: str) -> Any:

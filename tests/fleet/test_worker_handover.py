@@ -419,3 +419,22 @@ def test_what_was_given_back_does_not_start_when_its_time_has_come_though_the_le
         assert election.wait_until_leader(timeout=30)
         assert [message["id"] for message in fleet.messages("celery.leader")] == [sent.id]
         assert fleet.records("ran", "later") == []
+
+
+def test_the_nudge_of_a_worker_that_is_killed_before_it_takes_it_does_not_stay(
+    new_fleet: NewFleet,
+) -> None:
+    fleet = new_fleet()
+    with LeaderElection(fleet.app, "worker", node="other") as election:
+        assert election.wait_until_leader(timeout=30)
+        worker = fleet.worker("w1").says(" ready.")
+        fleet.takes_part(worker)
+        # As many as it fetches: it does not wait for messages while it has them.
+        for number in range(4):
+            fleet.send("hold_plain", str(number), queue="w1")
+        wait_until(lambda: fleet.redis.hlen("unacked") == 4, what="a full prefetch")
+    assert fleet.leader() is worker
+    nudge = f"celery-leader:celery:nudge:{worker.node}"
+    wait_until(lambda: fleet.redis.exists(nudge), what="a nudge that is not taken")
+    worker.kill()
+    wait_until(lambda: 0 < fleet.redis.ttl(nudge) <= 60, what="the nudge to be one that ends")

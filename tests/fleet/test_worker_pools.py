@@ -358,3 +358,15 @@ def test_an_embedded_beat_ends_with_a_worker_that_is_killed(new_fleet: NewFleet)
     first.says("the worker this beat belongs to is gone")
     assert second.alive
     assert fleet.leader() is second
+
+
+def test_a_body_that_forks_in_a_pool_of_greenlets_leaves_the_election_to_its_parent(
+    new_fleet: NewFleet,
+) -> None:
+    fleet = new_fleet()
+    worker = fleet.worker("w1", *POOLS["gevent"]).says(" ready.")
+    assert fleet.leader() is worker
+    seen = fleet.app.tasks["fleet.forks"].delay("forks").get(timeout=30)
+    assert fleet.renewed(1)["term"] == str(seen["term"])
+    assert "Traceback" not in worker.log
+    assert "a turn failed" not in worker.log

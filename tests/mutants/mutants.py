@@ -21,6 +21,7 @@ _MARKED = ("tests/unit/test_leader_tasks.py",)
 _HANDOVER = "tests/fleet/test_worker_handover.py::test_"
 _LEADING = "tests/fleet/test_worker_leading.py::test_"
 _WAYS = "tests/fleet/test_every_way_to_send.py::test_"
+_CUTS = "tests/fleet/test_worker_cuts.py::test_"
 _DELAYED = "tests/beat/test_rabbitmq_queues.py::test_"
 _LINK = "tests/fleet/test_each_link.py::test_"
 _LINKS = _LINK + "those_lead_whose_links_let_them_work"
@@ -559,7 +560,7 @@ MUTANTS = (
     Mutant(
         "before_start is not asked",
         "tasks.py",
-        "if options is not None and not _starts(self.app, options) and not self.request.is_eager:",
+        "if options is not None and not starts(self.app, options) and not self.request.is_eager:",
         "if False:",
         (_WAYS + "what_a_worker_held_when_it_lost_the_lead_is_refused_when_it_would_start",),
     ),
@@ -664,9 +665,9 @@ MUTANTS = (
     ),
     Mutant(
         "what waits is given back in the wrong order",
-        "receive.py",
-        "for request in (*reversed(in_front), *behind):",
-        "for request in (*in_front, *behind):",
+        "front.py",
+        "    for message in reversed(messages):\n        payload",
+        "    for message in messages:\n        payload",
         (
             _HANDOVER
             + "what_waits_in_a_worker_that_stops_runs_on_the_next_leader_at_once_and_in_order",
@@ -750,5 +751,37 @@ MUTANTS = (
         "c.app.amqp.queues.add(queue)",
         "pass",
         (_DELAYED + "what_waits_for_its_time_runs_on_the_leader_when_that_has_come",),
+    ),
+    Mutant(
+        "a request does not ask before its message can be acknowledged",
+        "receive.py",
+        "if options is None or not installed(self.app) or starts(self.app, options):",
+        "if True:",
+        (_CUTS + "what_a_paused_leader_had_fetched_runs_whatever_is_cut_when_it_goes_on",),
+    ),
+    Mutant(
+        "what was acknowledged and cannot be handed over is forgotten",
+        "receive.py",
+        "if lost and not _is_gone(request):",
+        "if lost:",
+        ("tests/unit/test_receive.py",),
+    ),
+    Mutant(
+        "each message is given back by itself",
+        "front.py",
+        "STEP = 500",
+        "STEP = 1",
+        (_CUTS + "a_leader_that_stops_gives_thousands_back_in_a_few_steps_and_in_order",),
+    ),
+    Mutant(
+        "removed before it is put back",
+        "front.py",
+        """        redis.call('RPUSH', KEYS[2 + ARGV[i + 1]], ARGV[i + 2])
+        redis.call('HDEL', KEYS[1], ARGV[i])
+""",
+        """        redis.call('HDEL', KEYS[1], ARGV[i])
+        redis.call('RPUSH', KEYS[2 + ARGV[i + 1]], ARGV[i + 2])
+""",
+        (_CUTS + "what_cannot_be_given_back_stays_unacknowledged",),
     ),
 )

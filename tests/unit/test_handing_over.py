@@ -56,6 +56,34 @@ def test_hops_are_counted(app: Celery, connection: Connection) -> None:
     assert handed_over(app, connection, headers={"leader_hops": 3}).headers["leader_hops"] == 4
 
 
+@pytest.mark.parametrize("hops", [float("inf"), float("nan"), -1, "9" * 400, 10**400])
+def test_hops_that_nobody_can_have_counted_count_for_nothing(
+    app: Celery, connection: Connection, hops: Any
+) -> None:
+    assert handed_over(app, connection, headers={"leader_hops": hops}).headers["leader_hops"] == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [float("inf"), float("nan"), "9" * 400, -1, "-5", [], {}, "", "x"]
+)
+@pytest.mark.parametrize("name", ["expiration", "priority", "delivery_mode"])
+def test_a_property_that_no_sender_can_mean_is_dropped(
+    app: Celery, connection: Connection, name: str, wrong: Any
+) -> None:
+    message = handed_over(app, connection, properties={name: wrong})
+    assert message.properties.get(name) in (None, 0, 2)  # 0 and 2 are what kombu then takes
+    assert message.payload == {"x": 1}
+
+
+@pytest.mark.parametrize("name", ["exchange", "routing_key", "declare", "retry", "serializer"])
+def test_a_property_called_as_an_argument_of_sending_is_none(
+    app: Celery, connection: Connection, name: str
+) -> None:
+    message = handed_over(app, connection, properties={name: "x", "message_id": "mine"})
+    assert message.properties["message_id"] == "mine"
+    assert message.payload == {"x": 1}
+
+
 def test_an_expiry_is_kept_and_one_that_is_no_number_dropped(
     app: Celery, connection: Connection
 ) -> None:
