@@ -11,6 +11,7 @@ between two real ones, of a term between theirs, cannot be told from a real one.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -94,21 +95,40 @@ def _credible(
     last = None
     if record is not None and record.event != "0-0":
         last = cursor_order(record.event)
-    # Terms only grow: what was elected before a later one has a lower term than that.
-    below = latest_term(read_at) + 1 if record is None else record.term + 1
-    for line in reversed(lines):
+    highest = latest_term(read_at) if record is None else record.term
+    for line in lines:
         if not line.node or moment_of(line) > read_at + _CLOCKS_APART:
             continue
         if line.kind in _WITH_RECORD and last and last < cursor_order(line.cursor):
             continue  # these lines and the record are written together
         if line.kind == "elected":
-            if line.term >= below:
+            if line.term > highest:
                 continue
-            below = line.term
         elif line.ended_at is not None and line.ended_at > read_at + _CLOCKS_APART:
             continue
         kept.append(line)
-    return kept[::-1]
+    elected = [line for line in kept if line.kind == "elected"]
+    forged = {elected[i].cursor for i in _falling([line.term for line in elected])}
+    return [line for line in kept if line.cursor not in forged]
+
+
+def _falling(terms: Sequence[int]) -> set[int]:
+    """The places of those to leave out so that as many as can be are left, and rise.
+
+    A forged term is outnumbered by real ones. In a draw what was written first is left.
+    """
+    ends: list[int] = []  # the lowest term that so many can end with
+    by_length: list[list[int]] = []
+    for place, term in enumerate(terms):
+        length = bisect.bisect_left(ends, term)
+        ends[length : length + 1] = [term]
+        by_length[length : length + 1] = [[*(by_length[length : length + 1] or [[]])[0], place]]
+    left, below, before = set(range(len(terms))), float("inf"), len(terms)
+    for places in reversed(by_length):
+        before = next(at for at in places if at < before and terms[at] < below)
+        below = terms[before]
+        left.discard(before)
+    return left
 
 
 def moment_of(line: Announcement) -> float:

@@ -281,11 +281,20 @@ def test_a_forged_line_of_history_is_not_shown(fleet: Fleet, redis_server: Redis
     store = fleet.store
     record = store.read("e")
     assert record is not None
+    for _ in range(2):
+        (leader,) = [c for c in fleet.campaigns["e"] if c.term() is not None]
+        fleet.runners[fleet.campaigns["e"].index(leader)].step_down(leader)
+        fleet.settles(["e"], "stepped down")
+    record = store.read("e")
+    assert record is not None
     true = [(each.node, each.term, each.lasts) for each in store.history("e", 10)]
+    assert len(true) >= 3
     millis = int(time.time() * 1000)
     forged: list[tuple[str, dict[str, Any]]] = [
         ("*", {"kind": "elected", "node": "evil", "term": record.term + 7}),
         ("*", {"kind": "elected", "node": "evil", "term": 9 * 10**15}),
+        ("*", {"kind": "elected", "node": "evil", "term": record.term - 1}),
+        ("*", {"kind": "elected", "node": "evil", "term": 7}),
         ("*", {"kind": "resigned", "node": record.holder, "term": record.term, "reason": "lie"}),
         ("*", {"kind": "ended", "node": record.holder, "term": record.term, "reason": "lie"}),
         ("*", {"kind": "ended", "node": "evil", "term": record.term, "reason": "lie"}),

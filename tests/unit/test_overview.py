@@ -11,8 +11,8 @@ import pytest
 from celery_leader import screen
 from celery_leader.cli_base import json_text
 from celery_leader.facts import Facts, facts_from
-from celery_leader.history import Reign
-from celery_leader.lease import Candidate, Record, State, Timing
+from celery_leader.history import Reign, reigns
+from celery_leader.lease import Announcement, Candidate, Record, State, Timing
 from celery_leader.overview import Overview, changes, history_sheet, reign_as_json, span
 from celery_leader.screen import in_lines
 from celery_leader.watch import Diary, Look, Picture, Rate, Stream
@@ -267,3 +267,15 @@ def test_who_gave_up_as_not_fit_to_lead_is_named_until_it_takes_part_again(reaso
     assert back.unfit is None
     resigned = Reign("w9@z", 6, 1.0, 2.0, "resigned")
     assert dataclasses.replace(led, reigns=(resigned, gone)).unfit is None
+
+
+def test_of_leaderships_those_are_believed_whose_terms_rise() -> None:
+    def elected(node: str, term: int, at: int) -> Announcement:
+        return Announcement("worker", f"{at}-0", "elected", node, term, None)
+
+    real = [elected(f"w{i}@a", 10 * i, 1000 * i) for i in range(1, 6)]
+    for place in range(1, 5):
+        for term in (3, 55, 10):
+            lines = [*real[:place], elected("evil", term, 1000 * place + 1), *real[place:]]
+            shown = reigns(lines, record(term=50, event="5000-0", remaining=-1.0), 10.0)
+            assert [each.node for each in reversed(shown)] == [each.node for each in real]
