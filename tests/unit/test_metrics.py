@@ -220,10 +220,10 @@ def test_what_is_forked_off_does_not_keep_the_port_of_who_has_ended() -> None:
         app = Celery("app", broker="memory://")
         app.conf.update(leader_metrics_port=0, leader_metrics_address="127.0.0.1")
         serve_metrics(app)
-        child = os.fork()
-        if child:
-            print(child, flush=True)
+        sys.stdout.flush()
+        if os.fork():
             os._exit(0)
+        print(os.getpid(), flush=True)
         signal.pause()
     """
     done = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
