@@ -11,10 +11,10 @@ import atexit
 import contextlib
 import datetime
 import functools
-import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import socket
@@ -36,7 +36,8 @@ from .broker import LeaseSource, lease_source
 from .clock import now
 from .election import Election, GiveWay
 from .errors import LeaderError, StoreUnavailable
-from .facts import Facts, printable
+from .facts import Facts
+from .identity import Kin, called, identity, kinship
 from .lease import Candidate, Record, check_name, check_node
 from .observe import Event, LeaderChanged, LeaderElected, Observer, Standing
 from .redis_client import RedisClient
@@ -66,7 +67,7 @@ _LAST_SIGNALS = 1.0  # seconds; how long the end of a process waits for receiver
 _BEAT_NAME = "celerybeat"
 
 _PAUSE = 0.05  # seconds between looks at a record where waiting for news does not work
-_LONGEST_APP = 200  # characters of an app's name that tell it from others
+_FOREIGN_INTERVAL = 3600.0  # seconds from one word about another project to the next
 _LONGEST_HOLD = 10 * 365 * 86400  # seconds
 
 
@@ -148,7 +149,7 @@ class Leadership:
         self._entered: set[str] = set()
         self._staged: dict[str, Belief] = {}
         self._owner = os.getpid()
-        self._reported_foreign = False
+        self._foreign_told_at = -math.inf
         self._observers: list[Observer] = []
         self._delivery = Delivery()
         #: Elections whose lease is to be given up, once no body needs it, and why.
@@ -779,19 +780,25 @@ class Leadership:
         return belief
 
     def _foreign(self, election: str, record: Record) -> None:
-        ours, theirs = app_identity(self.app), record.app
-        same = any(a == b for a, b in zip(ours.split("|"), theirs.split("|"), strict=False))
-        if same or not theirs or self._reported_foreign:
+        """Say, loudly and again after an hour, that another project's app leads ``election``."""
+        moment = now()
+        if not record.app or moment < self._foreign_told_at + _FOREIGN_INTERVAL:
             return
-        self._reported_foreign = True
-        logger.error(
-            "%s: held by %s of another project (%s, this one is %s). Two projects share"
-            " election keys in one Redis: give one of them another leader_namespace, and"
-            " another leader_queue or task_default_queue",
+        kin = kinship(app_identity(self.app), record.app)
+        if kin is Kin.SAME:
+            return
+        self._foreign_told_at = moment
+        log, sure = (logger.error, "is") if kin is Kin.OTHER else (logger.warning, "may be")
+        log(
+            "%s: %s, which leads, %s of another project (%s; this one is %s): their tasks are"
+            " others. Two projects share election keys in one Redis, and only one of them is"
+            " led: give one of them another leader_namespace, and another leader_queue or"
+            " task_default_queue",
             election,
             record.holder,
-            theirs,
-            ours,
+            sure,
+            called(record.app),
+            called(app_identity(self.app)),
         )
 
     def _bequeath(self) -> None:
@@ -896,10 +903,8 @@ def node_name(role: str) -> str:
 
 
 def app_identity(app: Celery) -> str:
-    """What tells this app from another: its name and its tasks, as ``name|digest``."""
-    names = sorted(name for name in app.tasks if not name.startswith("celery."))
-    digest = hashlib.sha1("\n".join(names).encode(), usedforsecurity=False).hexdigest()[:12]
-    return f"{printable(app.main or '')[:_LONGEST_APP]}|{digest}"
+    """What tells this app from another project's."""
+    return identity(app.main or "", app.tasks)
 
 
 def _led_anew(record: Record | None, term: int) -> bool:

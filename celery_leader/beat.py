@@ -30,7 +30,7 @@ from celery.schedules import crontab, schedule
 from celery.utils import uuid
 
 from . import control
-from .app import ALWAYS_TERM, Leadership, leadership_of, refusing_clearly, worker_pid
+from .app import ALWAYS_TERM, Leadership, app_identity, leadership_of, refusing_clearly, worker_pid
 from .clock import now
 from .dispatch import Dispatch, Dispatcher
 from .election import Change, Deposed, Elected, GiveWay
@@ -53,6 +53,7 @@ from .plan import (
     task_id_of,
     utc,
 )
+from .projects import Ownership, Project
 from .runner import Campaign
 from .schedule_store import Stored
 from .schedulers import unread
@@ -107,6 +108,10 @@ class LeaderMixin:
         self._shared: dict[str, str] = {}
         self._tidies_at = math.inf
         self._said_later: set[str] = set()
+        self._said_foreign: set[str] = set()
+        #: This project's id in the shared schedule, and the entries that are another's.
+        self._project = ""
+        self._foreign: dict[str, str] = {}
         self._farewell: threading.Event | None = None
         self._elected = threading.Event()
         self._order: GiveWay | None = None
@@ -294,11 +299,22 @@ class LeaderMixin:
         retention = self._leadership.settings.schedule_retention
         self._tidies_at = now() + min(retention, _TIDY_INTERVAL)
         known = self.known_entries()
-        tidying = Tidying.of(stored.states, known, stored.now, retention)
+        ownership = Ownership.of(
+            Project.of(app_identity(self.app), known),
+            stored.projects,
+            stored.states,
+            uuid()[:8],
+        )
+        if not self._dispatcher.register(term, ownership):
+            return None
+        self._project, self._foreign = ownership.id, ownership.foreign(stored.states)
+        self._tell_of_foreign(known, ownership)
+        ours = {name: each for name, each in stored.states.items() if name not in self._foreign}
+        tidying = Tidying.of(ours, known, stored.now, retention)
         agreed = self._dispatcher.write(term, tidying.marks)
         if not (agreed and self._dispatcher.forget(term, tidying.gone)):
             return None
-        states = stored.states | {name: new for name, (_, new) in tidying.marks.items()}
+        states = ours | {name: new for name, (_, new) in tidying.marks.items()}
         for name in tidying.gone:
             del states[name]
         self._tell_of_later(name for name in known if is_later(states.get(name, "")))
@@ -325,6 +341,23 @@ class LeaderMixin:
                 "it" if len(untold) == 1 else "them",
             )
 
+    def _tell_of_foreign(self, known: Collection[str], ownership: Ownership) -> None:
+        """Log, once an entry, that it bears the name of another project's."""
+        for name in sorted(set(known) & self._foreign.keys() - self._said_foreign):
+            self._said_foreign.add(name)
+            project = self._foreign[name]
+            assert self._dispatcher is not None
+            logger.error(
+                "beat: %s is not sent, because another project (%s) has an entry of that name in"
+                " the same election: give one of them another leader_namespace, and another"
+                " leader_queue or task_default_queue. If it is the same project under new names,"
+                " have its states adopted: redis-cli HDEL %s %s",
+                name,
+                ownership.others[project],
+                self._dispatcher.projects_key,
+                project,
+            )
+
     def _anchored(self, term: int, entries: Mapping[str, Any]) -> bool:
         """Count what this process made, and nobody has shared yet, from now; whether agreed to.
 
@@ -333,10 +366,12 @@ class LeaderMixin:
         """
         fresh = {}
         for name, entry in entries.items():
-            if name in self._shared or self._made.get(name) != entry.last_run_at:
+            if name in self._shared or name in self._foreign:
+                continue
+            if self._made.get(name) != entry.last_run_at:
                 continue
             entry.last_run_at = entry.default_now()
-            fresh[name] = "", anchor(entry)
+            fresh[name] = "", anchor(entry, self._project)
         assert self._dispatcher is not None
         if not self._dispatcher.write(term, fresh):
             return False
@@ -399,7 +434,9 @@ class LeaderMixin:
         no longer leads.
         """
         name = entry.name
-        tick = Tick.of(entry)
+        if name in self._foreign:
+            return None  # which was said
+        tick = Tick.of(entry, self._project)
         before = self._shared.get(name, "")
         if is_later(before):
             self._tell_of_later([name])
@@ -587,9 +624,9 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             if stored is None:
                 return False
             self._plans = {
-                name: self._planned(entry, stored.get(name, ""))
+                name: self._planned(entry, stored.get(name, "")).of_project(self._project)
                 for name, entry in self.schedule.items()
-                if not is_later(stored.get(name, ""))
+                if not (is_later(stored.get(name, "")) or name in self._foreign)
             }
             fresh = {
                 name: (stored.get(name, ""), plan.state)

@@ -18,7 +18,7 @@ import click
 from celery import Celery, _state
 from celery.bin.base import CeleryCommand, handle_preload_options
 
-from .app import Leadership, leadership_of
+from .app import Leadership, app_identity, leadership_of
 from .errors import LeaderError
 from .overview import Overview
 from .redis_store import RedisStore
@@ -112,9 +112,9 @@ def overviews_of(leadership: Leadership, store: RedisStore, names: Sequence[str]
     Raises:
         StoreUnavailable: Redis does not answer.
     """
-    timing = leadership.settings.timing
+    timing, app = leadership.settings.timing, app_identity(leadership.app)
     return [
-        Overview(name, survey.record, survey.candidates, survey.held, timing, survey.reigns)
+        Overview(name, survey.record, survey.candidates, survey.held, timing, survey.reigns, app)
         for name, survey in store.survey(names, 2).items()
     ]
 

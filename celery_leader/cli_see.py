@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import click
 
-from .app import Leadership, Visit
+from .app import Leadership, Visit, app_identity
 from .cli_base import (
     NO,
     command,
@@ -136,10 +136,13 @@ def _look(leadership: Leadership, visit: Visit, names: Sequence[str]) -> Look:
     dispatched = None
     if BEAT in names:
         dispatched = ScheduleStore(visit.client.run, visit.keys, BEAT).dispatched()
-    timing = leadership.settings.timing
+    timing, app = leadership.settings.timing, app_identity(leadership.app)
     return Look(
         wall_clock(),
-        [Overview(name, s.record, s.candidates, s.held, timing) for name, s in surveys.items()],
+        [
+            Overview(name, s.record, s.candidates, s.held, timing, app=app)
+            for name, s in surveys.items()
+        ],
         {name: s.reigns for name, s in surveys.items()},
         dispatched,
     )

@@ -27,6 +27,7 @@ from .broker import reach
 from .clock import now
 from .errors import NotLeader, StoreUnavailable
 from .observe import Dispatched, DispatchRefused
+from .projects import Ownership
 from .redis_client import RedisClient, without_echo
 from .runner import Campaign
 from .schedule_store import Answer, Calls, Mandate, Outcome, Push, ScheduleStore, Stored
@@ -119,6 +120,28 @@ class Dispatcher:
             StoreUnavailable: Redis did not answer.
         """
         return Stored({}, 0.0) if self._store is None else self._store.load()
+
+    @property
+    def projects_key(self) -> str:
+        """The key that keeps what tells projects from each other."""
+        return self._leadership.keys.of("projects", BEAT)
+
+    def register(self, term: int, ownership: Ownership) -> bool:
+        """Keep what tells this project from others; whether that was agreed to.
+
+        Raises:
+            StoreUnavailable: nobody knows; call it again.
+        """
+        if self._store is None or (ownership.before == ownership.text and not ownership.unused):
+            return True
+        outcome = self._store.register(
+            self._mandate(term),
+            ownership.id,
+            ownership.before,
+            ownership.text,
+            ownership.unused,
+        )
+        return self._agreed(outcome, term)
 
     def write(self, term: int, states: dict[str, tuple[str, str]]) -> bool:
         """Write ``(old, new)`` states that come with no message; whether all was agreed to.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .identity import Kin, called
 from .lease import Timing
 from .overview import Overview, mixed_settings, mixed_versions, some, span, told
 from .probe import Server
@@ -75,7 +76,7 @@ class Fleet:
     """What the app that asks knows of itself and of its elections.
 
     Attributes:
-        app: how it names itself in records, as ``name|digest of its tasks``.
+        app: how it names itself in records, as ``identity`` has it.
         installed: whether ``install(app)`` was called.
         namespace: ``leader_namespace``.
         queue: ``leader_queue``.
@@ -515,28 +516,20 @@ def _schedulers(fleet: Fleet) -> Iterator[Finding]:
 
 def _strangers(fleet: Fleet) -> Iterator[Finding]:
     for overview in fleet.overviews:
-        apps = {each.facts.app for each in overview.candidates if each.facts and each.facts.app}
-        if overview.record is not None and overview.record.app:
-            apps.add(overview.record.app)
-        strange = sorted(app for app in apps if not _related(app, fleet.app))
-        if strange:
-            yield Finding(
-                Severity.CRITICAL,
-                overview.election,
-                f"another project takes part: {some(map(_called, strange))}; this one is"
-                f" {_called(fleet.app)}",
-                "give one of them another leader_namespace, and another leader_queue or"
-                " task_default_queue",
-            )
-
-
-def _related(one: str, other: str) -> bool:
-    """Whether two apps have the same name or the same tasks."""
-    return any(a == b for a, b in zip(one.split("|"), other.split("|"), strict=False))
-
-
-def _called(app: str) -> str:
-    return repr(app.partition("|")[0] or "an app without a name")
+        for kin, severity, verb in (
+            (Kin.OTHER, Severity.CRITICAL, "takes part"),
+            (Kin.UNKNOWN, Severity.WARNING, "may take part"),
+        ):
+            strange = overview.apps(kin)
+            if strange:
+                yield Finding(
+                    severity,
+                    overview.election,
+                    f"another project {verb}: {some(map(called, strange))}"
+                    f" ({some(overview.nodes_of(strange))}); this one is {called(fleet.app)}",
+                    "give one of them another leader_namespace, and another leader_queue or"
+                    " task_default_queue",
+                )
 
 
 def _neighbours(server: Server, fleet: Fleet) -> Iterator[Finding]:

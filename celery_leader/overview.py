@@ -13,6 +13,7 @@ from typing import Any
 
 from .health import patience
 from .history import Reign
+from .identity import Kin, called, kinship
 from .lease import Candidate, Record, State, Timing
 from .screen import Sheet
 from .watchdog import UNFIT
@@ -34,6 +35,7 @@ class Overview:
         held: nodes that are kept out, candidates or not, and for how many seconds more.
         timing: the durations that this app's candidates go by.
         reigns: the latest leaderships, the latest first.
+        app: what tells the app that looks from others, as ``identity`` has it.
     """
 
     election: str
@@ -42,6 +44,7 @@ class Overview:
     held: Mapping[str, float] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
     reigns: Sequence[Reign] = ()
+    app: str = ""
 
     @property
     def led(self) -> Record | None:
@@ -64,6 +67,21 @@ class Overview:
         if not ended or ended[0].reason not in UNFIT or ended[0].node in there:
             return None
         return ended[0]
+
+    def apps(self, kin: Kin) -> list[str]:
+        """The apps that take part, or took part last, and are related so to the one that looks."""
+        found = {each.facts.app for each in self.candidates if each.facts}
+        if self.record is not None:
+            found.add(self.record.app)
+        return sorted(app for app in found if app and kinship(self.app, app) is kin)
+
+    def nodes_of(self, apps: Iterable[str]) -> list[str]:
+        """The nodes of these apps, as far as they are known."""
+        of = set(apps)
+        found = {each.node for each in self.candidates if each.facts and each.facts.app in of}
+        if self.record is not None and self.record.app in of:
+            found.add(self.record.holder)
+        return sorted(found)
 
     def state(self, candidate: Candidate) -> str:
         """What ``candidate`` is: ``leader``, ``held``, ``silent`` or ``follower``."""
@@ -148,6 +166,12 @@ class Overview:
             f"candidates differ in {name}: {told(values)}"
             for name, values in mixed_settings(self.candidates).items()
         ]
+        strange = self.apps(Kin.OTHER)
+        if strange:
+            lines.append(
+                f"another project takes part: {some(map(called, strange))}"
+                f" ({some(self.nodes_of(strange))}); see celery leader doctor"
+            )
         return lines + unfenced
 
     # -- for scripts ------------------------------------------------------------

@@ -20,7 +20,7 @@ from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
 from .errors import LeaderError, shown
-from .states import read, written
+from .states import project_of, read, written
 
 #: The entry option that overrides ``leader_beat_catch_up`` for one entry.
 CATCH_UP_OPTION = "leader_catch_up"
@@ -71,10 +71,17 @@ class Plan:
     due: datetime.datetime
     state: str
     claimed: bool = False
+    project: str = ""
 
     @classmethod
     def to_dispatch(
-        cls, entry: Any, sequence: int, due: datetime.datetime, *, claimed: bool = False
+        cls,
+        entry: Any,
+        sequence: int,
+        due: datetime.datetime,
+        *,
+        claimed: bool = False,
+        project: str = "",
     ) -> Plan:
         """The plan to dispatch tick number ``sequence`` of ``entry`` at ``due``.
 
@@ -89,7 +96,7 @@ class Plan:
         }
         if claimed:
             state["claimed"] = True
-        return cls(entry, sequence, due, written(state), claimed)
+        return cls(entry, sequence, due, written(state, project), claimed, project)
 
     @classmethod
     def restored(cls, entry: Any, stored: str) -> Plan | None:
@@ -108,7 +115,9 @@ class Plan:
             return None
         # What was claimed is still to be confirmed as what it was claimed as.
         sequence = plan.sequence if plan.claimed else plan.sequence + 1
-        return cls.to_dispatch(plan.entry, sequence, plan.due, claimed=plan.claimed)
+        return cls.to_dispatch(
+            plan.entry, sequence, plan.due, claimed=plan.claimed, project=plan.project
+        )
 
     @classmethod
     def _of(cls, entry: Any, stored: str) -> Plan | None:
@@ -119,7 +128,8 @@ class Plan:
             sequence, due = int(state["sequence"]), _moment(state["due"])
         except _SENSELESS:
             return None
-        return cls(restored, sequence, due, stored, bool(state.get("claimed")))
+        claimed = bool(state.get("claimed"))
+        return cls(restored, sequence, due, stored, claimed, project_of(stored))
 
     @classmethod
     def anchored(cls, entry: Any, stored: str, due: datetime.datetime) -> Plan:
@@ -132,20 +142,33 @@ class Plan:
 
     def claim(self) -> Plan:
         """The plan once its tick is claimed, and may be published."""
-        return self.to_dispatch(self.entry, self.sequence, self.due, claimed=True)
+        return self._with(self.entry, self.sequence, self.due, claimed=True)
+
+    def of_project(self, project: str) -> Plan:
+        """The plan as one of ``project``."""
+        if self.project == project:
+            return self
+        return self.to_dispatch(
+            self.entry, self.sequence, self.due, claimed=self.claimed, project=project
+        )
 
     def dispatched(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
         """The plan after this tick was dispatched; the entry ran last ``at``."""
         entry = _like(self.entry, at, self.entry.total_run_count + 1)
-        return self.to_dispatch(entry, self.sequence + 1, due)
+        return self._with(entry, self.sequence + 1, due)
 
     def postponed(self, due: datetime.datetime) -> Plan:
         """The plan whose tick is due at another time than was thought."""
-        return self.to_dispatch(self.entry, self.sequence, due)
+        return self._with(self.entry, self.sequence, due)
 
     def restarted(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
         """The plan of an entry that is counted from ``at``, with nothing dispatched."""
-        return self.to_dispatch(counted_from(self.entry, at), self.sequence, due)
+        return self._with(counted_from(self.entry, at), self.sequence, due)
+
+    def _with(
+        self, entry: Any, sequence: int, due: datetime.datetime, *, claimed: bool = False
+    ) -> Plan:
+        return self.to_dispatch(entry, sequence, due, claimed=claimed, project=self.project)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +177,16 @@ class Tick:
 
     counted_from: str
     label: str
+    project: str = ""
 
     @classmethod
-    def of(cls, entry: Any) -> Tick:
-        """The tick that ``entry`` is to dispatch next."""
+    def of(cls, entry: Any, project: str = "") -> Tick:
+        """The tick that ``entry``, of ``project``, is to dispatch next."""
         now = entry.default_now()
         counted_from = entry.last_run_at
         due = _told_after(entry.schedule, counted_from or now)
-        return cls(utc(counted_from) if counted_from else _NEVER, utc(due or now))
+        told = utc(counted_from) if counted_from else _NEVER
+        return cls(told, utc(due or now), project)
 
     def is_in(self, stored: str) -> bool:
         """Whether ``stored`` says that this tick was sent."""
@@ -177,7 +202,8 @@ class Tick:
                 "last_run_at": self.counted_from,
                 "total_run_count": count,
                 "claimed": True,
-            }
+            },
+            self.project,
         )
 
     def sent(self, entry: Any) -> str:
@@ -187,14 +213,16 @@ class Tick:
                 "tick": self.counted_from,
                 "last_run_at": utc(entry.default_now()),
                 "total_run_count": (entry.total_run_count or 0) + 1,
-            }
+            },
+            self.project,
         )
 
 
-def anchor(entry: Any) -> str:
+def anchor(entry: Any, project: str = "") -> str:
     """What is stored of an entry that another scheduler plans and that has sent nothing yet."""
     return written(
-        {"last_run_at": utc(entry.last_run_at), "total_run_count": entry.total_run_count or 0}
+        {"last_run_at": utc(entry.last_run_at), "total_run_count": entry.total_run_count or 0},
+        project,
     )
 
 

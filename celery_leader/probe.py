@@ -249,7 +249,8 @@ def _calls(keys: Keys, election: str) -> Iterable[Sequence[Any]]:
     for kind in ("priorities", "held", "facts"):
         yield from on(kind, "HGET f", "HSET f v", "HDEL f", "HGETALL", "HKEYS", "EXISTS")
     if election == "beat":
-        yield from on("schedule", "HGET f", "HSET f v", "HDEL f", "HGETALL")
+        for kind in ("schedule", "projects"):
+            yield from on(kind, "HGET f", "HSET f v", "HDEL f", "HGETALL")
 
 
 def _wall_clock() -> float:

@@ -7,14 +7,16 @@ tick is claimed by comparing the stored state of its entry with what the dispatc
 so a script that is sent twice finds its own work done. Not guaranteed: anything when
 Redis loses the hash; a new leader then anchors every entry anew.
 
-Key: ``celery-leader:{namespace}:schedule:beat``, a hash of entry name to JSON.
+Keys: ``celery-leader:{namespace}:schedule:beat``, a hash of entry name to JSON, and
+``celery-leader:{namespace}:projects:beat``, a hash of a project's id to what tells it from
+others.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import StoreUnavailable
@@ -77,11 +79,12 @@ return 'sent'
 """
 )
 
-# KEYS schedule
-# -> server time in us, {entry, state, entry, state ...}
+# KEYS schedule projects
+# -> server time in us, {entry, state, entry, state ...}, {id, project, id, project ...}
 _LOAD = """
 local time = redis.call('TIME')
-return {string.format('%.0f', time[1] * 1000000 + time[2]), redis.call('HGETALL', KEYS[1])}
+return {string.format('%.0f', time[1] * 1000000 + time[2]), redis.call('HGETALL', KEYS[1]),
+        redis.call('HGETALL', KEYS[2])}
 """
 
 # KEYS schedule
@@ -103,7 +106,7 @@ return string.format('%.0f', sent)
 
 DISPATCH = Script(_DISPATCH, ("hash", "hash"), further="list")
 FORGET = Script(_FORGET, ("hash", "hash"))
-LOAD, DISPATCHED = Script(_LOAD, ("hash",)), Script(_DISPATCHED, ("hash",))
+LOAD, DISPATCHED = Script(_LOAD, ("hash", "hash")), Script(_DISPATCHED, ("hash",))
 STATE = Script(_STATE, ("hash",))
 
 
@@ -167,10 +170,12 @@ class Stored:
     Attributes:
         states: every entry's state; what is no UTF-8 of it is escaped, and no state.
         now: Redis's clock at that moment, in seconds since the epoch.
+        projects: the ids of projects, and what is kept of each.
     """
 
     states: dict[str, str]
     now: float
+    projects: dict[str, str] = field(default_factory=dict)
 
 
 class ScheduleStore:
@@ -187,6 +192,7 @@ class ScheduleStore:
         self._prefix = keys.prefix
         self._record = keys.of("election", election)
         self._schedule = keys.of("schedule", election)
+        self._projects = keys.of("projects", election)
 
     def load(self) -> Stored:
         """Every entry's state.
@@ -194,10 +200,14 @@ class ScheduleStore:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        micros, flat = _one(self._run([(LOAD, [self._schedule], [])]))
+        micros, *flat = _one(self._run([(LOAD, [self._schedule, self._projects], [])]))
         # Escaped and not replaced: to be written over, it must be named as it stands.
-        texts = [item.decode("utf-8", "surrogateescape") for item in flat]
-        return Stored(dict(zip(texts[::2], texts[1::2], strict=True)), int(micros) / 1e6)
+        states, projects = ([i.decode("utf-8", "surrogateescape") for i in each] for each in flat)
+        return Stored(
+            dict(zip(states[::2], states[1::2], strict=True)),
+            int(micros) / 1e6,
+            dict(zip(projects[::2], projects[1::2], strict=True)),
+        )
 
     def dispatched(self) -> int:
         """How many messages its present entries have sent, all in all.
@@ -256,6 +266,25 @@ class ScheduleStore:
         args = [mandate.nonce, mandate.term, *map(_as_stored, entries)]
         reply = self._run([(FORGET, [self._record, self._schedule], args)])
         return Outcome(_one(reply).decode())
+
+    def register(
+        self, mandate: Mandate, project: str, old: str, new: str, unused: Sequence[str]
+    ) -> Outcome:
+        """Keep ``new`` of ``project`` in the place of ``old``, and remove those ``unused``.
+
+        Raises:
+            StoreUnavailable: nobody knows; call it again with the same arguments.
+        """
+        keys = [self._record, self._projects]
+        who = [mandate.nonce, mandate.term]
+        kept, gone = self._run(
+            [
+                (DISPATCH, keys, [*who, *map(_as_stored, (project, old, new))]),
+                (FORGET, keys, [*who, *map(_as_stored, unused)]),
+            ]
+        )
+        _one([gone])
+        return Outcome(_one([kept])[0].decode())
 
     def _dispatch_call(
         self, mandate: Mandate, entry: str, old: str, new: str, pushes: Sequence[Push]

@@ -2,7 +2,8 @@
 
 A state is a JSON object with the number of its format. Guaranteed: a field that this version
 does not know does no harm, and the state of a later format is told from a damaged one, so that
-it can be left alone. In every format ``format`` and ``unknown_since`` mean what they mean here.
+it can be left alone. In every format ``format``, ``unknown_since`` and ``project`` mean what
+they mean here.
 """
 
 from __future__ import annotations
@@ -16,12 +17,20 @@ from typing import Any
 FORMAT = 1
 
 _HIGHEST_FORMAT = 1000  # no version has written a higher one, but anybody may have
+_PROJECT = "project"
 _UNKNOWN_SINCE = "unknown_since"  # by Redis's clock, in ms
 
 
-def written(fields: Mapping[str, Any]) -> str:
-    """The state with these ``fields``."""
-    return json.dumps({"format": FORMAT, **fields})
+def written(fields: Mapping[str, Any], project: str = "") -> str:
+    """The state with these ``fields``, written by ``project``."""
+    whose = {_PROJECT: project} if project else {}
+    return json.dumps({"format": FORMAT, **whose, **fields})
+
+
+def project_of(stored: str) -> str:
+    """The id of the project that wrote this; empty if that cannot be told."""
+    whose = (_loaded(stored) or {}).get(_PROJECT)
+    return whose if isinstance(whose, str) else ""
 
 
 def read(stored: str) -> dict[str, Any]:

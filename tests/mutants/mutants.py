@@ -22,6 +22,7 @@ _HANDOVER = "tests/fleet/test_worker_handover.py::test_"
 _LEADING = "tests/fleet/test_worker_leading.py::test_"
 _WAYS = "tests/fleet/test_every_way_to_send.py::test_"
 _CUTS = "tests/fleet/test_worker_cuts.py::test_"
+_PROJECTS = "tests/beat/test_two_projects.py::test_"
 _DELAYED = "tests/beat/test_rabbitmq_queues.py::test_"
 _LINK = "tests/fleet/test_each_link.py::test_"
 _LINKS = _LINK + "those_lead_whose_links_let_them_work"
@@ -537,7 +538,7 @@ MUTANTS = (
     Mutant(
         "what was due is counted from the election",
         "plan.py",
-        'return cls(restored, sequence, due, stored, bool(state.get("claimed")))',
+        "return cls(restored, sequence, due, stored, claimed, project_of(stored))",
         "return None",
         _PLAN,
     ),
@@ -783,5 +784,23 @@ MUTANTS = (
         redis.call('RPUSH', KEYS[2 + ARGV[i + 1]], ARGV[i + 2])
 """,
         (_CUTS + "what_cannot_be_given_back_stays_unacknowledged",),
+    ),
+    Mutant(
+        "two projects of one name are taken for one",
+        "identity.py",
+        "if name != their_name or likeness.is_hardly_shared:",
+        "if name != their_name:",
+        (
+            "tests/unit/test_identity.py",
+            _PROJECTS
+            + "a_second_project_of_the_same_name_is_told_loudly_and_a_second_version_is_not",
+        ),
+    ),
+    Mutant(
+        "a state of another project is written over",
+        "beat.py",
+        "self._project, self._foreign = ownership.id, ownership.foreign(stored.states)",
+        "self._project = ownership.id",
+        (_PROJECTS + "what_another_project_wrote_is_neither_deleted_nor_written_over",),
     ),
 )

@@ -10,6 +10,7 @@ import pytest
 from celery_leader.doctor import Fleet, Severity, examine, sheet
 from celery_leader.facts import Facts
 from celery_leader.history import Reign
+from celery_leader.identity import identity
 from celery_leader.lease import Candidate, Record, State, Timing
 from celery_leader.overview import Overview
 from celery_leader.probe import Server
@@ -80,7 +81,7 @@ def candidate(node: str, *, seen_ago: float = 1.0, app: str = APP, **settings: A
 
 
 def contest(*candidates: Candidate, led: Record | None, **held: float) -> Overview:
-    return Overview("worker", led, candidates, held, TIMING)
+    return Overview("worker", led, candidates, held, TIMING, app=APP)
 
 
 HEALTHY = contest(candidate("w1@a"), candidate("w2@b"), led=record())
@@ -263,6 +264,23 @@ def test_two_projects_in_one_election_are_found_and_a_rolling_deployment_is_not(
     assert found(fleet=fleet(other)) == [("critical", "worker")]
     theirs = contest(candidate("w1@a"), candidate("w2@b"), led=record(app="shop|89ab"))
     assert found(fleet=fleet(theirs)) == [("critical", "worker")]
+
+
+def test_two_projects_of_one_name_are_found_and_the_nodes_are_named() -> None:
+    ours = identity("app", [f"ours.t{n}" for n in range(9)])
+    theirs = identity("app", [f"theirs.t{n}" for n in range(9)])
+    mixed = contest(candidate("w1@a", app=ours), candidate("w2@b", app=theirs), led=record(app=""))
+    mixed = dataclasses.replace(mixed, app=ours)
+    (finding,) = examine(WELL, fleet(mixed, app=ours))
+    assert (finding.severity, finding.about) == (Severity.CRITICAL, "worker")
+    assert finding.what == "another project takes part: 'app' (w2@b); this one is 'app'"
+    assert "leader_namespace" in finding.advice
+    assert "another project takes part: 'app' (w2@b)" in in_lines(mixed.sheet())
+    doubtful = identity("app", ["theirs.t"])
+    mixed = contest(
+        candidate("w1@a", app=ours), candidate("w2@b", app=doubtful), led=record(app="")
+    )
+    assert found(fleet=fleet(dataclasses.replace(mixed, app=ours))) == [("warning", "worker")]
 
 
 def test_living_nodes_of_one_name_are_found_and_a_killed_one_is_not() -> None:

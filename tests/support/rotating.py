@@ -1,0 +1,20 @@
+"""A credential provider whose password is in a file, and is another one from time to time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from redis import CredentialProvider
+
+#: Names the file.
+VARIABLE = "ROTATING_PASSWORD"
+USER = "rotating"
+
+
+class FileProvider(CredentialProvider):  # type: ignore[misc]
+    """Tells what is in the file at this moment."""
+
+    def get_credentials(self) -> tuple[str, str]:
+        """The user and the password."""
+        return USER, Path(os.environ[VARIABLE]).read_text()
