@@ -2,7 +2,8 @@
 
 More keys of a configuration: ``crontabs`` (name to ``task``, ``crontab``, ``options``),
 ``periodic`` (a list of ``name``, ``every``, for ``add_periodic_task``), ``django`` (a
-SQLite file), ``talks_while_starting`` (see ``TalkingStep``).
+SQLite file), ``talks_while_starting`` (see ``TalkingStep``), ``singleton`` (the Redis where
+celery-singleton keeps the lock of ``fleet.singleton``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import time
 from typing import Any
 
+import redis
 from celery import Celery, bootsteps
 from celery.schedules import crontab
 
@@ -57,11 +59,25 @@ def customised(app: Celery, config: dict[str, Any]) -> Celery:
             task = app.tasks["fleet.plain"]
             app.add_periodic_task(entry["every"], task.s(), name=entry["name"])
 
+    if config.get("singleton"):
+        define_singleton(app, config["singleton"])
     if config.get("talks_while_starting"):
         app.steps["consumer"].add(TalkingStep)
     if config.get("django"):
         set_up_django(config["django"])
     return app
+
+
+def define_singleton(app: Celery, url: str) -> None:
+    """Give ``app`` a task of celery-singleton's, whose runs are counted in Redis."""
+    from celery_singleton import Singleton
+
+    app.conf.singleton_backend_url = url
+
+    @app.task(base=Singleton, name="fleet.singleton", shared=False)
+    def singleton() -> None:
+        with redis.Redis.from_url(url) as client:
+            client.incr("singleton:runs")
 
 
 class TalkingStep(bootsteps.StartStopStep):  # type: ignore[misc]

@@ -21,7 +21,9 @@ from celery.beat import Scheduler
 from celery_leader import NotLeader, StoreUnavailable
 from celery_leader.beat import LeaderMixin, LeaderScheduler
 from celery_leader.observe import Dispatched, DispatchRefused
+from tests.beat.conftest import NewFleet
 from tests.beat.local import Bench, LocalBeat
+from tests.fleet.fleet import LASTING
 from tests.readme import acl_rules
 from tests.redis_process import RedisServer
 from tests.support.counting_proxy import Command, CountingProxy, Cut, pushes
@@ -343,6 +345,27 @@ def test_after_a_cut_at_its_dispatch_a_locking_task_goes_on(
     bench.redis.delete(*locks(bench))  # as its run does
     seen.fall_due()
     assert len(bench.messages()) == 2
+
+
+@pytest.mark.parametrize("scheduler", ["leader", "leader-persistent"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_real_beat_whose_connection_is_reset_at_a_dispatch_goes_on_sending_a_singleton(
+    new_fleet: NewFleet, proxy: CountingProxy, redis_url: str, scheduler: str, times: int
+) -> None:
+    schedule = {"singleton": {"task": "singleton", "every": 1.0}}
+    fleet = new_fleet(conf=LASTING, schedule=schedule, singleton=redis_url)
+    fleet.worker("runner", "-P", "solo").says(" ready.")
+    (beat,) = fleet.beats_of(scheduler, "beat", broker=proxy.url)
+
+    def ran(count: int) -> None:
+        goal = int(fleet.redis.get("singleton:runs") or 0) + count
+        wait_until(lambda: int(fleet.redis.get("singleton:runs") or 0) >= goal, what="more runs")
+
+    ran(2)
+    proxy.cut(Cut.BEFORE, 1, of=pushes, times=times)
+    wait_until(lambda: proxy.cuts == times, what="the cut")
+    ran(3)
+    assert "Traceback" not in beat.log
 
 
 # -- where a message does not travel with its claim -------------------------------------------------
