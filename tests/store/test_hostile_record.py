@@ -287,7 +287,7 @@ def test_a_forged_line_of_history_is_not_shown(fleet: Fleet, redis_server: Redis
         fleet.settles(["e"], "stepped down")
     record = store.read("e")
     assert record is not None
-    true = [(each.node, each.term, each.lasts) for each in store.history("e", 10)]
+    true = store.history("e", 10)
     assert len(true) >= 3
     millis = int(time.time() * 1000)
     forged: list[tuple[str, dict[str, Any]]] = [
@@ -297,6 +297,7 @@ def test_a_forged_line_of_history_is_not_shown(fleet: Fleet, redis_server: Redis
         ("*", {"kind": "elected", "node": "evil", "term": 7}),
         ("*", {"kind": "resigned", "node": record.holder, "term": record.term, "reason": "lie"}),
         ("*", {"kind": "ended", "node": record.holder, "term": record.term, "reason": "lie"}),
+        ("*", {"kind": "resigned", "node": true[-1].node, "term": true[-1].term, "reason": "lie"}),
         ("*", {"kind": "ended", "node": "evil", "term": record.term, "reason": "lie"}),
         ("*", {"kind": "ended", "node": record.holder, "term": record.term, "ended_at": 5}),
         (f"{millis + 10**12}-0", {"kind": "elected", "node": "evil", "term": record.term + 8}),
@@ -304,7 +305,7 @@ def test_a_forged_line_of_history_is_not_shown(fleet: Fleet, redis_server: Redis
     with redis_server.client() as client:
         for cursor, fields in forged:
             client.xadd(key("history", "e"), fields, id=cursor)
-    assert [(each.node, each.term, each.lasts) for each in store.history("e", 10)] == true
+    assert store.history("e", 10) == true
 
 
 # -- records of other versions ----------------------------------------------------------------------
