@@ -22,7 +22,7 @@ import os
 import signal
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from celery import beat, signals
@@ -104,6 +104,7 @@ class LeaderMixin:
             self._leadership.check()
         self._led_term: int | None = None
         self._failed_sends = 0
+        self._sending = False
         self._pause = threading.Event()
         self._shared: dict[str, str] = {}
         self._tidies_at = math.inf
@@ -436,12 +437,14 @@ class LeaderMixin:
         name = entry.name
         if name in self._foreign:
             return None  # which was said
-        tick = Tick.of(entry, self._project)
         before = self._shared.get(name, "")
+        tick = replace(self.tick_of(entry, before), project=self._project)
         if is_later(before):
             self._tell_of_later([name])
             return None
-        dispatch = Dispatch(name, before, tick.claimed(before), tick.sent(entry))
+        dispatch = Dispatch(
+            name, before, tick.claimed(before), tick.sent(entry, self.ran_at(entry))
+        )
         message = Labelled(entry, tick.label, self._own_id(name, tick.label))
         term: int | None = None
         result = None
@@ -449,11 +452,13 @@ class LeaderMixin:
 
         def publish(producer: Any) -> None:
             nonlocal result
-            with message.sent_in(term or 0):
+            with self._unwritten(), message.sent_in(term or 0):
                 result = super(LeaderMixin, self).apply_async(  # type: ignore[misc]
                     entry, producer=producer, advance=False
                 )
 
+        if tick.is_in(before):
+            logger.info("%s: %s was sent already as it was due at %s", BEAT, name, tick.label)
         while not tick.is_in(before):
             self._show_life()
             term = self.leading_term()
@@ -490,6 +495,28 @@ class LeaderMixin:
             return self._dispatcher.works(term) and not self._dispatcher.was_sent(dispatch)
         except StoreUnavailable:
             return False
+
+    def tick_of(self, entry: Any, before: str) -> Tick:
+        """The tick that ``entry`` is to dispatch, whose shared state is ``before``."""
+        return Tick.of(entry, before)
+
+    def ran_at(self, entry: Any) -> datetime.datetime | None:
+        """When ``entry`` runs by the scheduler's own store, if that says; else it is now."""
+        return None
+
+    @contextlib.contextmanager
+    def _unwritten(self) -> Iterator[None]:
+        # Celery writes the scheduler's own store as part of a send. It must not say of a tick
+        # that it ran before Redis has agreed to it.
+        self._sending = True
+        try:
+            yield
+        finally:
+            self._sending = False
+
+    def should_sync(self) -> bool:
+        """Whether the scheduler's own store is to be written; not in the middle of a send."""
+        return not self._sending and bool(super().should_sync())  # type: ignore[misc]
 
     def _own_id(self, name: str, tick: str) -> str | None:
         """The task id of a message that does not travel with its claim; others get a new one."""

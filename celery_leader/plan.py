@@ -12,8 +12,8 @@ import datetime
 import enum
 import inspect
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery.schedules import crontab, schedule, solar
@@ -173,46 +173,72 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """One tick of an entry that another scheduler plans: it is counted from its last run."""
+    """One tick of an entry that another scheduler plans: it is counted from its last run.
+
+    Attributes:
+        counted_from: what tells it from the other ticks of its entry.
+        label: when it is due.
+        ran_before: when the entry ran last before it.
+        facts: what is stored beside, once it was sent.
+        project: whose entry it is.
+    """
 
     counted_from: str
     label: str
+    ran_before: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
     project: str = ""
 
     @classmethod
-    def of(cls, entry: Any, project: str = "") -> Tick:
-        """The tick that ``entry``, of ``project``, is to dispatch next."""
-        now = entry.default_now()
-        counted_from = entry.last_run_at
-        due = _told_after(entry.schedule, counted_from or now)
-        told = utc(counted_from) if counted_from else _NEVER
-        return cls(told, utc(due or now), project)
+    def of(cls, entry: Any, before: str = "", due: datetime.datetime | None = None) -> Tick:
+        """The tick that ``entry`` is to dispatch next, whose state is ``before``.
+
+        ``due`` is for who knows better than the schedule when.
+        """
+        ran = entry.last_run_at
+        if due is None:
+            due = (_told_after(entry.schedule, ran) if ran else None) or entry.default_now()
+        told = utc(ran) if ran else _NEVER
+        return cls(told, utc(due), told).as_claimed(before)
+
+    def as_claimed(self, before: str) -> Tick:
+        """The same tick, as it was labelled by who claimed it before."""
+        state = read(before)
+        if state.get("claimed") and state.get("tick") == self.counted_from:
+            label = state.get("due")
+            return replace(self, label=str(label)) if _is_moment(label) else self
+        return self
 
     def is_in(self, stored: str) -> bool:
-        """Whether ``stored`` says that this tick was sent."""
+        """Whether ``stored`` says that this tick was sent.
+
+        Once it was noted where the entry is kept that the entry ran, whatever has the old
+        value there again was set on purpose.
+        """
         state = read(stored)
-        return state.get("tick") == self.counted_from and not state.get("claimed")
+        sent = state.get("tick") == self.counted_from and not state.get("claimed")
+        return sent and not state.get("noted")
 
     def claimed(self, before: str) -> str:
         """What is stored between the claim of this tick and its confirmation."""
-        count = read(before).get("total_run_count") or 0
-        return written(
-            {
-                "tick": self.counted_from,
-                "last_run_at": self.counted_from,
-                "total_run_count": count,
-                "claimed": True,
-            },
-            self.project,
-        )
+        fields = {
+            "tick": self.counted_from,
+            "due": self.label,
+            "last_run_at": self.ran_before,
+            "total_run_count": read(before).get("total_run_count") or 0,
+            "noted": False,
+            "claimed": True,
+        }
+        return written({**read(before), **fields}, self.project)
 
-    def sent(self, entry: Any) -> str:
-        """What is stored once this tick was sent."""
+    def sent(self, entry: Any, at: datetime.datetime | None = None) -> str:
+        """What is stored once this tick was sent, and the entry ran ``at``, or now."""
         return written(
             {
                 "tick": self.counted_from,
-                "last_run_at": utc(entry.default_now()),
+                "last_run_at": utc(at or entry.default_now()),
                 "total_run_count": (entry.total_run_count or 0) + 1,
+                **self.facts,
             },
             self.project,
         )
@@ -414,6 +440,14 @@ def _moment(text: str) -> datetime.datetime:
 def counted_from(entry: Any, moment: datetime.datetime) -> Any:
     """``entry`` as if it had run last at ``moment``."""
     return _like(entry, moment, entry.total_run_count)
+
+
+def _is_moment(text: Any) -> bool:
+    try:
+        _moment(text)
+    except _SENSELESS:
+        return False
+    return True
 
 
 def _like(entry: Any, last_run_at: datetime.datetime, total_run_count: int) -> Any:

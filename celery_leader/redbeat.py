@@ -7,14 +7,18 @@ place, so a beat that loses the lead follows and goes on where redbeat's would e
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from redbeat import RedBeatScheduler
+from redbeat.schedulers import get_redis
 from redis.exceptions import RedisError
 
 from .beat import LeaderMixin
-from .plan import Tick, as_told_by, last_run
-from .redis_client import without_echo
+from .errors import StoreUnavailable
+from .plan import Tick, as_told_by, last_run, utc
+from .states import amended, read
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +37,37 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
         """None: redbeat reads its entries from Redis at each turn."""
         return {}
 
+    def known_entries(self) -> Collection[str]:
+        """The names of the app's own entries and of all that redbeat has, due or not."""
+        conf = self.app.redbeat_conf
+        keys = get_redis(self.app).zrange(conf.schedule_key, 0, -1)
+        return {*conf.schedule, *(key.removeprefix(conf.key_prefix) for key in keys)}
+
     def setup_schedule(self) -> None:
-        """Write the app's own entries into redbeat's Redis; if that cannot be, when elected."""
-        try:
-            super().setup_schedule()
-            self._set_up = True
-        except RedisError as exc:
-            why = without_echo(exc)
-            logger.warning("beat: redbeat_redis_url cannot be used, trying on: %s", why)
+        """Nothing yet: a beat writes the app's own entries into redbeat's Redis when it leads.
+
+        Beats of another version of the app have others there, and remove these.
+        """
+
+    def _maybe_entry(self, name: str, entry: Any) -> Any:
+        """The app's own ``entry``; one that redbeat does not have counts from its shared run."""
+        made = super()._maybe_entry(name, entry)
+        last = last_run(self._shared.get(name, ""))
+        if last is not None:
+            made.last_run_at = as_told_by(made, last[0])
+        return made
+
+    def tick_of(self, entry: Any, before: str) -> Tick:
+        """The tick that ``entry`` is to dispatch, whose shared state is ``before``."""
+        tick = Tick.of(entry, before)
+        last = last_run(before)
+        if last is not None and utc(last[0]) == tick.counted_from:
+            return tick
+        # It never ran, or ``reschedule`` set when: maybe to long before its last run, to have it
+        # run now.
+        past = last is not None and tick.label < utc(last[0])
+        label = utc(entry.default_now()) if past else tick.label
+        return replace(tick, label=label, facts={"noted": False}).as_claimed(before)
 
     def reserve(self, entry: Any) -> Any:
         """Write into redbeat's Redis when ``entry`` ran last, as beats share it.
@@ -49,15 +76,33 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
         tick then counts from the run, and not from when that was noticed.
         """
         stored = self._shared.get(entry.name, "")
-        last = last_run(stored)
-        if last is None or self.leading_term() is None or not Tick.of(entry).is_in(stored):
+        last, term = last_run(stored), self.leading_term()
+        if last is None or term is None or not Tick.of(entry).is_in(stored):
             return super().reserve(entry)
         moment, _ = last
-        return entry.next(last_run_at=as_told_by(entry, moment))
+        following = entry.next(last_run_at=as_told_by(entry, moment))
+        if read(stored).get("noted") is False:
+            self._note(term, entry.name, stored)
+        return following
+
+    def _note(self, term: int, name: str, stored: str) -> None:
+        """Say that redbeat knows of this run: whoever sets the same last run again means it."""
+        assert self._dispatcher is not None
+        noted = amended(stored, noted=True)
+        try:
+            if self._dispatcher.write(term, {name: (stored, noted)}):
+                self._shared[name] = noted
+            else:
+                self._led_term = None  # read the shared state again before anything else
+        except StoreUnavailable as exc:
+            logger.debug("beat: the run of %s could not be noted: %s", name, exc)
 
     def take_over(self, term: int) -> bool:
-        """Go on from what the last leader left."""
-        if not self._set_up:
+        """Go on from what the last leader left, with the entries of this version of the app."""
+        if not super().take_over(term):
+            return False
+        conf = self.app.redbeat_conf
+        if not self._set_up or get_redis(self.app).smembers(conf.statics_key) != set(conf.schedule):
             super().setup_schedule()
             self._set_up = True
-        return super().take_over(term)
+        return True

@@ -45,6 +45,11 @@ def is_later(stored: str) -> bool:
     return type(number) is int and FORMAT < number <= _HIGHEST_FORMAT
 
 
+def amended(stored: str, **fields: Any) -> str:
+    """The same state with other values of these ``fields``."""
+    return written({**read(stored), **fields})
+
+
 @dataclass(frozen=True, slots=True)
 class Tidying:
     """What is to be done with the states that the leader found.

@@ -205,6 +205,36 @@ def test_the_next_tick_of_a_redbeat_entry_counts_from_a_run_that_redbeat_has_no_
     assert_no_beat_failed(fleet)
 
 
+def test_a_redbeat_entry_that_is_told_to_run_now_runs_each_time(new_kind: NewKind) -> None:
+    fleet = new_kind("leader-redbeat", TICK)
+    from celery.schedules import schedule
+    from redbeat import RedBeatSchedulerEntry
+
+    app = fleet.sender()
+    leader = start(fleet, "leader-redbeat", "b1", "b2")
+    key = RedBeatSchedulerEntry("now", "fleet.now", schedule(3600, app=app), app=app).save().key
+
+    def run_now() -> None:
+        long_ago = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        RedBeatSchedulerEntry.from_key(key, app=app).reschedule(last_run_at=long_ago)
+
+    def noted() -> bool:
+        stored = json.loads(fleet.leases.hget(fleet.key("schedule", "beat"), "now"))
+        return bool(stored.get("noted"))
+
+    for count in (1, 2, 3):
+        run_now()
+        fleet.had(count, "fleet.now")
+        wait_until(noted, what="the note of the run")
+    leader.kill()
+    run_now()
+    fleet.had(4, "fleet.now")
+    fleet.more(2, "fleet.plain")
+    assert len(fleet.of("fleet.now")) == 4
+    assert len(set(fleet.ticks("fleet.now"))) == 4
+    assert_no_beat_failed(fleet)
+
+
 def test_redbeat_entries_made_or_changed_while_beats_run_are_picked_up_also_by_the_next(
     new_kind: NewKind,
 ) -> None:

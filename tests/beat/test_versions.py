@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from celery.schedules import crontab
 
 from celery_leader.beat import LeaderPersistentScheduler, LeaderScheduler
 from celery_leader.errors import LeaderError
+from tests.beat.conftest import NewFleet
 from tests.beat.local import KEY, Bench, LocalBeat
 from tests.waiting import wait_until
 
@@ -242,3 +243,37 @@ def test_more_fields_of_a_later_version_do_no_harm(
     advance(bench, 10, second)
     assert bench.seconds() == [10, 20]
     assert [r for r in caplog.records if r.levelno > 20] == []
+
+
+# -- real beats ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["leader", "leader-persistent"])
+def test_real_beats_of_two_versions_in_turn_send_nothing_early_and_forget_nothing(
+    new_fleet: NewFleet, kind: str
+) -> None:
+    every = 2.0
+    shared = {"tick": {"task": "plain", "every": every}}
+    extra = {"extra": {"task": "unknown.extra", "every": every}}
+    versions = {"old": shared, "new": {**shared, **extra}}
+    fleet = new_fleet(conf={"leader_lease_duration": 2.0, "beat_max_loop_interval": 1})
+    order = ["new", "old", "new", "old", "new"]
+    beats = fleet.beats_of(kind, "b0", schedule=versions[order[0]])
+    for number, version in enumerate(order[1:], start=1):
+        # The next one waits from now on, for as long as the one before it leads.
+        beats += [fleet.beat(f"b{number}", "-S", kind, schedule=versions[version])]
+        fleet.takes_part(beats[-1], "beat")
+        assert fleet.leader("beat") is beats[-2]
+        fleet.more(2, "fleet.plain")
+        if version == "old":
+            fleet.had(1 + len(fleet.of("fleet.unknown.extra")), "fleet.unknown.extra")
+        stop = beats[-2].kill if number % 2 else beats[-2].terminate
+        stop()
+        assert fleet.leader("beat", other_than=beats[-2]) is beats[-1]
+    fleet.more(2, "fleet.plain")
+    fleet.more(1, "fleet.unknown.extra")
+    for task in ("fleet.plain", "fleet.unknown.extra"):
+        ticks = sorted(datetime.fromisoformat(tick).timestamp() for tick in fleet.ticks(task))
+        assert all(b - a > every - 0.1 for a, b in pairwise(ticks)), ticks
+    knowing = {beat.pid for beat, version in zip(beats, order, strict=True) if version == "new"}
+    assert set(fleet.senders("fleet.unknown.extra")) <= knowing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from celery_leader.plan import (
     Plan,
     Tick,
     catch_up_of,
+    due_of,
     fingerprint,
     last_run,
     latest_missed,
@@ -31,6 +33,7 @@ from celery_leader.plan import (
     task_id_of,
     utc,
 )
+from celery_leader.states import amended
 
 UTC = timezone.utc
 PARIS = ZoneInfo("Europe/Paris")
@@ -494,6 +497,45 @@ def test_a_claim_does_not_count_as_a_run_and_what_was_sent_does() -> None:
     assert at > NOON - DAY
     assert last_run("") is None
     assert last_run("{}") is None
+
+
+def test_a_tick_that_was_noted_where_its_entry_is_kept_is_another_when_it_is_there_again() -> None:
+    entry = entry_of(every(60))
+    tick = replace(Tick.of(entry), facts={"noted": False})
+    sent = tick.sent(entry)
+    assert tick.is_in(sent)
+    assert not tick.is_in(amended(sent, noted=True))
+    assert not tick.is_in(tick.claimed(amended(sent, noted=True)))
+
+
+def test_a_tick_that_is_claimed_keeps_its_label_whoever_goes_on_with_it() -> None:
+    entry = entry_of(Unforeseeable(1, app=APP))
+    claimed = replace(Tick.of(entry), label=utc(NOON - HOUR)).claimed("")
+    assert Tick.of(entry, claimed).label == utc(NOON - HOUR)
+    assert Tick.of(next(entry), claimed).label != utc(NOON - HOUR)
+
+
+def test_an_entry_is_due_at_its_occurrence_to_the_microsecond_whenever_it_is_asked() -> None:
+    at_one = crontab(minute=0, hour=13, nowfun=lambda: NOON + MINUTE + SECOND / 7, app=APP)
+    entry = entry_of(at_one, last_run_at=NOON)
+    assert due_of(entry, *entry.is_due()) == NOON + HOUR
+    late = crontab(minute=0, hour=13, nowfun=lambda: NOON + 2 * HOUR + SECOND / 7, app=APP)
+    entry = entry_of(late, last_run_at=NOON)
+    due_now, next_in = entry.is_due()
+    assert due_now
+    assert due_of(entry, due_now, next_in) == NOON + HOUR
+    assert due_of(entry, False, next_in) == NOON + HOUR + DAY
+
+
+def test_a_schedule_that_was_changed_goes_on_from_the_last_run_with_the_next_number() -> None:
+    stored = a_plan(total_run_count=5).state
+    plan = Plan.of_another_schedule(entry_of(every(61), last_run_at=NOON + DAY), stored)
+    assert plan is not None
+    assert (plan.sequence, plan.entry.last_run_at, plan.entry.total_run_count) == (8, NOON, 5)
+    assert plan.is_for(every(61))
+    claimed = Plan.of_another_schedule(entry_of(every(61)), a_plan().claim().state)
+    assert claimed is not None
+    assert (claimed.sequence, claimed.claimed, claimed.due) == (7, True, NOON + MINUTE)
 
 
 def test_the_label_of_an_entry_that_cannot_tell_is_the_moment_it_is_sent() -> None:

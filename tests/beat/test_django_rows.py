@@ -1,0 +1,282 @@
+"""Rows of django-celery-beat that users make, switch on and reset while beats run.
+
+Each scene is played to its own scheduler and to ours, and both send as many messages. Its own
+one writes to the database every three minutes, and a reset before that is lost on it; so it is
+told to write after each message. Ours has its defaults.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.beat.beats import BeatFleet
+from tests.beat.conftest import NewFleet
+from tests.beat.test_other_schedulers import COLUMNS, ROWS
+from tests.beat.test_other_schedulers import empty_database as empty_database
+from tests.fleet.fleet import Process
+from tests.waiting import wait_until
+
+OURS, STOCK = "leader-django", "django_celery_beat.schedulers:DatabaseScheduler"
+HOUR = timedelta(hours=1)
+CHANGED = "INSERT OR REPLACE INTO django_celery_beat_periodictasks VALUES (1, :now)"
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def sql(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+class Rows:
+    """The table of periodic tasks, each due every hour, and the beats that go by it."""
+
+    def __init__(self, fleet: BeatFleet, scheduler: str) -> None:
+        self.fleet = fleet
+        self.scheduler = scheduler
+        self.file = fleet.config["django"]
+        self._execute(
+            "INSERT INTO django_celery_beat_intervalschedule (id, every, period)"
+            " VALUES (77, 3600, 'seconds')"
+        )
+
+    def start(self, *names: str) -> Process:
+        """Start beats; the one that sends."""
+        if self.scheduler == OURS:
+            self.fleet.beats_of(OURS, *names)
+            return self.fleet.leader("beat")
+        beat = self.fleet.beat(names[0], "-S", STOCK)
+        beat.says("beat: Starting")
+        return beat
+
+    def make(self, name: str = "row", clocked: datetime | None = None, **values: Any) -> None:
+        """A row as the admin makes it."""
+        fields = dict.fromkeys(COLUMNS)
+        fields |= {"name": name, "task": f"fleet.{name}", "args": "[]", "kwargs": "{}"}
+        fields |= {"enabled": 1, "total_run_count": 0, "date_changed": sql(now())}
+        fields |= {"description": "", "one_off": 0, "headers": "{}", "interval_id": 77}
+        if clocked is not None:
+            self._execute(
+                "INSERT OR REPLACE INTO django_celery_beat_clockedschedule (id, clocked_time)"
+                " VALUES (77, ?)",
+                [sql(clocked)],
+            )
+            fields |= {"interval_id": None, "clocked_id": 77, "one_off": 1}
+        fields |= values
+        columns = ", ".join(fields)
+        places = ", ".join("?" * len(fields))
+        self._execute(f"INSERT INTO {ROWS} ({columns}) VALUES ({places})", list(fields.values()))
+        self.changed()
+
+    def set(self, name: str = "row", **values: Any) -> None:
+        """Change its row, and say so as ``PeriodicTasks.update_changed`` does."""
+        fields = ", ".join(f"{column} = ?" for column in values)
+        self._execute(
+            f"UPDATE {ROWS} SET {fields} WHERE name = ?",
+            [*values.values(), name],
+        )
+        self.changed()
+
+    def delete(self, name: str = "row") -> None:
+        """Take the row out."""
+        self._execute(f"DELETE FROM {ROWS} WHERE name = ?", [name])
+        self.changed()
+
+    def changed(self) -> None:
+        """Say that something changed."""
+        self._execute(CHANGED, {"now": sql(now())})
+
+    def read(self, name: str = "row") -> dict[str, Any]:
+        """What its row holds."""
+        (row,) = self._execute(f"SELECT * FROM {ROWS} WHERE name = ?", [name])
+        return row
+
+    def sent(self, name: str = "row") -> int:
+        """How many messages there are of it."""
+        return len(self.fleet.of(f"fleet.{name}"))
+
+    def had(self, count: int, name: str = "row") -> None:
+        """Wait for so many messages of it, and no more."""
+        self.fleet.had(count, f"fleet.{name}")
+        assert self.sent(name) == count
+
+    def written(self, name: str = "row") -> None:
+        """Wait until its last run is in the database."""
+        wait_until(
+            lambda: (self.read(name)["last_run_at"] or "") > str(sql(now() - HOUR / 2)),
+            what="the last run in the database",
+        )
+
+    def switched_off(self, name: str = "row") -> None:
+        """Wait until a beat has done with it."""
+
+        self.written(name)
+        self.changed()  # a beat looks at it when something has changed
+        wait_until(lambda: not self.read(name)["enabled"], what="the row to be switched off")
+
+    def _execute(self, statement: str, values: Any = ()) -> list[dict[str, Any]]:
+        with closing(sqlite3.connect(self.file, timeout=30)) as database:
+            database.row_factory = sqlite3.Row
+            found = [dict(row) for row in database.execute(statement, values).fetchall()]
+            database.commit()
+        return found
+
+
+@pytest.fixture
+def new_rows(
+    new_fleet: NewFleet, request: pytest.FixtureRequest, tmp_path: Path
+) -> Callable[[str], Rows]:
+    """Makes the table, for beats of one scheduler."""
+
+    def new(scheduler: str) -> Rows:
+        pytest.importorskip("django_celery_beat", reason="leader-django needs django_celery_beat")
+        conf: dict[str, Any] = {"leader_lease_duration": 2.0, "beat_max_loop_interval": 1}
+        if scheduler == STOCK:
+            conf["beat_sync_every"] = 1
+        fleet = new_fleet(schedule={}, conf=conf)
+        file = tmp_path / "db.sqlite3"
+        shutil.copy(request.getfixturevalue("empty_database"), file)
+        fleet.config["django"] = str(file)
+        return Rows(fleet, scheduler)
+
+    return new
+
+
+@pytest.fixture(params=[OURS, STOCK], ids=["ours", "stock"])
+def rows(request: pytest.FixtureRequest, new_rows: Callable[[str], Rows]) -> Rows:
+    """The table, for each scheduler."""
+    return new_rows(request.param)
+
+
+def overdue() -> str | None:
+    return sql(now() - 2 * HOUR)
+
+
+MAKERS: dict[str, Callable[[Rows], None]] = {
+    "one-off": lambda rows: rows.make(one_off=1, last_run_at=overdue()),
+    "clocked": lambda rows: rows.make(clocked=now()),
+    "start time": lambda rows: rows.make(start_time=sql(now())),
+    "one-off with a start time": lambda rows: rows.make(one_off=1, start_time=sql(now())),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=list(MAKERS))
+def test_a_row_that_is_made_again_under_its_name_is_sent_again(
+    rows: Rows, make: Callable[[Rows], None]
+) -> None:
+    rows.start("b1", "b2")
+    for count in (1, 2, 3):
+        make(rows)
+        rows.had(count)
+        rows.delete()
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=list(MAKERS))
+def test_a_one_off_row_that_is_switched_on_again_is_sent_again(
+    rows: Rows, make: Callable[[Rows], None]
+) -> None:
+    rows.start("b1", "b2")
+    make(rows)
+    if not rows.read()["one_off"]:
+        rows.set(one_off=1)
+    before = rows.read()
+    for count in (1, 2, 3):
+        rows.had(count)
+        rows.switched_off()
+        again = {"enabled": 1, "total_run_count": 0, "date_changed": sql(now())}
+        rows.set(last_run_at=before["last_run_at"], **again)
+    rows.had(4)
+
+
+@pytest.mark.parametrize("value", ["the same each time", "another each time"])
+def test_a_row_whose_last_run_is_reset_is_sent_at_once_each_time(rows: Rows, value: str) -> None:
+    rows.start("b1", "b2")
+    same = overdue()
+    rows.make(last_run_at=same)
+    for count in (1, 2, 3):
+        rows.had(count)
+        rows.written()
+        rows.set(last_run_at=same if value.startswith("the same") else overdue())
+    rows.had(4)
+
+
+def test_a_row_whose_last_run_is_cleared_counts_from_its_last_change(rows: Rows) -> None:
+    rows.start("b1", "b2")
+    rows.make(last_run_at=overdue())
+    for count in (1, 2, 3):
+        rows.had(count)
+        rows.written()
+        rows.set(last_run_at=None, date_changed=overdue())
+    rows.had(4)
+
+
+def test_what_changes_but_its_runs_sends_nothing_again(rows: Rows) -> None:
+    rows.start("b1", "b2")
+    rows.make(last_run_at=overdue())
+    rows.had(1)
+    rows.written()
+    for number in range(3):
+        rows.set(args=f"[{number}]", date_changed=sql(now()))
+        name = f"other{number}"
+        rows.make(name, last_run_at=overdue())
+        rows.had(1, name)
+    assert rows.sent() == 1
+
+
+# -- ours alone: what passes from one leader to the next --------------------------------------
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["written", "not written"])
+def test_a_row_that_is_reset_while_nobody_leads_is_sent_by_the_next_leader_once(
+    new_rows: Callable[[str], Rows], written: bool
+) -> None:
+    rows = new_rows(OURS)
+    leader = rows.start("b1")
+    rows.make(last_run_at=overdue())
+    rows.had(1)
+    rows.written()
+    if not written:
+        rows.set(total_run_count=0, last_run_at=overdue())
+        rows.had(2)
+    count = rows.sent()
+    for number in (2, 3):
+        leader.kill()
+        rows.set(last_run_at=sql(now() - number * HOUR - HOUR))
+        leader = rows.start(f"b{number}")
+        count += 1
+        rows.had(count)
+        leader.kill()
+        leader = rows.start(f"c{number}")
+        rows.make(f"other{number}", last_run_at=overdue())
+        rows.had(1, f"other{number}")
+        assert rows.sent() == count
+    assert all("Traceback" not in process.log for process in rows.fleet.processes)
+
+
+def test_the_due_time_of_a_row_with_a_start_time_is_that_and_of_a_clocked_one_its_own(
+    new_rows: Callable[[str], Rows],
+) -> None:
+    rows = new_rows(OURS)
+    rows.start("b1")
+    begins = now() + timedelta(seconds=2)
+    rows.make(start_time=sql(begins))
+    rows.make("late", start_time=sql(now() - 30 * HOUR))
+    made = now()
+    rows.make("clocked", clocked=begins)
+    for name in ("row", "late", "clocked"):
+        rows.had(1, name)
+    (tick,) = rows.fleet.ticks("fleet.row")
+    assert datetime.fromisoformat(tick) == begins
+    (tick,) = rows.fleet.ticks("fleet.clocked")
+    assert datetime.fromisoformat(tick) == begins
+    (tick,) = rows.fleet.ticks("fleet.late")
+    assert abs(datetime.fromisoformat(tick) - made) < timedelta(seconds=30)
