@@ -172,6 +172,9 @@ def test_a_redbeat_entry_s_first_run_is_not_repeated_when_redbeat_has_no_note_of
     # As if it had been killed after the push, before it could say that the entry ran.
     fleet.redis.hdel(entry.key, "meta")
     entry.save()
+    states = fleet.key("schedule", "beat")
+    stored = json.loads(fleet.leases.hget(states, "first"))
+    fleet.leases.hset(states, "first", json.dumps({**stored, "noted": False}))
     assert fleet.leader("beat", other_than=leader)
     wait_until(lambda: entry.from_key(entry.key, app=app).last_run_at, what="the note of the run")
     fleet.more(2, "fleet.plain")

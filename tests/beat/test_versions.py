@@ -105,11 +105,8 @@ def test_what_fell_due_while_a_version_led_that_does_not_know_it_is_sent_once_wh
 def test_an_interval_of_two_lengths_counts_on_from_its_last_run_whoever_leads(
     bench: Bench, start: Start
 ) -> None:
-    ours, theirs = (
-        [start({"tick": every(20)}), start({"tick": every(20)})],
-        start({"tick": every(30)}),
-    )
-    first = lead(ours[0])
+    first = lead(start({"tick": every(20)}))
+    ours, theirs = [first, start({"tick": every(20)})], start({"tick": every(30)})
     advance(bench, 20, first)
     assert bench.seconds() == [20]
     advance(bench, 5, first)
