@@ -429,8 +429,8 @@ def test_the_nudge_of_a_worker_that_is_killed_before_it_takes_it_does_not_stay(
         assert election.wait_until_leader(timeout=30)
         worker = fleet.worker("w1").says(" ready.")
         fleet.takes_part(worker)
-        # As many as it fetches: it does not wait for messages while it has them.
-        for number in range(4):
+        # More than it fetches: it does not wait for messages while it has as many as it may.
+        for number in range(6):
             fleet.send("hold_plain", str(number), queue="w1")
         wait_until(lambda: fleet.redis.hlen("unacked") == 4, what="a full prefetch")
     assert fleet.leader() is worker
