@@ -66,7 +66,8 @@ class Copy:
         # No bytecode: a mutant of the same size, made in the same second, would not be seen.
         environ = {**os.environ, "PYTHONPATH": str(self._root), "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", *tests]
-        command += ["-p", "no:cacheprovider"]
+        # That each mutant applies to the source is not so where one is applied.
+        command += ["-p", "no:cacheprovider", "--ignore=tests/unit/test_mutants.py"]
         with subprocess.Popen(
             command,
             cwd=self._root,
