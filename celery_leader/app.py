@@ -513,6 +513,11 @@ class Leadership:
         patience = self.settings.watchdog
         return Pulse(what, patience) if patience else None
 
+    def look_around(self) -> None:
+        """Have the election's thread see now whether this process is fit to lead."""
+        if self._runner is not None:
+            self._runner.wake()
+
     def runs(self, campaign: Campaign) -> bool:
         """Whether ``campaign`` is this process's, not that of the one it was forked from."""
         self._notice_fork()
@@ -751,7 +756,7 @@ class Leadership:
             facts=facts.text(),
         )
         belief = self._allotted.pop(name) if name in self._allotted else self._new_belief(name)
-        return Campaign(election, belief)
+        return Campaign(election, belief, facts)
 
     def _facts(self, role: str, priority: int, **of_beat: Any) -> Facts:
         """What a candidate of this process says of itself; no address, no password."""

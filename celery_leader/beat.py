@@ -58,10 +58,11 @@ from .runner import Campaign
 from .schedule_store import Stored
 from .schedulers import unread
 from .scrape import serve_metrics
-from .settings import BEAT
+from .settings import BEAT, DEFAULT_CLOCK_TOLERANCE
 from .states import Tidying, is_later
 from .tasks import adopt_tasks, installed
-from .watchdog import BrokerPulse, Pulse
+from .wall_clock import WallClock
+from .watchdog import BrokerPulse, Pulse, Requirement
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,8 @@ class LeaderMixin:
         self._worker_pid = worker_pid()
         self._campaign: Campaign | None = None
         self._pulse: Pulse | None = None
+        self._clock: WallClock | None = None
+        self._future = math.inf
         self._service: Any = None
         self._dispatcher: Dispatcher | None = None
         super().__init__(app, *args, lazy=lazy, **kwargs)  # type: ignore[call-arg]
@@ -141,8 +144,10 @@ class LeaderMixin:
         node = self._leadership.beat_node_name()
         self._pulse = self._leadership.new_pulse("the beat")
         self._show_life()
-        broker = self._new_broker_pulse()
-        requirements = [each for each in (self._pulse, broker) if each is not None]
+        broker, self._clock = self._new_broker_pulse(), self._new_clock()
+        requirements: list[Requirement] = [
+            each for each in (self._pulse, broker, self._clock) if each is not None
+        ]
         self._campaign = self._leadership.campaign(
             BEAT,
             node,
@@ -174,6 +179,10 @@ class LeaderMixin:
         """The term this beat leads with at this moment, or ``None``; no I/O."""
         if self._campaign is None:
             return ALWAYS_TERM if self._leadership.always_leads() else None
+        if self._clock is not None and self._clock.is_off(now()):
+            # At once: what is due by a clock that was just set wrong must not go out.
+            self._leadership.look_around()
+            return None
         return self._campaign.term()
 
     def _new_broker_pulse(self) -> BrokerPulse | None:
@@ -181,6 +190,11 @@ class LeaderMixin:
         if self._leadership.leases_on_broker:
             return None
         return BrokerPulse(self._leadership.settings.timing.lease_duration)
+
+    def _new_clock(self) -> WallClock | None:
+        """The clock that this beat goes by; ``None`` where it is not to be compared."""
+        tolerance = self._leadership.settings.beat_clock_tolerance
+        return WallClock(lambda: at(self.app.now()), tolerance) if tolerance else None
 
     def _on_beat_init(self, sender: Any, **_: Any) -> None:
         if sender.scheduler is self:
@@ -311,7 +325,9 @@ class LeaderMixin:
         self._project, self._foreign = ownership.id, ownership.foreign(stored.states)
         self._tell_of_foreign(known, ownership)
         ours = {name: each for name, each in stored.states.items() if name not in self._foreign}
-        tidying = Tidying.of(ours, known, stored.now, retention)
+        tolerance = self._leadership.settings.beat_clock_tolerance or DEFAULT_CLOCK_TOLERANCE
+        tidying = Tidying.of(ours, known, stored.now, retention, tolerance)
+        self._future = stored.now + tolerance
         agreed = self._dispatcher.write(term, tidying.marks)
         if not (agreed and self._dispatcher.forget(term, tidying.gone)):
             return None
@@ -320,6 +336,10 @@ class LeaderMixin:
             del states[name]
         self._tell_of_later(name for name in known if is_later(states.get(name, "")))
         return states
+
+    def is_future(self, moment: datetime.datetime) -> bool:
+        """Whether nothing can have run at ``moment`` by a right clock."""
+        return at(moment) > self._future
 
     def _tidy_again(self, term: int) -> None:
         """Look for states that nobody has known for long, while this beat goes on leading."""

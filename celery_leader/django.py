@@ -182,6 +182,8 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
 
     def _ahead_of(self, name: str, entry: Any, before: Any, last: Run) -> Run | None:
         """The last shared run, if the row was made, switched on or set after it."""
+        if self.is_future(entry.last_run_at):
+            return None  # a beat wrote that whose clock was ahead
         row, (moment, count) = entry.known.row, last
         state = read(self._shared[name])
         held: Row | None

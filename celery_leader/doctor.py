@@ -452,6 +452,18 @@ def _unfit(overview: Overview) -> Iterator[Finding]:
     )
 
 
+def _abstaining(fleet: Fleet) -> Iterator[Finding]:
+    for overview in fleet.overviews:
+        for each in overview.candidates:
+            if each.facts and each.facts.unfit:
+                yield Finding(
+                    Severity.WARNING,
+                    overview.election,
+                    f"{each.node} does not campaign: {each.facts.unfit}",
+                    "set the wrong clock right, and keep it so (NTP); it campaigns again by itself",
+                )
+
+
 def _likeness(fleet: Fleet) -> Iterator[Finding]:
     everybody = {(each.node, each.life): each for o in fleet.overviews for each in o.candidates}
     for name, values in mixed_settings(everybody.values()).items():
@@ -570,6 +582,7 @@ _SERVER: Iterable[Callable[[Server, Fleet], Iterator[Finding]]] = (
 _FLEET: Iterable[Callable[[Fleet], Iterator[Finding]]] = (
     _own_app,
     _election,
+    _abstaining,
     _likeness,
     _namesakes,
     _schedulers,

@@ -76,7 +76,8 @@ class Deposed:
     ``reason`` is ``resigned``, ``transferred``, ``held``, ``outranked``, ``expired`` (nobody
     renewed in time: the process was paused), ``lost contact`` (no attempt was answered),
     ``lost`` (the record is another's), ``stalled`` or ``broker lost`` (it was not fit to lead;
-    see ``watchdog``), or what the caller gave. ``led_for``: how long it led, in seconds.
+    see ``watchdog``), ``clock`` (its own was off; see ``wall_clock``), or what the caller gave.
+    ``led_for``: how long it led, in seconds.
     """
 
     term: int
@@ -183,6 +184,7 @@ class Election:
         self._order: Order | None = None
         # As a candidate.
         self._campaigning = False
+        self._abstains = False
         self._ask_at = 0.0
         self._in_doubt = False
         self._seen_term = 0
@@ -233,7 +235,7 @@ class Election:
     @property
     def campaigning(self) -> bool:
         """Whether this candidate wants the lease."""
-        return self._campaigning
+        return self._campaigning and not self._abstains
 
     @property
     def gives_way(self) -> bool:
@@ -254,6 +256,9 @@ class Election:
 
     def campaign(self, now: float) -> None:
         """Try to get the lease from now on."""
+        if self._abstains:
+            self._abstains = False
+            self._ask_at = now
         if not self._campaigning:
             self._campaigning = True
             self._missing_since = None
@@ -277,6 +282,26 @@ class Election:
             self._reason = reason or "resigned"
         self._failures = 0
         self._ask_at = now
+
+    def abstain(self, now: float, reason: str) -> None:
+        """Want the lease no longer, until ``campaign`` is called, but stay in the register.
+
+        Leading ends at once, before the store is told. ``reason`` is what the history will say.
+        """
+        self._abstains = True
+        if self._term is not None:
+            self._give_up(now, None, reason)
+        elif self._in_doubt and not self._releasing:
+            self._releasing = True
+            self._leaving = False
+            self._successor = None
+        self._reason = reason
+        self._ask_at = now
+
+    def introduce(self, facts: str) -> None:
+        """Say ``facts`` of itself from now on."""
+        self._facts = facts
+        self._introduced = False
 
     def step_down(
         self, now: float, successor: str | None = None, reason: str | None = None
@@ -384,6 +409,7 @@ class Election:
             reservation=self.timing.reservation,
             ended=self._what_ended(now),
             facts="" if self._introduced else self._facts,
+            abstains=self._abstains,
         )
 
     def _what_ended(self, now: float) -> Ended | None:
@@ -458,18 +484,18 @@ class Election:
             self._untold = None
         match request, reply:
             case Release(), _:
-                self._introduced = not request.leaving
+                self._introduced = self._introduced and not request.leaving
                 self._releasing = False
                 # Who stepped down lets the others ask first.
                 self._ask_at = now + (self.timing.reservation if self._campaigning else 0.0)
             case _, Granted():
                 self._granted(request, reply, sent_at=sent_at, now=now)
             case _, Refused():
-                self._introduced = reply.known
+                self._introduced = self._is_known(request, reply.known)
                 self._refused(request, reply, now=now, gained=gained)
                 self._wait_for_hold(reply.held_for, now)
             case _, Missing():
-                self._introduced = reply.known
+                self._introduced = self._is_known(request, reply.known)
                 if reply.damaged:
                     # Whoever wrote the record that was there may lead for a lease.
                     self._saw(0, self.timing.lease_duration)
@@ -477,6 +503,10 @@ class Election:
                 self._wait_for_hold(reply.held_for, now)
             case _, Released():  # pragma: no cover - only a Release is answered so
                 raise AssertionError(f"{request} was answered {reply}")
+
+        if self._abstains and not self._releasing:
+            # To stay in the register, and to hear what time it is in the store.
+            self._ask_at = now + self.timing.renew_interval
 
     def unanswered(self, request: Request, now: float, *, lasting: bool = False) -> None:
         """Nobody knows what became of ``request``.
@@ -520,14 +550,15 @@ class Election:
         self._move_cursor(reply.cursor, reply.server_time)
         self._saw(reply.term, timing.lease_duration)
         self._see_lease_run_out(now)
-        self._introduced = reply.known
+        self._introduced = self._is_known(request, reply.known)
         self._missing_since = None
         self._watched = None
         self._failures = 0
         self._rewriting = False
-        if not self._campaigning or self._releasing:
+        if not self.campaigning or self._releasing:
             # Resigned while the request was under way.
             self._releasing = True
+            self._leaving = not self._campaigning
             self._ask_at = now
             return
         valid_until = sent_at + timing.lease_duration - timing.margin
@@ -675,6 +706,12 @@ class Election:
     def _hear_of(self, leader: str, term: int, now: float, *, ours: bool) -> None:
         if self.known.leads(leader, term, now) and not ours:
             self._changes.append(Followed(term, leader))
+
+    def _is_known(self, request: Request, known: bool) -> bool:
+        """Whether the store knows what this candidate says of itself now."""
+        if isinstance(request, Release):
+            return self._introduced
+        return known and (self._introduced or request.facts == self._facts)
 
     def _jitter(self) -> float:
         return self._chance.uniform(0.0, self.timing.election_jitter)

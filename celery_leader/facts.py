@@ -32,6 +32,7 @@ class Facts:
         fenced: of a beat, whether it sends only while it leads.
         versions: of ``celery_leader``, ``celery``, ``redis`` and ``python``.
         settings: those of ``leader_*`` that bear on others, by their names.
+        unfit: why it does not campaign at present, in words; empty if it does.
     """
 
     host: str = ""
@@ -42,6 +43,7 @@ class Facts:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     scheduler: str = ""
     fenced: bool = True
+    unfit: str = ""
 
     @property
     def place(self) -> str:
@@ -71,6 +73,7 @@ def facts_from(text: str) -> Facts | None:
         settings={k: _setting(v) for k, v in _items(said, "settings") if _is_setting(v)},
         scheduler=_string(said.get("scheduler")),
         fenced=said.get("fenced") is not False,
+        unfit=_string(said.get("unfit")),
     )
 
 

@@ -245,6 +245,8 @@ class Acquire:
         reservation: how long, in seconds, the lease is then kept for that one.
         ended: what became of this candidate's last leadership, where the store was not told.
         facts: what this candidate says of itself, where the store does not know it yet.
+        abstains: it only shows that it is there: it is not granted the lease, and comes first
+            to nobody.
     """
 
     election: str
@@ -263,6 +265,7 @@ class Acquire:
     ended: Ended | None = None
     facts: str = ""
     from_damaged: bool = False
+    abstains: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,11 @@ class Overview:
             for node, places in self.namesakes().items()
         ]
         lines += [
+            f"{each.node} does not campaign: {each.facts.unfit}"
+            for each in self.candidates
+            if each.facts and each.facts.unfit
+        ]
+        lines += [
             f"candidates differ in {name}: {told(values)}"
             for name, values in mixed_settings(self.candidates).items()
         ]
@@ -205,6 +210,7 @@ class Overview:
             "held": candidate.held_for is not None,
             "seconds_since_seen": round(candidate.seen_ago, 3),
             "priority": candidate.priority,
+            "unfit": facts.unfit or None if facts else None,
             "role": facts.role if facts else None,
             "host": facts.host if facts else None,
             "pid": facts.pid if facts else None,

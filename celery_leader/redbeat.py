@@ -6,18 +6,19 @@ place, so a beat that loses the lead follows and goes on where redbeat's would e
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from redbeat import RedBeatScheduler
+from redbeat import RedBeatScheduler, RedBeatSchedulerEntry
 from redbeat.schedulers import get_redis
 from redis.exceptions import RedisError
 
 from .beat import LeaderMixin
 from .errors import StoreUnavailable
-from .plan import Tick, as_told_by, last_run, utc
+from .plan import Tick, as_told_by, at, last_run, utc
 from .states import amended, read
 
 logger = logging.getLogger(__name__)
@@ -105,4 +106,16 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
         if not self._set_up or get_redis(self.app).smembers(conf.statics_key) != set(conf.schedule):
             super().setup_schedule()
             self._set_up = True
+        self._count_anew()
         return True
+
+    def _count_anew(self) -> None:
+        """Have the entries that ran in the future, by redbeat's own note, count from now."""
+        key, present = self.app.redbeat_conf.schedule_key, at(self.app.now())
+        for due_later in get_redis(self.app).zrangebyscore(key, present, "+inf"):
+            with contextlib.suppress(KeyError):  # deleted meanwhile
+                entry = RedBeatSchedulerEntry.from_key(due_later, app=self.app)
+                if self.is_future(entry.last_run_at):
+                    # As beats share it, so that this is no order to run it now.
+                    last = last_run(self._shared.get(entry.name, ""))
+                    entry.reschedule(last_run_at=last[0] if last else entry.default_now())

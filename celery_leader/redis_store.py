@@ -307,6 +307,7 @@ class RedisStore:
                         request.facts,
                         *_ended(request.ended),
                         int(request.from_damaged),
+                        int(request.abstains),
                     ],
                 )
             case Renew():

@@ -18,7 +18,7 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .belief import Belief
 from .clock import now
@@ -33,6 +33,7 @@ from .election import (
     Wait,
 )
 from .errors import StoreUnavailable
+from .facts import Facts
 from .lease import (
     Granted,
     LeaseStore,
@@ -70,8 +71,9 @@ _FLAP = "%s: Redis answers again after %d failed attempt(s)"
 class Campaign:
     """One election in the hands of a runner: what other threads may see and ask of it."""
 
-    def __init__(self, election: Election, belief: Belief) -> None:
+    def __init__(self, election: Election, belief: Belief, facts: Facts | None = None) -> None:
         self.election = election
+        self._facts = facts
         self.belief = belief
         self.listeners: list[Listener] = []
         self.led = threading.Event()
@@ -96,6 +98,11 @@ class Campaign:
     def term(self) -> int | None:
         """The term this process leads with at this moment, or ``None``; no I/O."""
         return self.belief.term()
+
+    def say_unfit(self, trouble: str) -> None:
+        """Have the register say why this candidate does not campaign; empty: it does."""
+        if self._facts is not None:
+            self.election.introduce(replace(self._facts, unfit=trouble).text())
 
     def standing(self, last_contact: float | None, *, giving_way: bool) -> Standing:
         """How this candidate stands at this moment, for people to see; no I/O."""
@@ -330,15 +337,20 @@ class Runner:
         takes_part = bool(campaign.unmet) or campaign.election.campaigning
         if fails and not failed and takes_part:
             campaign.unmet.append(requirement)
-            logger.warning(
+            trouble = requirement.trouble(moment)
+            logger.log(
+                requirement.level,
                 "%s: %s: node %s does not lead until %s",
                 campaign.name,
-                requirement.trouble,
+                trouble,
                 campaign.election.holder,
                 requirement.cure,
                 extra=_fields(campaign),
             )
-            if campaign.election.campaigning:
+            if requirement.keeps_place:
+                campaign.election.abstain(moment, requirement.reason)
+                campaign.say_unfit(trouble)
+            elif campaign.election.campaigning:
                 campaign.election.resign(moment, reason=requirement.reason)
         elif failed and not fails:
             campaign.unmet.remove(requirement)
@@ -349,6 +361,8 @@ class Runner:
                 campaign.election.holder,
                 extra=_fields(campaign),
             )
+            if requirement.keeps_place:
+                campaign.say_unfit("")
             if campaign.wanted and not campaign.unmet:
                 campaign.election.campaign(moment)
 
@@ -387,6 +401,10 @@ class Runner:
                 campaign.election.unanswered(request, moment, lasting=reply.lasting)
             else:
                 self._note_contact(moment)
+                for requirement in campaign.requirements:
+                    # Before what is granted is believed.
+                    requirement.heard(reply.server_time, sent_at, moment)
+                    self._look_at(campaign, requirement, moment)
                 self._check_answer(campaign, reply)
                 campaign.election.replied(request, reply, sent_at=sent_at, now=moment)
                 self._note_renewal(campaign, request, reply, moment - sent_at)

@@ -245,7 +245,7 @@ end
 # KEYS record history candidates priorities held facts
 # ARGV holder nonce attempt lease_ms seen_term live_term watched_term watched_renewals
 #      silent from_missing app history_size priority reservation_ms facts
-#      ended_term ended_reason ended_ms_ago from_damaged
+#      ended_term ended_reason ended_ms_ago from_damaged abstains
 # -> granted | refused | missing | damaged; whether the facts are known; for how many ms it is
 #    held; when another life of this node was heard of, and what it says of itself
 _ACQUIRE = (
@@ -263,7 +263,9 @@ local gone = not record.term or term < seen_term
 local ours = record.nonce == nonce
 -- Who leads is told with its renewals.
 local held = live_term == 0 and held_for(holder)
-local place = seen(holder, nonce, lease, ARGV[13], ARGV[15])
+local abstains = ARGV[20] == '1'
+-- Below any priority that can be set.
+local place = seen(holder, nonce, lease, abstains and -1001 or ARGV[13], ARGV[15])
 
 -- What became of a leadership of this candidate, once, however often it is told.
 local function tell(ended, reason, ago)
@@ -320,6 +322,9 @@ local function succeed()
   return reply('refused')
 end
 
+if abstains then
+  return reply(record.damaged and 'damaged' or gone and 'missing' or 'refused')
+end
 if record.damaged and not held and (ARGV[19] == '1' or live_term > 0) then return grant() end
 if record.damaged then return reply('damaged') end
 if gone then

@@ -27,9 +27,13 @@ DEFAULT_RETENTION = 30 * 86400.0
 #: Seconds; as long as Celery's own beat may be silent before it counts as stuck.
 DEFAULT_WATCHDOG = 60.0
 
+#: Seconds; more than the clocks of machines differ that are kept right.
+DEFAULT_CLOCK_TOLERANCE = 60.0
+
 _PREFIX = "leader_"
 _CLOSE = 0.5  # as close as "lease" is to "lease_duration"
 _LEAST_WATCHDOG = 1.0
+_LEAST_TOLERANCE = 0.1
 _MOST_PRIORITY = 1000
 _LAST_PORT = 65535
 _MOST = 10**9  # of anything; some thirty years, for durations
@@ -57,6 +61,7 @@ class Settings:
     wait_replicas: int
     beat_catch_up: CatchUp
     beat_catch_up_max: int
+    beat_clock_tolerance: float
     schedule_retention: float
     beat_node: str | None
     metrics_port: int | None
@@ -92,6 +97,7 @@ class Settings:
                 _given(app, "leader_beat_catch_up", "one"), "leader_beat_catch_up"
             ),
             beat_catch_up_max=_count(app, "leader_beat_catch_up_max", 100),
+            beat_clock_tolerance=_tolerance(app),
             schedule_retention=_retention(app),
             beat_node=_text(app, "leader_beat_node", "") or None,
             metrics_port=_port(app, "leader_metrics_port"),
@@ -209,6 +215,16 @@ def _retention(app: Celery) -> float:
             f"leader_schedule_retention is {shown(retention)}: it must be above 0, in seconds"
         )
     return retention
+
+
+def _tolerance(app: Celery) -> float:
+    tolerance = _number(app, "leader_beat_clock_tolerance", DEFAULT_CLOCK_TOLERANCE)
+    if tolerance and not tolerance >= _LEAST_TOLERANCE:
+        raise LeaderError(
+            f"leader_beat_clock_tolerance is {tolerance!r}: it must be {_LEAST_TOLERANCE:g} seconds"
+            " or more, or 0 to turn it off"
+        )
+    return tolerance
 
 
 def _count(app: Celery, setting: str, default: int, *, least: int = 1) -> int:

@@ -8,6 +8,7 @@ they mean here.
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,33 @@ def amended(stored: str, **fields: Any) -> str:
     return written({**read(stored), **fields})
 
 
+def counted_anew(stored: str, now: float, tolerance: float) -> str:
+    """``stored``, or if it says that its entry ran in the future, the same counted from ``now``.
+
+    No beat writes that whose clock is right. As it stands, the entry would be silent until
+    then. ``now`` is by Redis's clock, and ``tolerance`` what a beat's may differ from it.
+    """
+    state = read(stored)
+    last, claimed = _moment(state.get("last_run_at")), state.get("claimed")
+    # What was claimed may be published already, and is to be confirmed as it stands.
+    if last is None or claimed or last <= now + tolerance:
+        return stored
+    # Without the schedule that its due time was told from: that is from the future too.
+    kept = {field: value for field, value in state.items() if field != "schedule"}
+    moment = datetime.datetime.fromtimestamp(now, datetime.timezone.utc)
+    return written({**kept, "last_run_at": moment.isoformat(timespec="microseconds")})
+
+
+def _moment(text: Any) -> float | None:
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=datetime.timezone.utc)
+        return moment.timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Tidying:
     """What is to be done with the states that the leader found.
@@ -64,20 +92,26 @@ class Tidying:
 
     @classmethod
     def of(
-        cls, states: Mapping[str, str], known: Collection[str], now: float, retention: float
+        cls,
+        states: Mapping[str, str],
+        known: Collection[str],
+        now: float,
+        retention: float,
+        tolerance: float,
     ) -> Tidying:
         """Judge ``states`` by the entries that the leader knows, and by Redis's clock.
 
         An entry that no leader has known for ``retention`` seconds is gone, and so is what is no
-        state at all. One that this leader is the first not to know is marked with the time.
+        state at all. One that says that its entry ran later than ``tolerance`` seconds from now
+        is counted anew. One that this leader is the first not to know is marked with the time.
         """
         marks, gone = {}, []
         for entry, stored in states.items():
+            sane = counted_anew(stored, now, tolerance)
             if entry in known:
-                if _UNKNOWN_SINCE in stored:
-                    marks[entry] = stored, _without_mark(stored)
+                marks[entry] = stored, _without_mark(sane)
                 continue
-            state = _loaded(stored)
+            state = _loaded(sane)
             since = None if state is None else state.get(_UNKNOWN_SINCE)
             if state is None:
                 gone.append(entry)
@@ -90,6 +124,8 @@ class Tidying:
 
 
 def _without_mark(stored: str) -> str:
+    if _UNKNOWN_SINCE not in stored:
+        return stored
     state = _loaded(stored)
     if state is None or _UNKNOWN_SINCE not in state:
         return stored

@@ -8,10 +8,11 @@ not taken for one whose work stands. Not guaranteed: that work that moves gets a
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 #: Reasons of what is required here, for which a lease is given up.
-UNFIT = ("stalled", "broker lost")
+UNFIT = ("stalled", "broker lost", "clock")
 
 _NEVER = float("inf")
 
@@ -24,8 +25,18 @@ class Requirement(Protocol):
         """Why the lease was given up, as the history says it."""
 
     @property
-    def trouble(self) -> str:
-        """What is wrong while it does not hold, for the log."""
+    def level(self) -> int:
+        """How loudly the log says that it does not hold."""
+
+    @property
+    def keeps_place(self) -> bool:
+        """Whether the process stays in the register of candidates meanwhile."""
+
+    def heard(self, server_time: float, sent_at: float, now: float) -> None:
+        """Redis answered at ``now`` what was sent at ``sent_at``, and told its time."""
+
+    def trouble(self, now: float) -> str:
+        """What is wrong while it does not hold, for people."""
 
     @property
     def cure(self) -> str:
@@ -52,6 +63,8 @@ class Pulse:
 
     reason = "stalled"
     cure = "it moves"
+    level = logging.WARNING
+    keeps_place = False
 
     def __init__(self, what: str, patience: float) -> None:
         self.what = what
@@ -59,8 +72,10 @@ class Pulse:
         self._silent_at = _NEVER
         self._doubted: tuple[float, float] | None = None
 
-    @property
-    def trouble(self) -> str:
+    def heard(self, server_time: float, sent_at: float, now: float) -> None:
+        """That Redis answers is no sign of life of what is watched."""
+
+    def trouble(self, now: float) -> str:
         """What is wrong while it stands."""
         return f"{self.what} has stood still for more than {self.patience:g} s"
 
@@ -115,13 +130,16 @@ class BrokerPulse(Pulse):
     """
 
     reason = "broker lost"
-    trouble = "the broker does not answer"
     cure = "it answers"
     relief = "the broker answers again"
 
     def __init__(self, lease_duration: float, least: float = 2.0) -> None:
         # With the second look this is a lease at most, but for the shortest ones.
         super().__init__("the broker", max(lease_duration * 2 / 3, least))
+
+    def trouble(self, now: float) -> str:
+        """What is wrong while it does not answer."""
+        return "the broker does not answer"
 
     def expect(self, now: float) -> None:
         """It is asked for an answer, unless one is awaited already."""

@@ -26,6 +26,7 @@ def acquire(
     ended: Ended | None = None,
     facts: str = "",
     from_damaged: bool = False,
+    abstains: bool = False,
 ) -> Acquire:
     return Acquire(
         election=election,
@@ -44,6 +45,7 @@ def acquire(
         ended=ended,
         facts=facts,
         from_damaged=from_damaged,
+        abstains=abstains,
     )
 
 

@@ -168,7 +168,7 @@ class FakeStore:
             Candidate(
                 _node_of(place),
                 max(0.0, now - at / 1000),
-                priorities.get(place, 0),
+                _shown(priorities.get(place, 0)),
                 self._held_for(election, _node_of(place)),
                 facts_from(self._facts.get(election, {}).get(place, ("", ""))[1]),
                 self._life_at(election, place),
@@ -273,10 +273,13 @@ class FakeStore:
         namesake = self._namesake(request.election, place, _ms(request.lease_duration))
         term = row.term if row else 0
         if damaged:
-            if held is None and (request.from_damaged or request.live_term):
+            may = request.from_damaged or request.live_term
+            if held is None and may and not request.abstains:
                 return self._grant(request, row)
             return Missing(self._now(), held, known, namesake, damaged=True)
         if row is None or term < request.seen_term:
+            if request.abstains:
+                return Missing(self._now(), held, known, namesake)
             if held is None and (request.from_missing or request.live_term > term):
                 return self._grant(request, row)
             return Missing(self._now(), held, known, namesake)
@@ -287,7 +290,8 @@ class FakeStore:
         refusal = dataclasses.replace(
             self._refusal(request.election, row), held_for=held, known=known, namesake=namesake
         )
-        if (ours and request.attempt <= row.attempt) or held is not None:
+        overtaken = ours and request.attempt <= row.attempt
+        if overtaken or held is not None or request.abstains:
             return refusal
         if row.state == "released":
             return self._grant(request, row)
@@ -462,7 +466,9 @@ class FakeStore:
         place, own = self._take_place(election, node, request.nonce, lease, bool(request.facts))
         seen = self._seen.setdefault(election, {})
         seen[place] = now = self._now_ms()
-        self._priorities.setdefault(election, {})[place] = request.priority
+        abstains = isinstance(request, Acquire) and request.abstains
+        # Below any priority that can be set.
+        self._priorities.setdefault(election, {})[place] = -1001 if abstains else request.priority
         facts = self._facts.setdefault(election, {})
         if request.facts or (not own and (place != node or place in facts)):
             facts[place] = request.nonce, request.facts
@@ -632,3 +638,8 @@ def _node_of(place: str) -> str:
 def _id(cursor: str) -> tuple[int, int]:
     millis, _, sequence = cursor.partition("-")
     return int(millis), int(sequence or 0)
+
+
+def _shown(priority: int) -> int:
+    """Who abstains has none."""
+    return priority if abs(priority) <= 1000 else 0

@@ -522,6 +522,14 @@ def _probe(app: Celery, recorder: Recorder) -> None:
         start("beat", f"beat:{os.getpid()}")
 
 
+def _rest(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+if "FAKETIME_DONT_FAKE_MONOTONIC" in os.environ:
+    # libfaketime moves the deadline of time.sleep although its clock is not faked.
+    time.sleep = _rest
+
 if VARIABLE in os.environ:
     _config = json.loads(os.environ[VARIABLE])
     app = build(_config, current=True)

@@ -125,7 +125,7 @@ MUTANTS = (
     ),
     _election(
         "a grant after resigning makes a leader",
-        "if not self._campaigning or self._releasing:",
+        "if not self.campaigning or self._releasing:",
         "if False:",
     ),
     _election(
@@ -722,6 +722,27 @@ MUTANTS = (
         "self._rtable = [*self._rtable, self._route]",
         "self._rtable = [self._route, *self._rtable]",
         (*_MARKED, _CONFIGURED + "routes_of_the_users_own_come_first_and_do_not_undo_the_others"),
+    ),
+    Mutant(
+        "a state from the future is believed",
+        "states.py",
+        "if last is None or claimed or last <= now + tolerance:",
+        "if True:",
+        ("tests/unit/test_states.py",),
+    ),
+    Mutant(
+        "a clock that was set is not looked at before the next answer of Redis",
+        "wall_clock.py",
+        "return 0.0 if self._offset is None else self._read() - now - self._offset",
+        "return 0.0",
+        ("tests/unit/test_wall_clock.py",),
+    ),
+    Mutant(
+        "who abstains is granted the lease",
+        "scripts.py",
+        "if abstains then\n",
+        "if false then\n",
+        _STORE,
     ),
     Mutant(
         "a fork believes what its parent believed",

@@ -123,6 +123,20 @@ def test_the_server_time_comes_with_every_answer(store: LeaseStore) -> None:
 # -- refusals ----------------------------------------------------------------------------------
 
 
+def test_who_abstains_is_granted_nothing_and_comes_first_to_nobody(store: LeaseStore) -> None:
+    shown = acquire("b", abstains=True, priority=5, facts='{"host":"h"}')
+    assert isinstance(ask(store, shown), Missing)
+    term = granted(store, acquire("a")).term
+    assert {each.node for each in store.candidates(NAME)} == {"a", "b"}
+    refused(store, acquire("b", 2, abstains=True, priority=5))
+    # It outranks nobody, and no lease is kept for it.
+    assert granted(store, renew("a", 2, term, preempted=True)).order is None
+    ask(store, release("a", 3))
+    assert record_of(store).state is State.RELEASED
+    refused(store, acquire("b", 3, abstains=True, priority=5))
+    granted(store, acquire("b", 4, priority=5))
+
+
 def test_a_second_candidate_is_refused_and_told_who_leads_and_for_how_long(
     store: LeaseStore,
 ) -> None:
@@ -919,6 +933,7 @@ def _random_request(
             from_missing=flags[4],
             priority=priority,
             facts=facts,
+            abstains=ranked and flags[3] and flags[4],
             ended=Ended(term, "lost contact", AGO) if flags[2] and term else None,
         )
     if kind < 0.8:

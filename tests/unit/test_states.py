@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ from celery_leader.states import FORMAT, Tidying, is_later, read, written
 
 NOW = 1_780_000_000.0  # seconds
 DAY = 86400.0
-STATE = written({"last_run_at": "2026-06-01", "total_run_count": 3})
+STATE = written({"last_run_at": "2026-05-01T06:00:00+00:00", "total_run_count": 3})
 
 
 def marked(since: Any, stored: str = STATE) -> str:
@@ -19,7 +20,7 @@ def marked(since: Any, stored: str = STATE) -> str:
 
 
 def tidying(states: dict[str, str], *known: str, now: float = NOW) -> Tidying:
-    return Tidying.of(states, known, now, 30 * DAY)
+    return Tidying.of(states, known, now, 30 * DAY, 60.0)
 
 
 def test_a_state_says_its_format_and_is_read_as_it_was_written() -> None:
@@ -85,3 +86,40 @@ def test_a_mark_that_no_leader_has_written_is_made_anew(since: Any) -> None:
 
 def test_what_is_no_state_at_all_of_an_entry_that_nobody_knows_is_gone_at_once() -> None:
     assert tidying({"a": "\udcff", "b": "7", "c": ""}).gone == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("ahead", [61.0, 3600.0, 365 * DAY])
+def test_a_state_from_the_future_is_counted_anew_and_its_due_time_is_not_believed(
+    ahead: float,
+) -> None:
+    fields = {**json.loads(STATE), "last_run_at": at(NOW + ahead), "schedule": "<every minute>"}
+    state = json.dumps(fields)
+    new = json.loads(tidying({"a": state}, "a").marks["a"][1])
+    assert new.pop("last_run_at") == at(NOW)
+    assert new == {k: v for k, v in fields.items() if k not in ("schedule", "last_run_at")}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"last_run_at": "PAST"},
+        {"last_run_at": "FUTURE", "claimed": True},
+        {"last_run_at": "FUTURE", "format": FORMAT + 1},
+        {"last_run_at": "nonsense"},
+        {"last_run_at": 7},
+    ],
+    ids=str,
+)
+def test_a_state_within_the_tolerance_or_claimed_or_of_a_later_format_stays(
+    fields: dict[str, Any],
+) -> None:
+    moments = {"PAST": at(NOW + 59), "FUTURE": at(NOW + 3600)}
+    last = fields["last_run_at"]
+    said = {**json.loads(STATE), **fields, "last_run_at": moments.get(last, last)}
+    assert tidying({"a": json.dumps(said)}, "a") == Tidying({}, [])
+
+
+def at(seconds: float) -> str:
+    """A moment as it is stored."""
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return moment.isoformat(timespec="microseconds")
