@@ -814,7 +814,7 @@ MUTANTS = (
         "receive.py",
         "if options is None or not installed(self.app) or starts(self.app, options):",
         "if True:",
-        (_CUTS + "what_a_paused_leader_had_fetched_runs_whatever_is_cut_when_it_goes_on",),
+        ("tests/unit/test_receive.py",),
     ),
     Mutant(
         "what was acknowledged and cannot be handed over is forgotten",

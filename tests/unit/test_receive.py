@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.exceptions import TaskRevokedError
 
 from celery_leader import install, leader_only, receive
 from celery_leader.app import leadership_of
@@ -152,6 +153,31 @@ def test_what_no_try_can_hand_over_is_refused_after_a_few(
     for _ in range(10):
         consumer.ring()
     assert done == ["tried", "tried", "tried", "acknowledged"]
+
+
+def test_a_request_asks_whether_it_may_start_before_it_can_be_acknowledged(
+    task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    went: list[str] = []
+
+    class OfWorker(receive.LeaderOnlyRequest):
+        """As Celery makes one for each worker."""
+
+        def execute_using_pool(self, *_: object) -> None:
+            went.append("to the pool")
+
+        def leave_to_leader(self) -> None:
+            went.append("to the leader")
+
+    request = OfWorker.__new__(OfWorker)
+    request.id, request._app, request._task = "mine", task.app, task
+    request._args, request._kwargs = (), {}
+    monkeypatch.setattr(receive, "starts", lambda *_: False)
+    with pytest.raises(TaskRevokedError):
+        request.execute_using_pool(None)
+    monkeypatch.setattr(receive, "starts", lambda *_: True)
+    request.execute_using_pool(None)
+    assert went == ["to the leader", "to the pool"]
 
 
 def test_no_body_starts_once_the_shutdown_of_its_worker_has_begun() -> None:
