@@ -2,13 +2,14 @@
 
 A leader that can neither get nor send a message leads to no purpose, and its lease can be
 renewed all the same. Guaranteed: a worker whose connection is lost, or whose broker is silent,
-for about a lease is known to be so, and one that is only busy is not taken for one. Not
-guaranteed: that silence is noticed of a broker that is neither Redis nor RabbitMQ, or of the
+for about a lease, is noticed; one that is only busy is not taken for it. Not guaranteed: that
+the silence of a broker that is neither Redis nor RabbitMQ is noticed, nor silence on the
 worker's own connection alone.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -24,11 +25,12 @@ from .errors import StoreUnavailable
 from .redis_client import RedisClient
 from .watchdog import BrokerPulse
 
-#: Can be asked whether they are there by one more connection.
+logger = logging.getLogger(__name__)
+
+#: Transports whose broker can be asked over one more connection whether it is there.
 _ASKABLE = ("amqp", "redis")
 
-
-#: Seconds without the broker's answers that renewals to the same server must have outlived.
+#: Seconds that a broker may at least be away where it keeps the leases too.
 _LEAST_BESIDE_RENEWALS = 10.0
 
 
@@ -96,7 +98,13 @@ class WorkerLink:
             if c is None or not self._needed():
                 continue
             self.pulse.expect(now())
-            if answers(c.app, self.pulse.patience / 2) and self._consumer is c:
+            try:
+                answered = answers(c.app, self.pulse.patience / 2)
+            except Exception:
+                # Without this thread, no answer would ever be heard again.
+                logger.exception("the broker cannot be asked whether it is there; trying on")
+                continue
+            if answered and self._consumer is c:
                 self.pulse.suspend()
 
 

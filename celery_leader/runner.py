@@ -332,7 +332,7 @@ class Runner:
             self._wait(max(0.0, (wake_at or moment) - now()))
 
     def _look_at(self, campaign: Campaign, requirement: Requirement, moment: float) -> None:
-        """Have a candidate that is not fit to lead neither lead nor campaign until it is."""
+        """Keep a candidate that is not fit from leading and campaigning until it is fit."""
         fails, failed = requirement.fails(moment), requirement in campaign.unmet
         takes_part = bool(campaign.unmet) or campaign.election.campaigning
         if fails and not failed and takes_part:
@@ -375,6 +375,9 @@ class Runner:
                     campaign.election.campaign(now())
                 case _Resign(campaign, successor, reason, done):
                     campaign.farewells.append(done)
+                    # Also after a step down that was ordered before. What fails no longer matters.
+                    campaign.wanted = False
+                    campaign.unmet.clear()
                     campaign.election.resign(now(), successor, reason)
                     self._publish(campaign)
                 case _StepDown(campaign, successor, reason):

@@ -3,10 +3,10 @@
 Guaranteed: every verb is one script, so it happens whole or not at all, and asking
 again after a lost reply gives the same answer. A record has no TTL, because the
 ``volatile-*`` policies evict keys that have one first. A record that no candidate can have
-written is taken for none: it is learnt nothing from, and written anew with the same care as
-one that was lost. A key of another type is refused with a sentence that names it. Not
+written counts as no record: no candidate learns from it, and it is written anew as carefully
+as one that was lost. A key of another type is refused with a sentence that names it. Not
 guaranteed: that Redis keeps the record (eviction, a flush, a replica that lagged), nor that
-what could be true is.
+a forged record which a candidate could have written is found out.
 
 Keys, which are public (``{namespace}`` is ``leader_namespace``):
 
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from .lease import CLOCK_SLACK, LONGEST_LEASE
 from .redis_client import DAMAGED, Script
 
-#: Of the record. It grows when a record has a field or a state that an earlier version knows not.
+#: The record's format. It grows with a field or a state that earlier versions do not know.
 FORMAT = 1
 
 #: The most candidates of one election that are kept; those not heard of for longest go first.
@@ -53,7 +53,7 @@ local FIELDS = {{'holder', 'nonce', 'attempt', 'term', 'expires_at', 'lease', 's
 local REQUIRED = 13
 local FORMAT = {FORMAT}
 local STATES = {{held = true, released = true, reserved = true}}
--- What no candidate can have written is beyond these. Clocks may have been set back, by a year.
+-- No candidate can have written more than these limits. FAR: a clock may have been set back.
 local FAR = {_ms(CLOCK_SLACK)}
 local LIMIT = {{attempt = 1e12, renewals = 1e12, transitions = 1e12, lease = {_ms(LONGEST_LEASE)},
                term = micros + 1000 * FAR, expires_at = now + FAR, elected_at = now + FAR}}
@@ -85,7 +85,7 @@ local function load()
   record.left = (tonumber(record.expires_at) or 0) - now
   return record
 end
--- The record, for people: they are told of one that makes no sense.
+-- The record, for people: one that makes no sense is an error that says so.
 local function shown()
   local record = load()
   if record.damaged then error('"""
@@ -94,7 +94,7 @@ local function shown()
   return record
 end
 local function last_line()
-  -- Who only asks can do without a history, also where its key is something else.
+  -- A candidate needs no history to be answered: a key of another type counts as empty.
   local last = redis.pcall('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
   return last[1] and last[1][1] or '0-0'
 end
@@ -117,9 +117,10 @@ local function held_for(node)
   local left = tonumber(till) - now
   return left > 0 and left or nil
 end
--- A life of a node, for others to tell it from another: its nonce is nobody's to know.
+-- Tells one life of a node from another. Others may read it; the nonce stays secret.
 local function life(nonce) return string.sub(redis.sha1hex(nonce), 1, 16) end
--- Behind a line of the far future no line says when it was written: such a history goes.
+-- Redis gives no line a lower time than the line before it. After a line of the far future
+-- no new line would have its true time, so such a history is deleted.
 local function mend_history()
   if tonumber(string.match(last_line(), '^%d+')) > now + FAR then
     redis.call('PEXPIRE', KEYS[2], 0)
@@ -142,8 +143,8 @@ _CANDIDATES = (
     + f"""
 local MOST, LIVES = {MOST_CANDIDATES}, {_MOST_LIVES}"""
     + """
--- A node has its place in the register under its name. Where several lives of it live, the
--- latest has that, and each of the others one of its own: the name, a separator, a number.
+-- A node's place in the register is its name. When several lives of one node are alive, the
+-- latest has that place. Each other life has its own: the name, a separator, a number.
 local function nth_place(node, number)
   return number == 1 and node or node .. '\\31' .. number
 end
@@ -153,7 +154,7 @@ local function forget(place)
   redis.call('HDEL', KEYS[4], place)
   redis.call('HDEL', KEYS[6], place)
 end
--- Whether what is kept at a place is of this life; nil: nothing is kept.
+-- Whether this life wrote the facts at a place; nil: there are none.
 local function owns(place, nonce)
   local facts = redis.call('HGET', KEYS[6], place)
   if not facts then return nil end
@@ -167,7 +168,7 @@ local function lives(place, lease)
   local at = tonumber(redis.call('ZSCORE', KEYS[3], place) or nil)
   return at and at >= now - 1.5 * lease and at <= now + 3 * lease and at
 end
--- The place of a life, and whether it is its own already. New: it says what it is.
+-- The place of a life, and whether that life has it already. `new`: this request brings facts.
 local function place_of(node, nonce, lease, new)
   local own
   for number = 1, LIVES do
@@ -196,7 +197,7 @@ local function seen(node, nonce, lease, priority, facts)
   if facts ~= '' or not own and (place ~= node or owns(place, nonce) ~= nil) then
     redis.call('HSET', KEYS[6], place, nonce .. '|' .. facts)
   end
-  -- Also those of the future, which no contact of theirs can have made.
+  -- Scores of the future go too: no contact can have made them.
   for _, range in ipairs({{'-inf', now - 3 * lease}, {'(' .. now + 3 * lease, '+inf'}}) do
     for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], range[1], range[2],
                                      'LIMIT', 0, 100)) do
@@ -209,7 +210,7 @@ local function seen(node, nonce, lease, priority, facts)
   end
   return place
 end
--- When another life of the node at this place was heard of, and what it says of itself.
+-- When another life of this node was last heard of, and its facts.
 local function namesake(place, lease)
   local node = node_of(place)
   local other = place == node and nth_place(node, 2) or node
@@ -218,20 +219,23 @@ local function namesake(place, lease)
   local facts = redis.call('HGET', KEYS[6], other) or ''
   return string.format('%.0f', at), #facts <= 4096 and facts or ''
 end
+-- Kept in place of a priority by a candidate that abstains.
+local ABSTAINS = '-1001'
+local function abstaining(place) return redis.call('HGET', KEYS[4], place) == ABSTAINS end
 local function priority_of(place)
   local priority = tonumber(redis.call('HGET', KEYS[4], place)) or 0
-  -- What is no number, or none that counts, becomes 0.
+  -- Anything that is not a priority counts as 0.
   return math.abs(priority) <= 1000 and priority or 0
 end
--- Of the others heard of lately that are not held: who has the highest priority, that, and
--- the lowest of any.
+-- Among the other live candidates that are not held and do not abstain: the one of the
+-- highest priority, that priority, and the lowest priority.
 local function foremost(node, lease)
   if redis.call('EXISTS', KEYS[4]) == 0 then return nil end
   local best, highest, lowest
   local live = redis.call('ZREVRANGEBYSCORE', KEYS[3], now + 3 * lease, now - 1.5 * lease)
   for _, each in ipairs(live) do
     local name = node_of(each)
-    if name ~= node and #name <= 255 and not held_for(name) then
+    if name ~= node and #name <= 255 and not held_for(name) and not abstaining(each) then
       local priority = priority_of(each)
       if not highest or priority > highest then best, highest = name, priority end
       if not lowest or priority < lowest then lowest = priority end
@@ -264,10 +268,9 @@ local ours = record.nonce == nonce
 -- Who leads is told with its renewals.
 local held = live_term == 0 and held_for(holder)
 local abstains = ARGV[20] == '1'
--- Below any priority that can be set.
-local place = seen(holder, nonce, lease, abstains and -1001 or ARGV[13], ARGV[15])
+local place = seen(holder, nonce, lease, abstains and ABSTAINS or ARGV[13], ARGV[15])
 
--- What became of a leadership of this candidate, once, however often it is told.
+-- Write how this candidate's last leadership ended, once, however often it is told.
 local function tell(ended, reason, ago)
   for _, line in ipairs(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 20)) do
     if line[2][2] == 'ended' and line[2][6] == ended then return end
@@ -285,7 +288,7 @@ local function reply(what)
   return told
 end
 
--- Until when the lease in the record was held: no longer than now, though it would have run on.
+-- When the lease in the record ended: when it ran out, or now if it would still run.
 local function over_at()
   return string.format('%.0f', now + math.min(record.left or 0, 0))
 end
@@ -309,13 +312,13 @@ local function grant()
   return reply('granted')
 end
 
--- A lease that is over goes to who asks, unless a candidate of higher priority is there.
+-- A lease that is over goes to the candidate that asks, unless one of higher priority lives.
 local function succeed()
   local best, highest = foremost(holder, lease)
   if not best or highest <= tonumber(ARGV[13]) then return grant() end
   local event = announce(ARGV[12], 'reserved', record.holder, record.term, 'successor', best,
                          'ended_at', over_at(), 'life', life(record.nonce))
-  -- One renewal more: who watched this lease is to watch it anew.
+  -- Count one renewal more, so that each candidate watches this reservation from its beginning.
   redis.call('HINCRBY', KEYS[1], 'renewals', 1)
   redis.call('HSET', KEYS[1], 'state', 'reserved', 'successor', best, 'event', event,
              'expires_at', string.format('%.0f', now + ARGV[14]))
@@ -344,7 +347,7 @@ if record.state == 'reserved' then
   return reply('refused')
 end
 if ours then
-  -- Never kept for another: it may lead still, on a lease that the server's clock ran ahead of.
+  -- Never reserved for another: if the server's clock was set forward, it may still lead.
   if record.left <= 0 or term <= seen_term then return grant() end
   -- Granted before, and the reply was lost.
   redis.call('HSET', KEYS[1], 'attempt', attempt, 'expires_at', string.format('%.0f', now + lease))
@@ -373,7 +376,7 @@ if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[3])
 end
 redis.call('HSET', KEYS[1], 'attempt', ARGV[2], 'lease', ARGV[4],
            'expires_at', string.format('%.0f', now + ARGV[4]))
--- By the number of the request: an old copy that is renewed never says again what it said once.
+-- Grows with the request's number: when an old copy is renewed, no state is ever seen twice.
 redis.call('HINCRBY', KEYS[1], 'renewals', ARGV[2] - record.attempt)
 local lease = tonumber(ARGV[4])
 local place = seen(record.holder, ARGV[1], lease, ARGV[5], ARGV[7])

@@ -157,10 +157,11 @@ class SkippedResults:
 
     def _run(self) -> None:
         while True:
+            if not self._waiting:
+                # Not under the lock, for which the worker's event loop may wait.
+                _let_go_of_databases()
             with self._changed:
-                if not self._waiting:
-                    _let_go_of_databases()
-                    self._changed.wait_for(lambda: bool(self._waiting))
+                self._changed.wait_for(lambda: bool(self._waiting))
                 result = self._waiting[0]
             try:
                 result.task.app.set_current()  # in this thread
@@ -178,7 +179,7 @@ class SkippedResults:
         if self.failing_since is not None:
             logger.info("results of skipped tasks are stored again; %d wait", len(self._waiting))
             self.failing_since = None
-        result.told(True)
+        self._tell(result, stored=True)
 
     def _failed(self, result: Unstored, exc: Exception) -> None:
         # Whatever it is, a connection that failed is not to be used again: as Django's own
@@ -198,8 +199,15 @@ class SkippedResults:
                 " them when its result backend takes them",
                 _first_line(exc),
             )
-        result.told(False)
+        self._tell(result, stored=False)
         threading.Event().wait(_PAUSE)
+
+    def _tell(self, result: Unstored, *, stored: bool) -> None:
+        try:
+            result.told(stored)
+        except Exception:
+            # The thread must outlive this: without it no result is stored any more.
+            logger.exception("%s[%s]: the end of a skip", result.task.name, result.context.id)
 
     def _all_fail(self) -> bool:
         return self.failing_since is not None and self._last_stored < self.failing_since
@@ -210,7 +218,7 @@ class SkippedResults:
 
     def _give_up(self, result: Unstored, why: str) -> None:
         logger.error(
-            "%s[%s] was skipped, and that can not be stored: %s",
+            "%s[%s] was skipped, and its result cannot be stored: %s",
             result.task.name,
             result.context.id,
             why,

@@ -37,6 +37,9 @@ from celery_leader.lease import (
     life_of,
 )
 
+#: In place of a priority.
+ABSTAINS = -1001
+
 #: The most lives of one node that the register tells apart, and what is between name and number.
 MOST_LIVES, SEPARATOR = 5, "\x1f"
 
@@ -467,8 +470,9 @@ class FakeStore:
         seen = self._seen.setdefault(election, {})
         seen[place] = now = self._now_ms()
         abstains = isinstance(request, Acquire) and request.abstains
-        # Below any priority that can be set.
-        self._priorities.setdefault(election, {})[place] = -1001 if abstains else request.priority
+        self._priorities.setdefault(election, {})[place] = (
+            ABSTAINS if abstains else request.priority
+        )
         facts = self._facts.setdefault(election, {})
         if request.facts or (not own and (place != node or place in facts)):
             facts[place] = request.nonce, request.facts
@@ -553,6 +557,7 @@ class FakeStore:
             (priorities.get(place, 0), at, _node_of(place))
             for place, at in seen.items()
             if _node_of(place) != node
+            and priorities.get(place) != ABSTAINS
             and self._lives(election, place, lease) is not None
             and self._held_for(election, _node_of(place)) is None
         ]

@@ -649,8 +649,8 @@ MUTANTS = (
     Mutant(
         "a silent broker is not asked",
         "broker_link.py",
-        "if answers(c.app, self.pulse.patience / 2) and self._consumer is c:",
-        "if self._consumer is c:",
+        "answered = answers(c.app, self.pulse.patience / 2)",
+        "answered = True",
         (_LINKS + "[broker-mute]",),
     ),
     Mutant(
@@ -736,6 +736,13 @@ MUTANTS = (
         "return 0.0 if self._offset is None else self._read() - now - self._offset",
         "return 0.0",
         ("tests/unit/test_wall_clock.py",),
+    ),
+    Mutant(
+        "who abstains outranks a priority below zero",
+        "scripts.py",
+        " and not abstaining(each) then",
+        " then",
+        ("tests/store/test_store_contract.py",),
     ),
     Mutant(
         "who abstains is granted the lease",

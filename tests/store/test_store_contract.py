@@ -137,6 +137,16 @@ def test_who_abstains_is_granted_nothing_and_comes_first_to_nobody(store: LeaseS
     granted(store, acquire("b", 4, priority=5))
 
 
+def test_who_abstains_does_not_outrank_a_priority_below_zero(store: LeaseStore) -> None:
+    term = granted(store, acquire("a", priority=-5)).term
+    refused(store, acquire("b", abstains=True))
+    assert granted(store, renew("a", 2, term, priority=-5, preempted=True)).order is None
+    refused(store, acquire("c", priority=-5))
+    ask(store, release("a", 3, leaving=True))
+    # Those who campaign are equal, so the lease is kept for none of them.
+    assert record_of(store).state is State.RELEASED
+
+
 def test_a_second_candidate_is_refused_and_told_who_leads_and_for_how_long(
     store: LeaseStore,
 ) -> None:

@@ -109,6 +109,23 @@ def test_a_leader_asks_its_broker_now_and_then(
     worker.end()
 
 
+def test_a_question_that_fails_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[float] = []
+
+    def failing_once(app: Any, timeout: float) -> bool:
+        tries.append(now())
+        if len(tries) == 1:
+            raise ValueError("nobody has thought of this")
+        return True
+
+    monkeypatch.setattr(broker_link, "answers", failing_once)
+    worker = link(0.02)
+    worker.connected(Consumer())
+    wait_until(lambda: len(tries) > 1, what="it to ask again")
+    wait_until(lambda: not worker.pulse.awaited, what="the answer to count")
+    worker.end()
+
+
 def test_neither_a_follower_asks_nor_who_is_not_connected_nor_another_broker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

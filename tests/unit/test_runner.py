@@ -461,6 +461,26 @@ def test_one_that_resigns_while_its_work_stands_still_does_not_come_back(fleet: 
     assert not campaign.election.campaigning
 
 
+def test_one_that_steps_down_and_resigns_while_its_work_stands_still_does_not_come_back(
+    fleet: Fleet,
+) -> None:
+    runner, campaign = fleet.leader("a")
+    pulse = Pulse("the loop", 0.2)
+    campaign.requirements = [pulse]
+    pulse.beat(clock.now())
+    runner.wake()
+    wait_until(lambda: campaign.unmet, what="it to be noticed")
+    assert runner.resign(campaign).wait(PATIENCE)
+    runner.step_down(campaign)
+    assert runner.resign(campaign).wait(PATIENCE)
+    assert not campaign.wanted
+    pulse.suspend()
+    runner.wake()
+    wait_until(lambda: not campaign.unmet, what="nothing to fail any more")
+    assert runner.resign(campaign).wait(PATIENCE)
+    assert not campaign.election.campaigning
+
+
 # -- what should not be ------------------------------------------------------------------------
 
 
