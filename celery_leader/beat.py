@@ -91,7 +91,7 @@ class LeaderMixin:
     #: What the scheduler's own store raises while it cannot be used; it is then asked again.
     store_errors: tuple[type[Exception], ...] = ()
 
-    #: celery-redbeat, once anything has imported it, asks every beat's scheduler for its lock.
+    #: Once anything has imported celery-redbeat, it asks every beat's scheduler for its lock.
     lock_key: Any = None
 
     app: Any
@@ -123,11 +123,12 @@ class LeaderMixin:
         self._campaign: Campaign | None = None
         self._pulse: Pulse | None = None
         self._clock: WallClock | None = None
+        # Where the future begins by Redis's clock, counted from the clock that is never set.
         self._future = math.inf
         self._service: Any = None
         self._dispatcher: Dispatcher | None = None
         super().__init__(app, *args, lazy=lazy, **kwargs)  # type: ignore[call-arg]
-        #: When what this process made itself was counted from at its start.
+        #: The entries that this process made itself, and the moment that each counted from then.
         self._made: dict[str, datetime.datetime] = {}
         if lazy and not self._leadership.always_leads():
             return  # the banner's instance, which must not take part
@@ -180,19 +181,19 @@ class LeaderMixin:
         if self._campaign is None:
             return ALWAYS_TERM if self._leadership.always_leads() else None
         if self._clock is not None and self._clock.is_off(now()):
-            # At once: what is due by a clock that was just set wrong must not go out.
+            # This cannot wait for the election: what is due by a wrong clock must not go out.
             self._leadership.look_around()
             return None
         return self._campaign.term()
 
     def _new_broker_pulse(self) -> BrokerPulse | None:
-        """Of the broker, where its outage does not end the lease by itself."""
+        """The broker's pulse; ``None`` where an outage of the broker ends the lease anyway."""
         if self._leadership.leases_on_broker:
             return None
         return BrokerPulse(self._leadership.settings.timing.lease_duration)
 
     def _new_clock(self) -> WallClock | None:
-        """The clock that this beat goes by; ``None`` where it is not to be compared."""
+        """The clock that this beat goes by; ``None`` if it is not to be compared with Redis's."""
         tolerance = self._leadership.settings.beat_clock_tolerance
         return WallClock(lambda: at(self.app.now()), tolerance) if tolerance else None
 
@@ -206,7 +207,7 @@ class LeaderMixin:
                     logger.warning("%s: %s", BEAT, missed)
 
     def _answer_remote_control(self) -> None:
-        """Have this beat answer to the commands of elections too, where it answers at all."""
+        """Have this beat answer to the commands of elections, if it answers to any."""
         # Celery's mailbox for beats knows ``ping`` only, and has no place to add to: it exists
         # from Celery 5.7 on, where it was asked for, once the service has begun.
         service, self._service = self._service, None
@@ -275,7 +276,7 @@ class LeaderMixin:
             raise SystemExit(1)
 
     def take_over(self, term: int) -> bool:
-        """Just elected: go on from what the last leader left; whether that could be read."""
+        """Go on from what the last leader left, just elected; whether that could be read."""
         dispatcher = self._dispatcher
         if dispatcher is None:
             return False
@@ -305,7 +306,7 @@ class LeaderMixin:
         return set(self.schedule)
 
     def _tidied(self, term: int, stored: Stored) -> dict[str, str] | None:
-        """The states to go on with; ``None`` if what is to be written was not agreed to.
+        """The states to go on with; ``None`` if Redis did not agree to what is to be written.
 
         Raises:
             StoreUnavailable: nobody knows.
@@ -327,7 +328,8 @@ class LeaderMixin:
         ours = {name: each for name, each in stored.states.items() if name not in self._foreign}
         tolerance = self._leadership.settings.beat_clock_tolerance or DEFAULT_CLOCK_TOLERANCE
         tidying = Tidying.of(ours, known, stored.now, retention, tolerance)
-        self._future = stored.now + tolerance
+        if self._dispatcher.shares_state:
+            self._future = stored.now + tolerance - now()
         agreed = self._dispatcher.write(term, tidying.marks)
         if not (agreed and self._dispatcher.forget(term, tidying.gone)):
             return None
@@ -339,13 +341,15 @@ class LeaderMixin:
 
     def is_future(self, moment: datetime.datetime) -> bool:
         """Whether nothing can have run at ``moment`` by a right clock."""
-        return at(moment) > self._future
+        return at(moment) > now() + self._future
 
     def _tidy_again(self, term: int) -> None:
-        """Look for states that nobody has known for long, while this beat goes on leading."""
+        """While leading on, remove states that nobody has known for long, and adopt free ones."""
         assert self._dispatcher is not None
+        foreign = self._foreign
         try:
-            if self._tidied(term, self._dispatcher.load()) is None:
+            agreed = self._tidied(term, self._dispatcher.load()) is not None
+            if not agreed or self._foreign != foreign:
                 self._led_term = None  # read the shared state again before anything else
         except StoreUnavailable as exc:
             logger.debug("beat: the shared schedule could not be tidied: %s", exc)
@@ -363,7 +367,7 @@ class LeaderMixin:
             )
 
     def _tell_of_foreign(self, known: Collection[str], ownership: Ownership) -> None:
-        """Log, once an entry, that it bears the name of another project's."""
+        """Log, once for each entry, that an entry of another project has its name."""
         for name in sorted(set(known) & self._foreign.keys() - self._said_foreign):
             self._said_foreign.add(name)
             project = self._foreign[name]
@@ -380,22 +384,28 @@ class LeaderMixin:
             )
 
     def _anchored(self, term: int, entries: Mapping[str, Any]) -> bool:
-        """Count what this process made, and nobody has shared yet, from now; whether agreed to.
+        """Share the entries that this process made and nobody knows, counted from now.
+
+        Returns whether Redis agreed.
 
         Raises:
             StoreUnavailable: nobody knows.
         """
-        fresh = {}
+        fresh: dict[str, tuple[str, str]] = {}
+        moments: dict[str, datetime.datetime] = {}
         for name, entry in entries.items():
             if name in self._shared or name in self._foreign:
                 continue
             if self._made.get(name) != entry.last_run_at:
                 continue
-            entry.last_run_at = entry.default_now()
-            fresh[name] = "", anchor(entry, self._project)
+            moments[name] = entry.default_now()
+            fresh[name] = "", anchor(entry, moments[name], self._project)
         assert self._dispatcher is not None
         if not self._dispatcher.write(term, fresh):
             return False
+        # Only now: what Redis did not agree to must still be new to the next try.
+        for name, moment in moments.items():
+            entries[name].last_run_at = moment
         self._shared.update({name: new for name, (_, new) in fresh.items()})
         return True
 
@@ -456,7 +466,7 @@ class LeaderMixin:
         """
         name = entry.name
         if name in self._foreign:
-            return None  # which was said
+            return None  # the log has said so
         before = self._shared.get(name, "")
         tick = replace(self.tick_of(entry, before), project=self._project)
         if is_later(before):
@@ -698,7 +708,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         return True
 
     def _remembered(self, name: str) -> str:
-        """The state that this beat wrote, should Redis have lost it; none if another led since."""
+        """The state that this beat wrote, in case Redis lost it; empty if another led since."""
         return self._plans[name].state if self._remembers and name in self._plans else ""
 
     def _on_change(self, change: Change) -> None:
@@ -716,7 +726,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
         due, _, name = self._queue[0]
         plan = self._plans[name]
         wait = due - at(plan.entry.default_now())
-        # All of them are looked at before a rest only, or many that are due at once took long.
+        # All are compared before a rest only. At each entry it would take long if many are due.
         changed = wait > 0 and (self._known != self.schedule or self._clock_went_back())
         if changed or self.schedule.get(name) is not plan.entry:
             self._led_term = None  # entries came, went or changed, or the clock did: plan anew
@@ -939,7 +949,7 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class _Sending:
-    """A tick of ``-S leader`` on its way, over several attempts where the first ones fail."""
+    """A tick of ``-S leader`` that is being sent, in as many attempts as it takes."""
 
     #: The plan once it is sent.
     following: Plan

@@ -3,8 +3,8 @@
 Where messages and leases live in one Redis, lease check, claim, new state and push are
 one script. It runs at the end of the publish itself, so that a task's own ``apply_async``
 sees a failure or a refusal as it sees any other: as an exception. Elsewhere the tick is
-claimed, published and confirmed. Guaranteed: a state moves only with its message or
-where there is none to send, and an unfenced message is never sent in silence where a
+claimed, published and confirmed. Guaranteed: a state moves only with its message, or
+if there is none to send; and an unfenced message is never sent in silence where a
 fenced one was asked for. Not guaranteed: that an answer comes; what raises
 ``StoreUnavailable`` is to be tried again with the same ``Dispatch``.
 """
@@ -43,6 +43,9 @@ Publish = Callable[[Any], Any]
 #: Written and removed again, as the state of an entry of this name.
 _PROBE = ""
 
+#: Named in place of a command of Redis, where a task's own code raised something.
+_TASKS_OWN = "apply_async"
+
 _AGREED = (Outcome.SENT, Outcome.REPEATED)
 
 
@@ -55,10 +58,11 @@ class Dispatch:
         old: its state as it was read.
         claimed: its state between claim and confirmation, where these are two.
         new: its state afterwards.
-        in_doubt: whether Redis may have done what was asked last, without our knowing.
-        published: whether a message was published, or will have been if that was done.
+        in_doubt: whether nobody knows if Redis did what was asked last.
+        published: whether a message was published; while in doubt, whether one was if Redis did
+            what was asked.
         empty: whether there is nothing to publish, so that only the state moves.
-        unsendable: whether that is so because the message cannot be made.
+        unsendable: whether it is empty because the message cannot be made.
     """
 
     entry: str
@@ -127,7 +131,7 @@ class Dispatcher:
         return self._leadership.keys.of("projects", BEAT)
 
     def register(self, term: int, ownership: Ownership) -> bool:
-        """Keep what tells this project from others; whether that was agreed to.
+        """Keep what tells this project from others; whether Redis agreed.
 
         Raises:
             StoreUnavailable: nobody knows; call it again.
@@ -144,7 +148,7 @@ class Dispatcher:
         return self._agreed(outcome, term)
 
     def write(self, term: int, states: dict[str, tuple[str, str]]) -> bool:
-        """Write ``(old, new)`` states that come with no message; whether all was agreed to.
+        """Write ``(old, new)`` states that come with no message; whether Redis agreed to all.
 
         Raises:
             StoreUnavailable: nobody knows; call it again with the same states.
@@ -154,7 +158,7 @@ class Dispatcher:
         return self._agreed(self._store.anchor(self._mandate(term), states), term)
 
     def forget(self, term: int, entries: Sequence[str]) -> bool:
-        """Remove entries from the shared schedule; whether that was agreed to.
+        """Remove entries from the shared schedule; whether Redis agreed.
 
         Raises:
             StoreUnavailable: nobody knows; call it again.
@@ -171,7 +175,7 @@ class Dispatcher:
         Args:
             term: the leader's.
             dispatch: what is sent; the same at each attempt.
-            publish: makes and publishes the message. What goes wrong comes out of it.
+            publish: makes and publishes the message; it raises what goes wrong.
 
         Returns:
             Whether Redis agreed; if not, what was read is to be read again.
@@ -340,12 +344,12 @@ class Dispatcher:
         producer = self.producer()
         producer.published = 0
         raised: Exception | None = None
-        # Before, since nothing may come back from a silent one.
+        # Before the publish, since a silent broker may never let it end.
         awaited = self._await_broker()
         try:
             with self._work, _awaiting_no_results():
                 publish(producer)
-        except Exception as exc:  # what a user's own router or option has raised, too
+        except Exception as exc:  # a user's own router or option may raise anything
             raised = exc
         if delivery is None:
             dispatch.published = producer.published > 0
@@ -355,8 +359,9 @@ class Dispatcher:
             return
         if delivery.done if delivery else dispatch.published:
             self._broker_answered()
-            if raised is not None:
-                self._tell(dispatch.entry, "apply_async", type(raised).__name__, str(raised))
+            if raised is not None and not (delivery and delivery.told):
+                kind = type(raised).__name__
+                self._tell(dispatch.entry, _TASKS_OWN, kind, without_echo(raised))
             return
         if raised is not None:
             self._check_sendable(dispatch, raised)
@@ -365,10 +370,10 @@ class Dispatcher:
         dispatch.empty = True
 
     def _check_sendable(self, dispatch: Dispatch, raised: Exception) -> None:
-        """Note that the message cannot be made, if that is what ``raised`` says.
+        """Note that the message cannot be made, unless ``raised`` is about the broker.
 
         Raises:
-            StoreUnavailable: it says that the broker cannot be reached.
+            StoreUnavailable: ``raised`` says that the broker cannot be reached.
         """
         cause = (
             raised.__cause__ or raised.__context__
@@ -385,7 +390,7 @@ class Dispatcher:
         logger.error("beat: %s cannot be sent, this tick of it is given up: %s", entry, raised)
 
     def _await_broker(self) -> bool:
-        """Whether the broker has not answered since before."""
+        """Wait for an answer of the broker; whether one was awaited before."""
         if self._broker is None:
             return False
         awaited = self._broker.awaited
@@ -410,7 +415,7 @@ class Dispatcher:
             buffer = self._buffer or PublishBuffer()
             connection.transport_cls = holding_transport(transport, buffer, timeout)
         elif transport.driver_type == "amqp":
-            # What is not confirmed within a lease is another leader's to publish.
+            # After a lease another leader publishes what was not confirmed.
             patience = self._leadership.settings.timing.lease_duration
             connection.transport_options = {
                 "read_timeout": patience,
@@ -452,7 +457,7 @@ class Dispatcher:
         return self._store
 
     def _tell(self, entry: str, command: str, target: str, error: str) -> None:
-        """Say once what was refused of something that was sent all the same."""
+        """Log once for each cause that a part of what was sent was refused."""
         if (command, target) in self._told:
             return
         self._told.add((command, target))
@@ -466,6 +471,8 @@ class Dispatcher:
         )
 
     def _advice(self, command: str, target: str, error: str) -> str:
+        if command == _TASKS_OWN:
+            return ""
         if "channel" in error:
             right = f"&{target}"
         elif "permission" in error or "The user executing the script can't" in error:
@@ -508,6 +515,8 @@ class _Delivery:
         self.outcome: Outcome | None = None
         #: Why it did not answer.
         self.failure: StoreUnavailable | None = None
+        #: Whether the log says already what failed after the message.
+        self.told = False
 
     @property
     def done(self) -> bool:
@@ -518,7 +527,7 @@ class _Delivery:
         """Have Redis check the lease, claim the tick and push the message, in one step.
 
         Raises:
-            StoreUnavailable: nobody knows, or Redis can do it at no time.
+            StoreUnavailable: nobody knows, or Redis refuses this message itself.
             NotLeader: Redis refused, since another leads or has led.
         """
         dispatch = self._dispatch
@@ -538,6 +547,7 @@ class _Delivery:
 
     def failed_later(self, push: Push, exc: Exception) -> None:
         """Say that something which follows the message could not be pushed."""
+        self.told = True
         self._tell(self._dispatch.entry, push.command, push.key, without_echo(exc))
 
     def _ask(self, pushes: list[Push]) -> Answer:
@@ -548,7 +558,7 @@ class _Delivery:
 
 
 class _Work:
-    """How deep in something that must not lose its connection this process is."""
+    """Counts what is under way in this process that must not lose its connection."""
 
     depth = 0
 

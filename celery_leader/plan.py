@@ -25,8 +25,8 @@ from .states import project_of, read, written
 #: The entry option that overrides ``leader_beat_catch_up`` for one entry.
 CATCH_UP_OPTION = "leader_catch_up"
 
-#: What the first tick of an entry is counted from where that is not known; always the same,
-#: or it would be sent again when the note of its run was lost.
+#: What the first tick of an entry is counted from, if it never ran. It is always the same text,
+#: or the tick would be sent again when the note of its run was lost.
 _NEVER = "never"
 
 #: What reading a state can raise that no beat has written.
@@ -108,7 +108,7 @@ class Plan:
     def of_another_schedule(cls, entry: Any, stored: str) -> Plan | None:
         """The same for an entry whose schedule was changed; its due time is still the old one.
 
-        The entry ran last when it ran last, whatever its schedule was then.
+        Its last run stays what it was, since the change of the schedule does not change that.
         """
         plan = cls._of(entry, stored)
         if plan is None:
@@ -158,7 +158,7 @@ class Plan:
         return self._with(entry, self.sequence + 1, due)
 
     def postponed(self, due: datetime.datetime) -> Plan:
-        """The plan whose tick is due at another time than was thought."""
+        """The plan whose next tick is due at another time."""
         return self._with(self.entry, self.sequence, due)
 
     def restarted(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
@@ -193,11 +193,11 @@ class Tick:
     def of(cls, entry: Any, before: str = "", due: datetime.datetime | None = None) -> Tick:
         """The tick that ``entry`` is to dispatch next, whose state is ``before``.
 
-        ``due`` is for who knows better than the schedule when.
+        ``due``: when that is, if the caller knows better than the schedule.
         """
         ran = entry.last_run_at
         if due is None:
-            due = (_told_after(entry.schedule, ran) if ran else None) or entry.default_now()
+            due = (occurrence_after(entry.schedule, ran) if ran else None) or entry.default_now()
         told = utc(ran) if ran else _NEVER
         return cls(told, utc(due), told).as_claimed(before)
 
@@ -212,8 +212,8 @@ class Tick:
     def is_in(self, stored: str) -> bool:
         """Whether ``stored`` says that this tick was sent.
 
-        Once it was noted where the entry is kept that the entry ran, whatever has the old
-        value there again was set on purpose.
+        ``noted``: the entry's own store knows of that run, too. If it then says the old last
+        run again, somebody has set that on purpose, and this is another tick.
         """
         state = read(stored)
         sent = state.get("tick") == self.counted_from and not state.get("claimed")
@@ -244,11 +244,10 @@ class Tick:
         )
 
 
-def anchor(entry: Any, project: str = "") -> str:
-    """What is stored of an entry that another scheduler plans and that has sent nothing yet."""
+def anchor(entry: Any, moment: datetime.datetime, project: str = "") -> str:
+    """What is stored of an entry of another scheduler that sent nothing yet, from ``moment`` on."""
     return written(
-        {"last_run_at": utc(entry.last_run_at), "total_run_count": entry.total_run_count or 0},
-        project,
+        {"last_run_at": utc(moment), "total_run_count": entry.total_run_count or 0}, project
     )
 
 
@@ -269,17 +268,25 @@ def task_id_of(namespace: str, entry: str, tick: str) -> str:
 
 def occurrence_after(timetable: Any, moment: datetime.datetime) -> datetime.datetime | None:
     """The first occurrence of ``timetable`` after ``moment``, or ``None`` if it cannot be told."""
-    following: datetime.datetime | None = None
+    try:
+        following = _following(timetable, moment)
+    except Exception:  # a schedule of the user's own may raise anything
+        return None
+    return following if following is not None and at(following) > at(moment) else None
+
+
+def _following(timetable: Any, moment: datetime.datetime) -> datetime.datetime | None:
     if isinstance(timetable, crontab):
         asked, local = _asked_at(timetable, moment)
         last, delta, _ = asked.remaining_delta(local)
-        following = last + delta
-    elif isinstance(timetable, solar) or (_is_interval(timetable) and timetable.relative):
+        following: datetime.datetime = last + delta
+        return following
+    if isinstance(timetable, solar) or (_is_interval(timetable) and timetable.relative):
         asked, local = _asked_at(timetable, moment)
-        following = later(moment, asked.remaining_estimate(local))
-    elif _is_interval(timetable):
-        following = later(moment, timetable.run_every)
-    return following if following is not None and at(following) > at(moment) else None
+        return later(moment, asked.remaining_estimate(local))
+    if _is_interval(timetable):
+        return later(moment, timetable.run_every)
+    return None
 
 
 def due_of(entry: Any, due_now: bool, next_in: float) -> datetime.datetime:
@@ -290,19 +297,12 @@ def due_of(entry: Any, due_now: bool, next_in: float) -> datetime.datetime:
     now = entry.default_now()
     told = now if due_now else later(now, datetime.timedelta(seconds=next_in))
     for moment in (entry.last_run_at, now):
-        occurrence = _told_after(entry.schedule, moment)
+        occurrence = occurrence_after(entry.schedule, moment)
         if occurrence is None:
             continue
         if abs(at(occurrence) - at(told)) <= _CLOSE or (due_now and at(occurrence) <= at(now)):
             return occurrence
     return told
-
-
-def _told_after(timetable: Any, moment: datetime.datetime) -> datetime.datetime | None:
-    try:
-        return occurrence_after(timetable, moment)
-    except Exception:  # a schedule of the user's own may raise anything
-        return None
 
 
 def _asked_at(timetable: Any, moment: datetime.datetime) -> tuple[Any, datetime.datetime]:

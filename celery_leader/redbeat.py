@@ -51,7 +51,7 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
         """
 
     def _maybe_entry(self, name: str, entry: Any) -> Any:
-        """The app's own ``entry``; one that redbeat does not have counts from its shared run."""
+        """The app's own ``entry``; if redbeat does not have it, it counts from its shared run."""
         made = super()._maybe_entry(name, entry)
         last = last_run(self._shared.get(name, ""))
         if last is not None:
@@ -64,17 +64,16 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
         last = last_run(before)
         if last is not None and utc(last[0]) == tick.counted_from:
             return tick
-        # It never ran, or ``reschedule`` set when: maybe to long before its last run, to have it
-        # run now.
+        # It never ran, or ``reschedule`` set its last run; maybe to long ago, to have it run now.
         past = last is not None and tick.label < utc(last[0])
         label = utc(entry.default_now()) if past else tick.label
         return replace(tick, label=label, facts={"noted": False}).as_claimed(before)
 
     def reserve(self, entry: Any) -> Any:
-        """Write into redbeat's Redis when ``entry`` ran last, as beats share it.
+        """Write into redbeat's Redis when ``entry`` ran last, by the shared state.
 
-        A leader that was killed between the two leaves the first to its successor: the next
-        tick then counts from the run, and not from when that was noticed.
+        A leader that was killed before this write leaves it to its successor. The next tick
+        then counts from the run, and not from the moment when the successor noticed it.
         """
         stored = self._shared.get(entry.name, "")
         last, term = last_run(stored), self.leading_term()
@@ -87,7 +86,7 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
         return following
 
     def _note(self, term: int, name: str, stored: str) -> None:
-        """Say that redbeat knows of this run: whoever sets the same last run again means it."""
+        """Note that redbeat knows of this run: who sets the old last run from now on means it."""
         assert self._dispatcher is not None
         noted = amended(stored, noted=True)
         try:
@@ -110,12 +109,13 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
         return True
 
     def _count_anew(self) -> None:
-        """Have the entries that ran in the future, by redbeat's own note, count from now."""
+        """Have entries count from now if redbeat says that they ran in the future."""
         key, present = self.app.redbeat_conf.schedule_key, at(self.app.now())
         for due_later in get_redis(self.app).zrangebyscore(key, present, "+inf"):
-            with contextlib.suppress(KeyError):  # deleted meanwhile
+            # Deleted meanwhile, or damaged: then it is redbeat's to say so when it is due.
+            with contextlib.suppress(KeyError, ValueError, TypeError):
                 entry = RedBeatSchedulerEntry.from_key(due_later, app=self.app)
-                if self.is_future(entry.last_run_at):
-                    # As beats share it, so that this is no order to run it now.
+                if entry.last_run_at is not None and self.is_future(entry.last_run_at):
+                    # The shared moment, since any other would be an order to run it now.
                     last = last_run(self._shared.get(entry.name, ""))
                     entry.reschedule(last_run_at=last[0] if last else entry.default_now())

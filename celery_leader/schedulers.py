@@ -1,7 +1,7 @@
-"""Scheduler classes of beats: what is meant by one that is not ours, and what ours do not read.
+"""Scheduler classes of beats: which there are, what those of others do, what ours do not read.
 
-Guaranteed: nothing is imported that was not, but Django's tables where Django is in use. Not
-guaranteed: that a scheduler that passes can be made; Celery tells.
+Guaranteed: no scheduler is imported; Django's tables are, where Django is in use already. Not
+guaranteed: that a scheduler which is not refused here can be made; Celery says if not.
 """
 
 from __future__ import annotations
@@ -24,17 +24,13 @@ _NEEDS = {
     "leader-django": ("django_celery_beat", "django-celery-beat"),
     "leader-redbeat": ("redbeat", "celery-redbeat"),
 }
-_TO_READ_ROWS = (
-    'set CELERY_BEAT_SCHEDULER = "leader-django" in Django\'s settings, or start it with:'
-    " celery beat -S leader-django"
-)
 
 
 def check_scheduler(name: Any) -> None:
-    """Refuse the name of a scheduler that is none, as one misspelt; imports no scheduler.
+    """Refuse a name that no scheduler has, such as a misspelt one; imports no scheduler.
 
     Raises:
-        LeaderError: there is none of that name, or a package that it needs is not installed.
+        LeaderError: no scheduler has that name, or a package that it needs is not installed.
     """
     if not isinstance(name, str):
         return
@@ -61,7 +57,7 @@ def _is_there(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ModuleNotFoundError, ValueError):
         return False
-    except Exception:  # what a package raises when it is imported: Celery tells
+    except Exception:  # its package cannot be imported; Celery says why
         return True
 
 
@@ -78,10 +74,7 @@ def _cure(scheduler: type, embedded: bool) -> str:
     command = "celery worker -B --scheduler" if embedded else "celery beat -S"
     homes = {cls.__module__.partition(".")[0] for cls in scheduler.__mro__}
     if "django_celery_beat" in homes:
-        return (
-            'set CELERY_BEAT_SCHEDULER = "leader-django" in Django\'s settings, or use:'
-            f" {command} leader-django"
-        )
+        return _to_read_rows(command)
     if "redbeat" in homes:
         return f'set beat_scheduler = "leader-redbeat", or use: {command} leader-redbeat'
     if homes <= {"celery", "builtins"}:
@@ -91,8 +84,17 @@ def _cure(scheduler: type, embedded: bool) -> str:
     )
 
 
+def _to_read_rows(command: str) -> str:
+    return (
+        'set CELERY_BEAT_SCHEDULER = "leader-django" in Django\'s settings, or use:'
+        f" {command} leader-django"
+    )
+
+
 def unread(app: Celery) -> str | None:
-    """What of the app's schedule ``-S leader`` does not read, and what to set; ``None``: nothing.
+    """What ``-S leader`` does not read of the app's schedule, and what to set.
+
+    ``None`` if there is nothing of the kind.
 
     Asks the database of django-celery-beat, where that is in use.
     """
@@ -109,12 +111,12 @@ def unread(app: Celery) -> str | None:
     count = "" if rows is None else f" ({rows} enabled)"
     return (
         f"the entries in the database of django-celery-beat{count} are not read by this scheduler"
-        f" and never sent; to have them sent, {_TO_READ_ROWS}"
+        f" and never sent; to have them sent, {_to_read_rows('celery beat -S')}"
     )
 
 
 def _enabled_rows(own: Any) -> int | None:
-    """How many enabled rows are none of the app's own entries; ``None`` if that cannot be told."""
+    """How many rows are enabled beside the app's own entries; ``None`` if that is not known."""
     with contextlib.suppress(Exception):  # no table yet, no database, an app that is half set up
         from django.db import connections
         from django_celery_beat.models import PeriodicTask

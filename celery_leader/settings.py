@@ -27,7 +27,7 @@ DEFAULT_RETENTION = 30 * 86400.0
 #: Seconds; as long as Celery's own beat may be silent before it counts as stuck.
 DEFAULT_WATCHDOG = 60.0
 
-#: Seconds; more than the clocks of machines differ that are kept right.
+#: Seconds; more than the clocks of machines differ if something keeps them right.
 DEFAULT_CLOCK_TOLERANCE = 60.0
 
 _PREFIX = "leader_"
@@ -91,13 +91,17 @@ class Settings:
             priority=check_priority(_given(app, "leader_priority", 0), "leader_priority"),
             preempt=_truth(app, "leader_preempt", False),
             history_size=_count(app, "leader_history_size", 256),
-            watchdog=_watchdog(app),
+            watchdog=_seconds_or_off(
+                app, "leader_watchdog", DEFAULT_WATCHDOG, least=_LEAST_WATCHDOG
+            ),
             wait_replicas=_count(app, "leader_wait_replicas", 0, least=0),
             beat_catch_up=CatchUp.named(
                 _given(app, "leader_beat_catch_up", "one"), "leader_beat_catch_up"
             ),
             beat_catch_up_max=_count(app, "leader_beat_catch_up_max", 100),
-            beat_clock_tolerance=_tolerance(app),
+            beat_clock_tolerance=_seconds_or_off(
+                app, "leader_beat_clock_tolerance", DEFAULT_CLOCK_TOLERANCE, least=_LEAST_TOLERANCE
+            ),
             schedule_retention=_retention(app),
             beat_node=_text(app, "leader_beat_node", "") or None,
             metrics_port=_port(app, "leader_metrics_port"),
@@ -198,14 +202,13 @@ def _number(app: Celery, setting: str, default: float) -> float:
     return value
 
 
-def _watchdog(app: Celery) -> float:
-    patience = _number(app, "leader_watchdog", DEFAULT_WATCHDOG)
-    if patience and not patience >= _LEAST_WATCHDOG:
+def _seconds_or_off(app: Celery, setting: str, default: float, *, least: float) -> float:
+    seconds = _number(app, setting, default)
+    if seconds and not seconds >= least:
         raise LeaderError(
-            f"leader_watchdog is {patience!r}: it must be {_LEAST_WATCHDOG:g} seconds or more, or 0"
-            " to turn it off"
+            f"{setting} is {seconds!r}: it must be {least:g} seconds or more, or 0 to turn it off"
         )
-    return patience
+    return seconds
 
 
 def _retention(app: Celery) -> float:
@@ -215,16 +218,6 @@ def _retention(app: Celery) -> float:
             f"leader_schedule_retention is {shown(retention)}: it must be above 0, in seconds"
         )
     return retention
-
-
-def _tolerance(app: Celery) -> float:
-    tolerance = _number(app, "leader_beat_clock_tolerance", DEFAULT_CLOCK_TOLERANCE)
-    if tolerance and not tolerance >= _LEAST_TOLERANCE:
-        raise LeaderError(
-            f"leader_beat_clock_tolerance is {tolerance!r}: it must be {_LEAST_TOLERANCE:g} seconds"
-            " or more, or 0 to turn it off"
-        )
-    return tolerance
 
 
 def _count(app: Celery, setting: str, default: int, *, least: int = 1) -> int:
@@ -246,7 +239,7 @@ def _port(app: Celery, setting: str) -> int | None:
 def _text(app: Celery, setting: str, default: str) -> str:
     value = _given(app, setting, default)
     if not isinstance(value, str) or (not value and default):
-        raise LeaderError(f"{setting} is {shown(value)}: it must be a text")
+        raise LeaderError(f"{setting} is {shown(value)}: it must be a string")
     return value
 
 

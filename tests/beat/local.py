@@ -95,7 +95,8 @@ class Bench:
         """An app with ``schedule`` (name to an entry as in ``beat_schedule``)."""
         app = ClockedCelery("bench", broker=conf.pop("broker", self.url), set_as_current=False)
         app.wall = self.clock
-        app.conf.update(conf)
+        # Their clock is the test's, and not that of Redis.
+        app.conf.update({"leader_beat_clock_tolerance": 0, **conf})
         app.conf.beat_schedule = {
             name: {"task": f"bench.{name}", **entry} for name, entry in (schedule or {}).items()
         }

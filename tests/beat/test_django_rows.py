@@ -134,12 +134,13 @@ class Rows:
 @pytest.fixture
 def new_rows(
     new_fleet: NewFleet, request: pytest.FixtureRequest, tmp_path: Path
-) -> Callable[[str], Rows]:
+) -> Callable[..., Rows]:
     """Makes the table, for beats of one scheduler."""
 
-    def new(scheduler: str) -> Rows:
+    def new(scheduler: str, **settings: Any) -> Rows:
         pytest.importorskip("django_celery_beat", reason="leader-django needs django_celery_beat")
         conf: dict[str, Any] = {"leader_lease_duration": 2.0, "beat_max_loop_interval": 1}
+        conf |= settings
         if scheduler == STOCK:
             conf["beat_sync_every"] = 1
         fleet = new_fleet(schedule={}, conf=conf)
@@ -176,6 +177,17 @@ def test_a_row_that_is_made_again_under_its_name_is_sent_again(
     rows.start("b1", "b2")
     for count in (1, 2, 3):
         make(rows)
+        rows.had(count)
+        rows.delete()
+
+
+def test_a_row_is_made_again_under_a_leader_that_has_led_for_longer_than_clocks_may_differ(
+    new_rows: Callable[..., Rows],
+) -> None:
+    rows = new_rows(OURS, leader_beat_clock_tolerance=0.1)
+    rows.start("b1", "b2")
+    for count in (1, 2, 3):
+        rows.make(clocked=now())
         rows.had(count)
         rows.delete()
 

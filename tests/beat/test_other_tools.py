@@ -246,7 +246,30 @@ def test_what_cannot_be_published_after_the_message_is_said_once_and_repeats_not
         seen.fall_due()
         assert len(bench.messages()) == count
     assert len(seen.of(Dispatched)) == 3
-    assert caplog.text.count("not all that goes with it: LPUSH audit") == 1
+    assert caplog.text.count("not all that goes with it") == 1
+    assert "LPUSH audit" in caplog.text
+
+
+class Failing(Task):
+    """Raises once its message is out."""
+
+    abstract = True
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        super().apply_async(args, kwargs, **options)
+        raise ValueError("this channel needs another permission")
+
+
+@SCHEDULERS
+def test_what_a_task_raises_after_its_message_is_not_taken_for_a_missing_right(
+    bench: Bench, scheduler: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = Seen(bench, bench.app(TICK), scheduler, Failing)
+    for count in (1, 2):
+        seen.fall_due()
+        assert len(bench.messages()) == count
+    assert caplog.text.count("not all that goes with it: apply_async") == 1
+    assert "give the Redis user" not in caplog.text
 
 
 @SCHEDULERS

@@ -7,25 +7,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.beat import Scheduler
 from celery.schedules import crontab
 
-from celery_leader.beat import LeaderPersistentScheduler, LeaderScheduler
-from celery_leader.errors import LeaderError
+from celery_leader import beat as beat_module
+from celery_leader import clock
+from celery_leader.beat import LeaderMixin, LeaderPersistentScheduler, LeaderScheduler
+from celery_leader.errors import LeaderError, StoreUnavailable
+from celery_leader.identity import sketch
+from celery_leader.projects import Project
 from tests.beat.conftest import NewFleet
 from tests.beat.local import KEY, Bench, LocalBeat
 from tests.waiting import wait_until
 
+PROJECTS = "celery-leader:celery:projects:beat"
 HOUR = 3600.0
 DAY = 24 * HOUR
 
 Start = Callable[..., LocalBeat]
+
+
+class OwnScheduler(LeaderMixin, Scheduler):
+    """Any scheduler there is, made to take part."""
 
 
 def every(seconds: float) -> dict[str, Any]:
@@ -151,6 +161,61 @@ def test_what_never_ran_does_not_count_anew_at_each_change_of_the_leader(
     assert bench.messages() == []
     advance(bench, 1, beats[2])
     assert bench.seconds() == [60]
+
+
+def test_what_is_new_is_shared_although_the_first_try_to_share_it_failed(
+    bench: Bench, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = start({"tick": every(10)})
+    dispatcher: Any = beat.scheduler._dispatcher
+    write, failed = dispatcher.write, []
+
+    def write_at_second_try(term: int, states: dict[str, Any]) -> bool:
+        if states and not failed:
+            failed.append(states)
+            raise StoreUnavailable("cut")
+        return bool(write(term, states))
+
+    monkeypatch.setattr(dispatcher, "write", write_at_second_try)
+    bench.clock.advance(5)
+    lead(beat)
+    wait_until(lambda: beat.settle() > 0 and bench.states(), what="the entry to be shared")
+    assert failed
+    assert "tick" in bench.states()
+
+
+def test_a_leader_adopts_what_another_project_left_once_that_is_forgotten(
+    bench: Bench, start: Start
+) -> None:
+    other = Project("other|0|" + sketch(f"other.t{n}" for n in range(4)), sketch(["x", "y"]))
+    first = lead(start({"tick": every(10)}))
+    bench.redis.hset(PROJECTS, "0123abcd", other.text())
+    bench.redis.hset(KEY, "tick", json.dumps({**bench.states()["tick"], "project": "0123abcd"}))
+    beat = first.hand_over(start({"tick": every(10)}))
+    advance(bench, 30, beat)
+    assert bench.sent() == []
+    bench.redis.hdel(PROJECTS, "0123abcd")
+    beat.scheduler._tidies_at = 0.0
+    advance(bench, 30, beat)
+    assert len(bench.sent()) > 1
+    assert bench.states()["tick"]["project"] != "0123abcd"
+
+
+def test_what_is_of_the_future_is_judged_by_the_present_and_not_by_the_takeover(
+    bench: Bench, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = lead(start({"tick": every(10)}))
+    present, led = datetime.now(timezone.utc), timedelta(seconds=HOUR)
+    assert beat.scheduler.is_future(present + led)
+    monkeypatch.setattr(beat_module, "now", lambda: clock.now() + HOUR)
+    assert not beat.scheduler.is_future(present + led)
+    assert beat.scheduler.is_future(present + led + timedelta(minutes=5))
+
+
+def test_where_nothing_is_shared_nothing_is_of_the_future(bench: Bench) -> None:
+    beat = bench.started(bench.app({"tick": every(10)}, broker="memory://"), OwnScheduler).lead()
+    beat.settle()
+    assert not beat.scheduler.is_future(datetime.now(timezone.utc))
 
 
 def test_a_beat_that_leads_again_does_not_go_by_what_it_remembers(

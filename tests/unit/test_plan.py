@@ -239,6 +239,14 @@ def test_the_occurrences_of_a_schedule_of_the_users_own_cannot_be_told(timetable
     assert occurrence_after(timetable, NOON) is None
 
 
+def test_the_occurrences_of_a_schedule_that_raises_cannot_be_told() -> None:
+    class Broken(crontab):
+        def remaining_delta(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("broken")
+
+    assert occurrence_after(Broken(app=APP), NOON) is None
+
+
 # -- what of a gap is caught up with --------------------------------------------------
 
 
