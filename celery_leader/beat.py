@@ -796,7 +796,10 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             claimed = plan.state if self._dispatcher.fences_messages else plan.claim().state
             dispatch = Dispatch(name, plan.state, claimed, "")
             sending = self._sendings[name] = _Sending(plan, dispatch, message)
+        in_doubt = sending.dispatch.in_doubt
         if not self._dispatcher.was_sent(sending.dispatch):
+            if in_doubt:
+                _, next_in = self._is_due_or_later(plan.entry)  # to ask Redis took a while
             # Counted from now, and not from when the first attempt failed.
             sending.following = self._advanced(plan, next_in)
             sending.dispatch.new = sending.following.state
@@ -904,7 +907,11 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             if following is not None:
                 return plan.dispatched(plan.due, following)
         now = plan.entry.default_now()
-        return plan.dispatched(now, due_of(counted_from(plan.entry, now), False, next_in))
+        entry = counted_from(plan.entry, now)
+        if plan.claimed:
+            # It need not be due by this beat's clock or schedule, and is over all the same.
+            _, next_in = self._is_due_or_later(entry)
+        return plan.dispatched(now, due_of(entry, False, next_in))
 
     def _catch_up(self, entry: Any) -> CatchUp:
         mode = catch_up_of(entry.name, entry.options, self._leadership.settings.beat_catch_up)
@@ -934,6 +941,12 @@ class LeaderScheduler(LeaderMixin, beat.Scheduler):  # type: ignore[misc]
             return False, self.max_interval
         if not isinstance(next_in, int | float) or math.isnan(next_in):
             return due_now, self.max_interval
+        if due_now and isinstance(entry.schedule, crontab):
+            # In the hour that clocks repeat, Celery takes what is due in its first run for due.
+            due = occurrence_after(entry.schedule, entry.last_run_at)
+            wait = 0.0 if due is None else at(due) - at(entry.default_now())
+            if wait > 0:
+                return False, wait
         return due_now, max(-_FAR, min(next_in, _FAR))
 
     def _push(self, name: str, plan: Plan) -> None:

@@ -154,7 +154,9 @@ class Plan:
 
     def dispatched(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
         """The plan after this tick was dispatched; the entry ran last ``at``."""
-        entry = _like(self.entry, at, self.entry.total_run_count + 1)
+        # In the zone of its clock: days of a relative interval begin at that zone's midnight.
+        ran = as_told_by(self.entry, at)
+        entry = _like(self.entry, ran, self.entry.total_run_count + 1)
         return self._with(entry, self.sequence + 1, due)
 
     def postponed(self, due: datetime.datetime) -> Plan:
@@ -277,9 +279,10 @@ def occurrence_after(timetable: Any, moment: datetime.datetime) -> datetime.date
 
 def _following(timetable: Any, moment: datetime.datetime) -> datetime.datetime | None:
     if isinstance(timetable, crontab):
-        asked, local = _asked_at(timetable, moment)
-        last, delta, _ = asked.remaining_delta(local)
-        following: datetime.datetime = last + delta
+        following = _on_the_wall(timetable, moment)
+        # Told in the hour that clocks repeat, it may be in that hour's first run, which is over.
+        while following.date() <= _date_at(timetable, moment) and at(following) <= at(moment):
+            following = _on_the_wall(timetable, following)
         return following
     if isinstance(timetable, solar) or (_is_interval(timetable) and timetable.relative):
         asked, local = _asked_at(timetable, moment)
@@ -287,6 +290,17 @@ def _following(timetable: Any, moment: datetime.datetime) -> datetime.datetime |
     if _is_interval(timetable):
         return later(moment, timetable.run_every)
     return None
+
+
+def _on_the_wall(timetable: Any, moment: datetime.datetime) -> datetime.datetime:
+    asked, local = _asked_at(timetable, moment)
+    last, delta, _ = asked.remaining_delta(local)
+    following: datetime.datetime = last + delta
+    return following
+
+
+def _date_at(timetable: Any, moment: datetime.datetime) -> datetime.date:
+    return moment.astimezone(timetable.tz).date()
 
 
 def due_of(entry: Any, due_now: bool, next_in: float) -> datetime.datetime:
@@ -302,6 +316,8 @@ def due_of(entry: Any, due_now: bool, next_in: float) -> datetime.datetime:
             continue
         if abs(at(occurrence) - at(told)) <= _CLOSE or (due_now and at(occurrence) <= at(now)):
             return occurrence
+        if not due_now and at(told) <= at(now) < at(occurrence):
+            return occurrence  # a crontab told it of the first run of an hour that is repeated
     return told
 
 

@@ -27,6 +27,7 @@ _DELAYED = "tests/beat/test_rabbitmq_queues.py::test_"
 _LINK = "tests/fleet/test_each_link.py::test_"
 _LINKS = _LINK + "those_lead_whose_links_let_them_work"
 _TOOLS = "tests/beat/test_other_tools.py::test_"
+_SCHEDULES = ("tests/simulation/test_simulated_schedules.py",)
 _CONFIGURED = "tests/fleet/test_worker_configuration.py::test_"
 
 
@@ -865,5 +866,33 @@ MUTANTS = (
         "self._project, self._foreign = ownership.id, ownership.foreign(stored.states)",
         "self._project = ownership.id",
         (_PROJECTS + "what_another_project_wrote_is_neither_deleted_nor_written_over",),
+    ),
+    Mutant(
+        "a crontab in the hour that clocks repeat is due at each look",
+        "beat.py",
+        "            if wait > 0:\n                return False, wait",
+        "            if False:\n                return False, wait",
+        _SCHEDULES,
+    ),
+    Mutant(
+        "the next tick is told from before Redis was asked",
+        "beat.py",
+        "            if in_doubt:\n",
+        "            if False:\n",
+        _SCHEDULES,
+    ),
+    Mutant(
+        "a claimed tick that is not due yet comes again",
+        "beat.py",
+        "        if plan.claimed:\n            # It need",
+        "        if False:\n            # It need",
+        _SCHEDULES,
+    ),
+    Mutant(
+        "what was caught up with ran in another zone",
+        "plan.py",
+        "        ran = as_told_by(self.entry, at)\n",
+        "        ran = at\n",
+        _SCHEDULES,
     ),
 )
