@@ -1,7 +1,7 @@
 """The leader-only bodies that run here, and the term that each of them began with.
 
-Guaranteed: a body is found from its first to its last line by itself and by all that it
-calls, in every pool, and by nobody afterwards. Not guaranteed: anything in a thread that
+Guaranteed: in every pool, a body and all that it calls find it from its first line to its
+last, and nobody finds it afterwards. Not guaranteed: anything in a thread that
 the body starts.
 """
 
@@ -37,7 +37,7 @@ class Body:
         try:
             return run()
         finally:
-            # A greenlet that the body started has a copy of what was set.
+            # Resetting is not enough: a greenlet that the body started has a copy of the context.
             self.runs = False
             _bodies.reset(token)
 
@@ -47,7 +47,7 @@ _bodies: contextvars.ContextVar[tuple[Body, ...]] = contextvars.ContextVar("bodi
 
 
 def running_body(owner: object, election: str) -> Body | None:
-    """The leader-only body of ``election`` that this is asked in; of several, the outermost."""
+    """The leader-only body of ``election`` that runs here; of several, the outermost."""
     for body in _bodies.get():
         if body.election == election and body.owner is owner and body.runs:
             return body

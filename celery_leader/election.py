@@ -326,7 +326,7 @@ class Election:
         """Something was announced: a lease is free, or this candidate is meant."""
         self.cursor = news.cursor
         if max(news.term, 1000 * cursor_order(news.cursor)[0]) > self._latest_term(now):
-            # No candidate can have said that. Behind such a line none might be heard.
+            # No candidate can have written that line, and no news might come behind it.
             self.lost_touch(now)
             return
         ours = self._is_ours(news)
@@ -348,7 +348,7 @@ class Election:
                 self._ask_at = now
 
     def _is_ours(self, news: Announcement) -> bool:
-        # Of a hold, which is of all lives of a node, and of an earlier version: the name only.
+        # A hold is for all lives of a node, and earlier versions wrote no life: compare names.
         return news.life == self._life if news.life else news.node == self.holder
 
     def contradicted(self, term: int, now: float, *, gone: bool) -> None:
@@ -505,7 +505,7 @@ class Election:
                 raise AssertionError(f"{request} was answered {reply}")
 
         if self._abstains and not self._releasing:
-            # To stay in the register, and to hear what time it is in the store.
+            # It asks on, to stay in the register and to learn the store's time.
             self._ask_at = now + self.timing.renew_interval
 
     def unanswered(self, request: Request, now: float, *, lasting: bool = False) -> None:
@@ -534,8 +534,8 @@ class Election:
     def _patience(self, lasting: bool) -> float:
         """How long not to ask after an attempt of a candidate that was not answered.
 
-        As long as between attempts of a leader at first, then ever longer: after an outage
-        nobody is to be waited for, and during one nobody is to be in its way.
+        At first as long as between a leader's attempts, so that a short outage costs little
+        time; then ever longer, so that Redis is not flooded while it comes back.
         """
         timing = self.timing
         most = timing.lease_duration if lasting else timing.reservation
@@ -620,7 +620,7 @@ class Election:
         self._ask_at = over_at + self._jitter()
 
     def _begin_another_life(self, now: float) -> None:
-        """Another goes by this life: the next requests must not be taken for that one's."""
+        """Another process uses this life: the next requests must not be taken for its own."""
         if self._term is not None:
             self._depose("lost", now)
         self._nonce = self._new_nonce()
@@ -666,7 +666,7 @@ class Election:
     def _move_cursor(self, cursor: str, server_time: float) -> None:
         """The answer tells of all that was announced before ``cursor``."""
         if cursor_order(self.cursor)[0] > 1000 * (server_time + 1):
-            # Of a line of the future: behind it nothing might be heard for years.
+            # It stands at a line of the future: no news might come behind it for years.
             self.cursor = cursor
         else:
             self.cursor = max(self.cursor, cursor, key=cursor_order)
@@ -676,7 +676,7 @@ class Election:
         return float("inf") if offset is None else latest_term(now + offset)
 
     def _forget_what_cannot_be(self, server_time: float) -> None:
-        """What was seen while the store's clock was far ahead holds no longer."""
+        """Forget terms that were seen while the store's clock was far ahead."""
         latest = latest_term(server_time)
         if self._seen_term > latest:
             self._seen_term = 0

@@ -95,7 +95,7 @@ def _whole(value: Any) -> int:
 
 
 def _is_setting(value: Any) -> bool:
-    # 1e400 is JSON, and a float that is none.
+    # 1e400 is JSON, and becomes a float that is infinite.
     return isinstance(value, Setting) and not (isinstance(value, float) and not isfinite(value))
 
 

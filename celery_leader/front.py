@@ -1,8 +1,7 @@
 """Puts received messages back in front of their queue.
 
-Guaranteed on Redis: many in one step, and each is afterwards either in its queue or still
-unacknowledged, whatever breaks in between. One that somebody else has put back meanwhile
-is not put back again.
+Guaranteed on Redis: many go back in one step. Whatever breaks meanwhile, each is then in its
+queue or still unacknowledged. One that somebody else has put back is not put back again.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 from kombu.transport.virtual import QoS
 from kombu.utils.json import dumps
 
-#: At most so many in one step, which nothing else in that Redis can come between.
+#: At most so many in one step: that Redis does nothing else meanwhile.
 STEP = 500
 
 # KEYS: the hash and the index of what is unacknowledged; then lists.

@@ -113,7 +113,7 @@ def _credible(
 
 
 def _falling(terms: Sequence[int]) -> set[int]:
-    """The places of those to leave out so that as many as can be are left, and rise.
+    """The places of ``terms`` to leave out, so that the others rise and are as many as can be.
 
     A forged term is outnumbered by real ones. In a draw what was written first is left.
     """

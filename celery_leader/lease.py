@@ -53,12 +53,12 @@ def check_name(name: str, what: str = "election name") -> str:
 
 
 def life_of(nonce: str) -> str:
-    """What tells one life of a node from another; the nonce cannot be had from it."""
+    """Tells one life of a node from another, and does not give the nonce away."""
     text = nonce.encode("utf-8", "surrogateescape")
     return hashlib.sha1(text, usedforsecurity=False).hexdigest()[:16]
 
 
-#: Seconds. Whoever finds a lease waits for it; a longer one was written by no candidate.
+#: Seconds. Candidates wait for a lease that they find; no candidate writes a longer one.
 LONGEST_LEASE = 3600.0
 
 #: Seconds that a moment or a term may be ahead of the store's clock, which may have been set
@@ -405,7 +405,7 @@ class Announcement:
         successor: to whom the lease goes, where that was said.
         reason: why a leadership ended. Of ``elected``: the one before, where nobody said.
         ended_at: when, by the store's clock, where that is not the moment of the line.
-        life: of the node, where the line is of one life of it only.
+        life: the node's life, where the line is about one life only.
     """
 
     election: str

@@ -69,7 +69,7 @@ class Overview:
         return ended[0]
 
     def apps(self, kin: Kin) -> list[str]:
-        """The apps that take part, or took part last, and are related so to the one that looks."""
+        """The apps that take part, or took part last, and are such kin of the app that looks."""
         found = {each.facts.app for each in self.candidates if each.facts}
         if self.record is not None:
             found.add(self.record.app)

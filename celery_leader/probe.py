@@ -26,7 +26,7 @@ _SETTINGS = ("min-replicas-to-write", "min-replicas-max-lag", "timeout", "save",
 _SCANNED, _MOST_STEPS = 1000, 200
 
 
-#: What of a key decides its slot: between the first { and the next }.
+#: The part of a key that decides its slot: between the first { and the next }.
 _HASH_TAG = re.compile(r"^[^{]*\{[^}]+\}")
 
 
@@ -44,7 +44,7 @@ class Server:
         refused: what it will not do for this user at this moment, and why.
         transactions: whether that could be found out.
         namespaces: those that have elections here; ``None`` if there were too many keys to look.
-        shards: of how many a Redis Cluster is; ``None`` if it is none, or may not be asked.
+        shards: how many a Redis Cluster has; ``None`` if it is none, or may not be asked.
         one_slot: whether the prefix of all keys keeps them together in a cluster.
     """
 

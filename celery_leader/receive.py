@@ -1,11 +1,11 @@
 """What becomes of a leader-only message that a worker has received.
 
-It is let in where its election is led, and handed to the leader queue (or skipped, where
-asked) elsewhere; what has not begun when its worker stops leading on purpose goes back to
-the front of the queue. Guaranteed: a message is acknowledged only after it was handed
-over, and goes as it came, and one that is skipped takes no place in the prefetch while its
-result backend is away. Not guaranteed: that it goes once; a worker that dies in between
-leaves it to be delivered again.
+It is let in where its election is led. Elsewhere it is handed to the leader queue, or
+skipped if its task says so. A message that has not begun when its worker stops leading on
+purpose goes back to the front of the queue. Guaranteed: a message is acknowledged only after
+it was handed over; its content is not changed; one that is skipped keeps no place in the
+prefetch while its result backend is away. Not guaranteed: that it is handed over once; a
+worker that dies in between leaves it to be delivered again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 HOPS = "leader_hops"
 
-_TRIES = 3  # of a message that cannot be handed over for its own sake
+_TRIES = 3  # of a message that cannot be handed over because of what is in it
 
 _MOST_HOPS = 10**9
 _LONGEST_EXPIRATION = 2**32 - 1  # milliseconds; what RabbitMQ takes
@@ -90,7 +90,7 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
     leadership = leadership_of(app)
 
     def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
-        # A message is decoded only where its arguments tell: it may be for the leader to judge.
+        # Decoded only if its arguments decide: otherwise the leader finds out what is wrong.
         options = options_of(task) or options_for(task, *_arguments(message))
         if options is None:
             return admit(message, body, ack, reject, callbacks)
@@ -177,7 +177,7 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
             cls.execute_using_pool = _where_led(own)
 
     def let_go(self) -> None:
-        """Its message was given back: whatever comes back to it, it is not run here."""
+        """Its message was given back: whatever the pool reports of it, it does not run here."""
         self.given_back = self.acknowledged = True
         task_ready(self)
         _fetched.pop(id(self), None)
@@ -244,8 +244,8 @@ def hand_over_or_retry(
 ) -> None:
     """Hand a message over and acknowledge it; where Redis refuses, keep it and try again later.
 
-    A full Redis, say, must not end the worker or lose the message. What no try can change, a
-    message that cannot be written again, is refused after a few.
+    A full Redis, for example, must not end the worker or lose the message. A message that
+    cannot be written again is refused after a few tries.
     """
     skips = options.on_follower == "skip" and not leadership_of(task.app).is_shut
     if request is not None and skips:
@@ -358,10 +358,10 @@ def hand_over(task: Any, options: LeaderOnly, message: Any, producer: Any = None
 
 
 def skip(options: LeaderOnly, request: Request, acknowledge: Callable[[], Any]) -> None:
-    """Have a message that this worker must not run end as a revoked one does.
+    """End a message that this worker must not run, as a revoked one ends.
 
-    It is acknowledged when that is stored, or is known to take longer: the message would
-    only be skipped again, and keep its place in the prefetch from those that can run.
+    It is acknowledged when that is stored, or when storing takes longer: kept, it would only
+    be skipped again, and take the place in the prefetch of a message that can run.
     """
     app = request.task.app
     reason = TaskSkipped(
@@ -380,7 +380,7 @@ def skip(options: LeaderOnly, request: Request, acknowledge: Callable[[], Any]) 
 
 
 def _skipped(options: LeaderOnly, request: Request, settle: Callable[[], Any]) -> None:
-    """That it was skipped is stored: say so."""
+    """The skip is stored: tell who listens."""
     task = request.task
     logger.info("%s: %s[%s] skipped, not leading", options.election, task.name, request.id)
     how = {"terminated": False, "signum": None, "expired": False}
@@ -434,9 +434,9 @@ def put(app: Any, message: Any, queue: Queue, producer: Any = None) -> None:
 
 
 def _properties(message: Any) -> dict[str, Any]:
-    """The properties of ``message``, as they are given to who publishes; set right where wrong.
+    """The properties of ``message``, to publish it with; those that make no sense are left out.
 
-    On Redis anybody can have written anything.
+    Anybody who can write to Redis can have written anything.
     """
     properties = {
         name: value
@@ -456,7 +456,7 @@ def _properties(message: Any) -> dict[str, Any]:
 
 
 def _number(value: Any, most: int) -> int | None:
-    """What a message says is a number from 0 to ``most``; ``None`` if it is none of these."""
+    """``value`` as a number from 0 to ``most``; ``None`` if it is not one."""
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
@@ -488,7 +488,7 @@ def key_of(message: Any) -> str:
 
 
 def forget_fetched() -> None:
-    """What waits here will be delivered again: it is not to be given back."""
+    """The broker delivers again all that waits here: do not give it back too."""
     _fetched.clear()
 
 

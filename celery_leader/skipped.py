@@ -107,8 +107,8 @@ class Unstored:
         task: the task.
         context: its request, for the backend.
         reason: what it ends in.
-        told: called in the storing thread with ``False`` once it may take longer, and with
-            ``True`` when it is stored.
+        told: called in the storing thread: with ``False`` after each try that failed, with
+            ``True`` once it is stored.
         tries: how often that failed.
     """
 
@@ -226,12 +226,12 @@ class SkippedResults:
 
 
 def _first_line(exc: Exception) -> str:
-    """What went wrong; the lines after it may hold the statement with its values."""
+    """The first line of an error; later lines may show the statement with its values."""
     return f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0][:200]}"
 
 
 def _let_go_of_databases() -> None:
-    """Close this thread's connections of Django, which nothing else would ever close."""
+    """Close this thread's Django connections; nothing else would ever close them."""
     django = sys.modules.get("django.db")
     if django is not None:
         try:

@@ -1,9 +1,9 @@
 """Whether a process is fit to lead: its event loop moves, its broker answers.
 
 The election's thread renews whatever becomes of the rest of its process; a leader that
-cannot do a leader's work must not lead on. Time is an argument. Guaranteed: what is silent
-is noticed after ``patience`` and a little more. A process that was paused as a whole is
-not taken for one whose work stands. Not guaranteed: that work that moves gets anything done.
+cannot do a leader's work must not lead on. Time is an argument. Guaranteed: silence is
+noticed after ``patience`` and a little more. A process that was paused as a whole does not
+count as one that stands still. Not guaranteed: that a process that moves gets work done.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-#: Reasons of what is required here, for which a lease is given up.
+#: The reasons of all requirements, for which a lease is given up.
 UNFIT = ("stalled", "broker lost", "clock")
 
 _NEVER = float("inf")
@@ -73,7 +73,7 @@ class Pulse:
         self._doubted: tuple[float, float] | None = None
 
     def heard(self, server_time: float, sent_at: float, now: float) -> None:
-        """That Redis answers is no sign of life of what is watched."""
+        """Nothing to do: an answer of Redis is no sign of life of the thing watched."""
 
     def trouble(self, now: float) -> str:
         """What is wrong while it stands."""
@@ -91,7 +91,7 @@ class Pulse:
 
     @property
     def _grace(self) -> float:
-        # Who was paused finds its own last sign long ago, and gives the next one soon.
+        # After a pause of the process the last sign is old, but the next one comes soon.
         return min(5.0, self.patience / 2)
 
     # -- from what moves ---------------------------------------------------------
@@ -122,7 +122,7 @@ class Pulse:
 
 
 class BrokerPulse(Pulse):
-    """The answers of the broker, from which silence counts only when it is told to.
+    """The answers of the broker, whose silence counts only while one is expected.
 
     Args:
         lease_duration: about how long, in seconds, the broker may be away.
