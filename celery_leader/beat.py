@@ -158,11 +158,12 @@ class LeaderMixin:
             scheduler=self._called,
         )
         self._dispatcher = Dispatcher(app, self._leadership, self._campaign, broker)
-        self._made = {
-            name: entry.last_run_at
-            for name, entry in self.entries_in_memory().items()
-            if self.is_made_here(entry)
-        }
+        if self._dispatcher.shares_state:
+            self._made = {
+                name: entry.last_run_at
+                for name, entry in self.entries_in_memory().items()
+                if self.is_made_here(entry)
+            }
         if self._worker_pid is not None:
             # What a worker stops its beat with; by default that is the end, lease or not.
             signal.signal(signal.SIGTERM, _exit)

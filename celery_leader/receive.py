@@ -16,7 +16,7 @@ import inspect
 import logging
 import re
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from celery import signals
@@ -544,7 +544,7 @@ def _give_back_in_front(waiting: list[LeaderOnlyRequest]) -> None:
                     request.let_go()
             if trouble:
                 return
-        logger.info("%d waiting leader-only task(s) given back", len(requests))
+        _log_given_back(requests)
 
 
 def _hand_over_all(waiting: list[LeaderOnlyRequest]) -> None:
@@ -557,6 +557,12 @@ def _hand_over_all(waiting: list[LeaderOnlyRequest]) -> None:
             request.let_go()
         if trouble:
             return
+    if waiting:
+        _log_given_back(waiting)
+
+
+def _log_given_back(requests: Sequence[LeaderOnlyRequest]) -> None:
+    logger.info("%d waiting leader-only task(s) given back", len(requests))
 
 
 def _waiting(elections: Collection[str]) -> list[LeaderOnlyRequest]:

@@ -63,6 +63,13 @@ def sent(fleet: Fleet) -> list[str]:
     return [str(each["headers"]["leader_tick"]) for each in messages]
 
 
+def unfit(fleet: Fleet) -> list[str]:
+    """Why candidates are not fit to lead, as the status says."""
+    told = json.loads(fleet.run("leader", "status", "--json").stdout)
+    every = [each for election in told["elections"] for each in election["candidates"]]
+    return [each["unfit"] for each in every if each.get("unfit")]
+
+
 def assert_none_from_the_future(fleet: Fleet) -> None:
     """Nothing was sent before it was due by the clock of Redis."""
     soon = datetime.now(timezone.utc) + timedelta(seconds=5)
@@ -80,13 +87,15 @@ def test_a_beat_whose_clock_is_off_does_not_lead_and_says_so_until_it_is_right(
     seconds = abs(ahead.total_seconds())
     which = "ahead of" if ahead > timedelta() else "behind"
     wrong.says(f" s {which} that of Redis (")
-    assert abs(float(wrong.log.split(f" s {which}")[0].split()[-1]) - seconds) < 5
+    # It was told the time while it started, which may take a busy machine a while.
+    assert abs(float(wrong.log.split(f" s {which}")[0].split()[-1]) - seconds) < 30
     assert "ERROR" in wrong.log
     assert "NTP" in wrong.log
     # It stays a candidate, for all to see, while the right one leads, and when that goes.
-    told = json.loads(fleet.run("leader", "status", "--json").stdout)
-    (shown,) = [each for e in told["elections"] for each in e["candidates"] if "unfit" in each]
-    assert f" s {which} that of Redis" in shown["unfit"]
+    wait_until(
+        lambda: any(f" s {which} that of Redis" in each for each in unfit(fleet)),
+        what="the status to say why it does not lead",
+    )
     assert f" s {which} that of Redis" in fleet.run("leader", "doctor").stdout
     right = fleet.beat("right")
     assert fleet.leader("beat") is right

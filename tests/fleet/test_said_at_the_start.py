@@ -105,7 +105,7 @@ def test_a_beat_with_a_name_keeps_it_and_its_hold_over_a_restart(ticking: Fleet)
     register = ticking.key("candidates", "beat")
     wait_until(lambda: ticking.leases.zscore(register, node), what=f"{node} to take part")
     told = json.loads(ticking.run("leader", "status", "--json", "--election", "beat").stdout)
-    (candidate,) = told[0]["candidates"]
+    (candidate,) = told["elections"][0]["candidates"]
     assert (candidate["node"], candidate["state"]) == (node, "held")
 
 
