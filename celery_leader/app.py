@@ -793,15 +793,14 @@ class Leadership:
         if kin is Kin.SAME:
             return
         self._foreign_told_at = moment
-        log, sure = (logger.error, "is") if kin is Kin.OTHER else (logger.warning, "may be")
-        log(
+        logger.error(
             "%s: %s, which leads, %s of another project (%s; this one is %s): their tasks are"
             " others. Two projects share election keys in one Redis, and only one of them is"
             " led: give one of them another leader_namespace, and another leader_queue or"
             " task_default_queue",
             election,
             record.holder,
-            sure,
+            "is" if kin is Kin.OTHER else "may be",
             called(record.app),
             called(app_identity(self.app)),
         )

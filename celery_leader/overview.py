@@ -171,12 +171,13 @@ class Overview:
             f"candidates differ in {name}: {told(values)}"
             for name, values in mixed_settings(self.candidates).items()
         ]
-        strange = self.apps(Kin.OTHER)
-        if strange:
-            lines.append(
-                f"another project takes part: {some(map(called, strange))}"
-                f" ({some(self.nodes_of(strange))}); see celery leader doctor"
-            )
+        for kin, verb in ((Kin.OTHER, "takes part"), (Kin.UNKNOWN, "may take part")):
+            strange = self.apps(kin)
+            if strange:
+                lines.append(
+                    f"another project {verb}: {some(map(called, strange))}"
+                    f" ({some(self.nodes_of(strange))}); see celery leader doctor"
+                )
         return lines + unfenced
 
     # -- for scripts ------------------------------------------------------------

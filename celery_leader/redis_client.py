@@ -117,7 +117,8 @@ class RedisClient:
         """Which of a script's ``keys`` made it fail, where it was one of them."""
         if DAMAGED in str(exc):
             return StoreUnavailable(
-                f"in {self._setting}, the record in {keys[0]} is damaged; delete that key",
+                f"in {self._setting}, the record in {keys[0]} is damaged; candidates write it anew"
+                " within a lease; if there are none, delete that key",
                 lasting=True,
             )
         if "WRONGTYPE" not in str(exc):

@@ -279,7 +279,10 @@ class RedisStore:
 
     def _damaged(self, election: str) -> StoreUnavailable:
         key = self._keys.of("election", election)
-        return StoreUnavailable(f"the record in {key} is damaged; delete that key")
+        return StoreUnavailable(
+            f"the record in {key} is damaged; candidates write it anew within a lease;"
+            " if there are none, delete that key"
+        )
 
     def _call(self, request: Request) -> tuple[Script, list[str], list[Any]]:
         keys = self._keys.election(request.election)
