@@ -282,7 +282,9 @@ def _following(timetable: Any, moment: datetime.datetime) -> datetime.datetime |
         following = _on_the_wall(timetable, moment)
         # Told in the hour that clocks repeat, it may be in that hour's first run, which is over.
         while following.date() <= _date_at(timetable, moment) and at(following) <= at(moment):
-            following = _on_the_wall(timetable, following)
+            before, following = following, _on_the_wall(timetable, following)
+            if following <= before:
+                break  # a crontab of the user's own that does not go on
         return following
     if isinstance(timetable, solar) or (_is_interval(timetable) and timetable.relative):
         asked, local = _asked_at(timetable, moment)

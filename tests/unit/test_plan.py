@@ -638,3 +638,11 @@ def test_where_none_is_caught_up_with_a_gap_sends_nothing(
     sent, missed = run_through(seconds, gaps, CatchUp.NONE)
     assert sent == sorted(set(sent))
     assert not any(missed)
+
+
+def test_a_crontab_of_the_users_own_that_does_not_go_on_ends_the_search() -> None:
+    class Stuck(crontab):
+        def remaining_delta(self, last_run_at: Any, *args: Any, **kwargs: Any) -> Any:
+            return last_run_at, timedelta(), last_run_at
+
+    assert occurrence_after(Stuck(), NOON) is None
