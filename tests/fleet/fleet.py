@@ -203,13 +203,16 @@ class Fleet:
         self.leader()
         return started
 
-    def beat(self, name: str, *arguments: str, **config: Any) -> Process:
-        """Start a beat; ``-S leader`` unless another scheduler is named."""
+    def beat(self, name: str, *arguments: str, node: str = "", **config: Any) -> Process:
+        """Start a beat; ``-S leader`` unless another scheduler is named.
+
+        ``node`` is the name it takes part under, if not one with its process id.
+        """
         if "-S" not in arguments:
             arguments = (*arguments, "-S", "leader")
         if "-s" not in arguments:
             arguments = (*arguments, "-s", str(self.directory / f"{name}.schedule"))
-        return self._start(name, "", ("beat", "-l", "info", *arguments), config)
+        return self._start(name, node, ("beat", "-l", "info", *arguments), config)
 
     def beats(self, *names: str, **config: Any) -> list[Process]:
         """Start beats, and wait until each takes part and one leads."""

@@ -104,11 +104,11 @@ def test_control_leader_transfer_names_the_next_leader_and_refuses_an_unknown_on
 )
 def test_beats_answer_too_where_celerys_own_mailbox_for_them_is_on(new_fleet: NewFleet) -> None:
     fleet = new_fleet(conf={**LASTING, "beat_enable_remote_control": True}, schedule=SCHEDULE)
-    first = fleet.beat("b1", "--hostname", "first@%h")
-    assert fleet.leader("beat") is first
-    second = fleet.beat("b2", "--hostname", "second@%h")
-    fleet.takes_part(second, "beat")
     host = socket.gethostname()
+    first = fleet.beat("b1", "--hostname", "first@%h", node=f"first@{host}")
+    assert fleet.leader("beat") is first
+    second = fleet.beat("b2", "--hostname", "second@%h", node=f"second@{host}")
+    fleet.takes_part(second, "beat")
     names = {f"first@{host}": first, f"second@{host}": second}
     found: dict[str, Any] = {}
 

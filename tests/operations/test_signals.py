@@ -29,6 +29,7 @@ def test_workers_signal_elections_although_receivers_fail_and_hang(new_fleet: Ne
 def test_a_leader_with_a_receiver_that_hangs_renews_and_works_on(new_fleet: NewFleet) -> None:
     fleet = new_fleet(conf={**QUICK, "leader_lease_duration": 3.0}, receivers=True)
     (leader,) = fleet.workers("w1")
+    leader.says("worker: elected, term")
     leader.freeze()
     fleet.wait_without_leader()
     leader.thaw()
