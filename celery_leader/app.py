@@ -61,6 +61,7 @@ _BELIEFS = "CELERY_LEADER_BELIEFS"
 #: In shared memory, beside the elections: that the worker is going. No election can be called so.
 _SHUT = "(shut)"
 
+_LONGEST_FAREWELL = 10.0  # seconds; longer leases than usual do not keep a process from its end
 _LAST_SIGNALS = 1.0  # seconds; how long the end of a process waits for receivers of signals
 
 #: What Celery's own remote control calls a beat that is given a host only.
@@ -634,7 +635,8 @@ class Leadership:
         if self._owner != os.getpid():
             return True
         farewells = [self.resign(campaign) for campaign in self._campaigns]
-        told = all(done.wait(self.farewell_timeout) for done in farewells)
+        deadline = now() + self.farewell_timeout
+        told = all(done.wait(max(0.0, deadline - now())) for done in farewells)
         self.finish_signals()
         return told
 
@@ -642,7 +644,8 @@ class Leadership:
     def farewell_timeout(self) -> float:
         """How long, in seconds, to wait for a lease to be given up before leaving it to expire."""
         timing = self.settings.timing
-        return timing.renew_attempts * (2 * timing.operation_timeout + timing.renew_retry_delay)
+        attempt = 2 * timing.operation_timeout + timing.renew_retry_delay
+        return min(timing.renew_attempts * attempt, _LONGEST_FAREWELL)
 
     def follow(self, live: Any) -> None:
         """The worker's consumer is connected with ``live``: keep the leases there too."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import select
+import selectors
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,6 +74,14 @@ class Foremost:
     node: str
     highest: int
     lowest: int
+
+
+def _can_be_read(fd: int | None, timeout: float) -> bool:
+    """Whether there is something to read from ``fd``, waiting for it for ``timeout`` seconds."""
+    with selectors.DefaultSelector() as selector:
+        if fd is not None:
+            selector.register(fd, selectors.EVENT_READ)
+        return bool(selector.select(timeout))
 
 
 class FakeStore:
@@ -152,8 +160,7 @@ class FakeStore:
         deadline = time.monotonic() + timeout
         while True:
             news = self.news(cursors)
-            woken = select.select([] if wake is None else [wake], [], [], 0.002)[0]
-            if news or time.monotonic() >= deadline or woken:
+            if news or _can_be_read(wake, 0.002) or time.monotonic() >= deadline:
                 return news
 
     def read(self, election: str) -> Record | None:

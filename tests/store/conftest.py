@@ -108,8 +108,10 @@ def make_app(request: pytest.FixtureRequest) -> Iterator[MakeApp]:
                 runner.resign(campaign)
             runner.stop(0)
     for leadership in leaderships:
-        if leadership._runner is not None:
-            leadership._runner.stop(10)
+        runner, leadership._runner = leadership._runner, None
+        if runner is not None:
+            runner.stop(10)
+            runner.disown()  # its pipe: one process makes hundreds of them here, and no other does
 
 
 @pytest.fixture

@@ -798,6 +798,13 @@ def test_history_keeps_to_its_size(make_store: MakeStore) -> None:
         assert lines[-1].kind == "resigned"
 
 
+def _let_short_leases_run_out() -> None:
+    """In both stores, before either is asked again."""
+    moment = time.monotonic()
+    while time.monotonic() < moment + 2 * INSTANT:
+        time.sleep(INSTANT)
+
+
 def test_memory_and_redis_answer_any_sequence_of_requests_alike(make_store: MakeStore) -> None:
     seed = int(os.environ.get("CELERY_LEADER_TEST_SEED") or random.SystemRandom().randrange(10**9))
     print(f"CELERY_LEADER_TEST_SEED={seed}")
@@ -820,16 +827,14 @@ def test_memory_and_redis_answer_any_sequence_of_requests_alike(make_store: Make
             ]
             said.append(f"{theirs} -> {answers[1]}")
             assert answers[0] == answers[1], "\n".join(said[-8:])
+            _let_short_leases_run_out()
             told = [
                 _random_order(random.Random(scene), store, election, ranked)
                 for store in (fake, real)
             ]
             said.append(f"{told[1]}")
             assert told[0] == told[1], "\n".join(said[-8:])
-            # Short leases have run out in both before the next request.
-            moment = time.monotonic()
-            while time.monotonic() < moment + 2 * INSTANT:
-                time.sleep(INSTANT)
+            _let_short_leases_run_out()
         lines = []
         for each, terms in ((fake, terms_of_fake), (real, terms_of_real)):
             history = each.announcements({election: "0-0"}, 0, None)
