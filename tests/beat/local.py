@@ -59,8 +59,12 @@ class LocalBeat:
     def hand_over(self, to: LocalBeat) -> LocalBeat:
         """Have ``to`` lead in place of this one, which goes on as a follower."""
         campaign, successor = self.scheduler._campaign, to.scheduler._campaign.election.holder
-        self.scheduler._leadership.step_down(campaign, successor, "transfer")
-        to.lead().settle()
+        both = (to.scheduler, self.scheduler)
+        while to.scheduler.leading_term() is None:
+            # On a busy machine the successor may be late, and this one is elected again.
+            self.scheduler._leadership.step_down(campaign, successor, "transfer")
+            wait_until(lambda: any(each.leading_term() for each in both), what="a beat to lead")
+        to.settle()
         assert self.scheduler.leading_term() is None
         self.settle()
         return to

@@ -152,8 +152,7 @@ def test_what_never_ran_does_not_count_anew_at_each_change_of_the_leader(
     bench: Bench, start: Start
 ) -> None:
     entries = {"tick": every(60)}
-    beats = [start(entries) for _ in range(3)]
-    lead(beats[0])
+    beats = [lead(start(entries)), start(entries), start(entries)]
     for giver, taker in pairwise(beats):
         advance(bench, 25, giver)
         giver.hand_over(taker)
