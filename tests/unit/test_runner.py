@@ -444,7 +444,7 @@ def test_a_candidate_that_fails_two_requirements_comes_back_when_both_hold(
     assert caplog.text.count("deposed") == 1
 
 
-def test_one_that_resigns_while_its_work_stands_still_does_not_come_back(fleet: Fleet) -> None:
+def _resigned_while_its_work_stood_still(fleet: Fleet) -> tuple[Runner, Campaign, Pulse]:
     runner, campaign = fleet.leader("a")
     pulse = Pulse("the loop", 0.2)
     campaign.requirements = [pulse]
@@ -452,6 +452,11 @@ def test_one_that_resigns_while_its_work_stands_still_does_not_come_back(fleet: 
     runner.wake()
     wait_until(lambda: campaign.unmet, what="it to be noticed")
     assert runner.resign(campaign).wait(PATIENCE)
+    return runner, campaign, pulse
+
+
+def test_one_that_resigns_while_its_work_stands_still_does_not_come_back(fleet: Fleet) -> None:
+    _, campaign, pulse = _resigned_while_its_work_stood_still(fleet)
 
     def moving() -> bool:
         pulse.beat(clock.now())
@@ -464,13 +469,7 @@ def test_one_that_resigns_while_its_work_stands_still_does_not_come_back(fleet: 
 def test_one_that_steps_down_and_resigns_while_its_work_stands_still_does_not_come_back(
     fleet: Fleet,
 ) -> None:
-    runner, campaign = fleet.leader("a")
-    pulse = Pulse("the loop", 0.2)
-    campaign.requirements = [pulse]
-    pulse.beat(clock.now())
-    runner.wake()
-    wait_until(lambda: campaign.unmet, what="it to be noticed")
-    assert runner.resign(campaign).wait(PATIENCE)
+    runner, campaign, pulse = _resigned_while_its_work_stood_still(fleet)
     runner.step_down(campaign)
     assert runner.resign(campaign).wait(PATIENCE)
     assert not campaign.wanted
