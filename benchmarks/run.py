@@ -21,7 +21,7 @@ import redis
 from celery import Celery
 
 from celery_leader import LeaderElection
-from celery_leader.scripts import RENEW
+from celery_leader.store.scripts import RENEW
 from tests.fleet.fleet import Fleet
 from tests.redis_process import RedisServer
 from tests.waiting import wait_until

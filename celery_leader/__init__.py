@@ -9,12 +9,19 @@ Everything else, with the promises that do hold, is in the README.
 
 from __future__ import annotations
 
-from .app import Leader
 from .errors import LeaderError, NotLeader, StoreUnavailable
 from .install import install
-from .leader_election import LeaderElection
-from .skipped import TaskSkipped
-from .tasks import LeaderTask, check_leader, current_term, is_leader, leader_only, leading
+from .runtime.leader_election import LeaderElection
+from .runtime.leadership import Leader
+from .tasks.leader_only import (
+    LeaderTask,
+    check_leader,
+    current_term,
+    is_leader,
+    leader_only,
+    leading,
+)
+from .tasks.skipped import TaskSkipped
 
 __all__ = (
     "Leader",

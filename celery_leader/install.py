@@ -9,17 +9,17 @@ from typing import Any
 import click
 from celery import Celery, signals
 
-from .app import Leadership, celery_app, leadership_of, worker_pid
-from .beat import LeaderMixin
+from .beat.mixin import LeaderMixin
 from .errors import LeaderError
-from .runner import Campaign
-from .schedulers import check_scheduler, told_of
-from .settings import BEAT
-from .tasks import RoutedAMQP, adopt_tasks, installed, routing_class
+from .runtime.leadership import Leadership, celery_app, leadership_of, worker_pid
+from .runtime.runner import Campaign
+from .runtime.schedulers import check_scheduler, told_of
+from .runtime.settings import BEAT
+from .tasks.leader_only import RoutedAMQP, adopt_tasks, installed, routing_class
 
 logger = logging.getLogger(__name__)
 
-_STEP = "celery_leader.bootstep:LeaderStep"
+_STEP = "celery_leader.worker.step:LeaderStep"
 
 _WORKER_OPTIONS = (
     click.Option(

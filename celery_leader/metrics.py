@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator
 
 from celery import Celery
 
-from .app import leadership_of, worker_pid
-from .errors import LeaderError
-from .observe import (
+from .core.events import (
     Dispatched,
     DispatchRefused,
     Event,
@@ -29,7 +27,9 @@ from .observe import (
     Standing,
     Unanswered,
 )
-from .settings import BEAT
+from .errors import LeaderError
+from .runtime.leadership import leadership_of, worker_pid
+from .runtime.settings import BEAT
 
 try:
     from prometheus_client import REGISTRY, Counter, Histogram, start_http_server

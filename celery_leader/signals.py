@@ -21,7 +21,7 @@ from typing import Any
 
 from celery.utils.dispatch import Signal
 
-from .observe import (
+from .core.events import (
     DispatchRefused,
     Event,
     Forwarded,

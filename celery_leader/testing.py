@@ -22,9 +22,9 @@ from collections.abc import Iterator
 
 from celery import Celery
 
-from .app import current, leadership_of
-from .belief import Belief
-from .settings import WORKER
+from .runtime.leadership import current, leadership_of
+from .runtime.settings import WORKER
+from .runtime.shared_memory import Belief
 
 _EVER = float("inf")
 

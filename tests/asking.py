@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_leader.lease import Acquire, Ended, Release, Renew
+from celery_leader.core.lease import Acquire, Ended, Release, Renew
 
 NAME = "beat"
 LONG = 600.0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from celery_leader.schedule_store import DISPATCH, FORGET, LOAD, STATE, Calls
+from celery_leader.store.schedule_store import DISPATCH, FORGET, LOAD, STATE, Calls
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from celery_leader.errors import LeaderError, StoreUnavailable
-from celery_leader.facts import facts_from
-from celery_leader.history import Reign, reigns
-from celery_leader.lease import (
+from celery_leader.core.candidate_info import facts_from
+from celery_leader.core.lease import (
     Acquire,
     Announcement,
     Candidate,
@@ -36,6 +34,8 @@ from celery_leader.lease import (
     latest_term,
     life_of,
 )
+from celery_leader.errors import LeaderError, StoreUnavailable
+from celery_leader.store.history import Reign, reigns
 
 #: In place of a priority.
 ABSTAINS = -1001

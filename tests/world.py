@@ -7,9 +7,9 @@ import itertools
 import random
 from collections.abc import Iterable
 
-from celery_leader.election import Change, Deposed, Elected, Election, Wait
+from celery_leader.core.election import Change, Deposed, Elected, Election, Wait
+from celery_leader.core.lease import Announcement, Reply, Request, Timing, cursor_order
 from celery_leader.errors import StoreUnavailable
-from celery_leader.lease import Announcement, Reply, Request, Timing, cursor_order
 from tests.fake_store import FakeStore
 
 NAME = "beat"

@@ -12,12 +12,12 @@ from kombu import Connection
 
 from benchmarks import dispatch
 from benchmarks.peers.growth import cpu_used
-from celery_leader.broker import LeaseSource
-from celery_leader.election import Election
-from celery_leader.lease import Granted, Reply, Request, Timing
-from celery_leader.redis_client import RedisClient
-from celery_leader.redis_store import RedisStore
-from celery_leader.scripts import Keys
+from celery_leader.core.election import Election
+from celery_leader.core.lease import Granted, Reply, Request, Timing
+from celery_leader.runtime.lease_source import LeaseSource
+from celery_leader.store.client import RedisClient
+from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.scripts import Keys
 from tests.redis_process import RedisServer
 from tests.waiting import wait_until
 

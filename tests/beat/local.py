@@ -14,8 +14,8 @@ import redis
 from celery import Celery
 
 from celery_leader import install
-from celery_leader.app import leadership_of
 from celery_leader.beat import LeaderScheduler
+from celery_leader.runtime.leadership import leadership_of
 from tests.waiting import wait_until
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)

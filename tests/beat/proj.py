@@ -19,7 +19,7 @@ from celery import Celery, bootsteps
 from celery.schedules import crontab
 
 from celery_leader.beat import LeaderScheduler
-from celery_leader.bootstep import LeaderStep
+from celery_leader.worker.step import LeaderStep
 from tests.fleet import proj as base
 
 DJANGO: dict[str, Any] = {

@@ -20,7 +20,7 @@ from celery.beat import Scheduler
 
 from celery_leader import NotLeader, StoreUnavailable
 from celery_leader.beat import LeaderMixin, LeaderScheduler
-from celery_leader.observe import Dispatched, DispatchRefused
+from celery_leader.core.events import Dispatched, DispatchRefused
 from tests.beat.conftest import NewFleet
 from tests.beat.local import Bench, LocalBeat
 from tests.fleet.fleet import LASTING

@@ -17,12 +17,12 @@ import pytest
 from celery.beat import Scheduler
 from celery.schedules import crontab
 
-from celery_leader import beat as beat_module
-from celery_leader import clock
 from celery_leader.beat import LeaderMixin, LeaderPersistentScheduler, LeaderScheduler
+from celery_leader.beat import mixin as beat_module
+from celery_leader.beat.projects import Project
+from celery_leader.core.identity import sketch
 from celery_leader.errors import LeaderError, StoreUnavailable
-from celery_leader.identity import sketch
-from celery_leader.projects import Project
+from celery_leader.runtime import clock
 from tests.beat.conftest import NewFleet
 from tests.beat.local import KEY, Bench, LocalBeat
 from tests.waiting import wait_until

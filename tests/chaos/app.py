@@ -16,7 +16,7 @@ from celery.schedules import schedule
 
 from celery_leader import install
 from celery_leader.beat import LeaderScheduler
-from celery_leader.dispatch import Dispatch, Dispatcher
+from celery_leader.beat.dispatch import Dispatch, Dispatcher
 
 VARIABLE = "CELERY_LEADER_CHAOS"
 ENTRY = "chaos_entry"  # the header that names the entry

@@ -19,9 +19,9 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from celery_leader.election import Elected, Election, Wait
-from celery_leader.known import KnownLeader
-from celery_leader.lease import Acquire, Missing, Release, Renew, Reply, Request, Timing
+from celery_leader.core.election import Elected, Election, Wait
+from celery_leader.core.lease import Acquire, Missing, Release, Renew, Reply, Request, Timing
+from celery_leader.core.observed_leader import KnownLeader
 from tests.fake_store import FakeStore, Row
 
 NAME = "beat"

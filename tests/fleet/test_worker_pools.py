@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from celery import VERSION
 
-from celery_leader.app import leadership_of
+from celery_leader.runtime.leadership import leadership_of
 from tests.fleet.conftest import NewFleet
 from tests.fleet.fleet import Fleet, Process
 from tests.redis_process import RedisServer

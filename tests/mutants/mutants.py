@@ -62,17 +62,21 @@ class Mutant:
 
 
 def _election(name: str, old: str, new: str) -> Mutant:
-    return Mutant(name, "election.py", old, new, _CORE)
+    return Mutant(name, "core/election.py", old, new, _CORE)
 
 
 def _script(name: str, old: str, new: str, times: int = 1) -> Mutant:
-    return Mutant(name, "scripts.py", old, new, _STORE, times)
+    return Mutant(name, "store/scripts.py", old, new, _STORE, times)
 
 
 MUTANTS = (
     # -- the state machine --------------------------------------------------------------
     Mutant(
-        "no margin", "lease.py", "return max(0.05 * self.lease_duration, 0.1)", "return 0.0", _CORE
+        "no margin",
+        "core/lease.py",
+        "return max(0.05 * self.lease_duration, 0.1)",
+        "return 0.0",
+        _CORE,
     ),
     _election(
         "the deadline counts from the receipt",
@@ -309,7 +313,7 @@ MUTANTS = (
     # -- who is who, and what no candidate can have written ----------------------------------
     Mutant(
         "a namesake's resignation is taken for one's own",
-        "election.py",
+        "core/election.py",
         "return news.life == self._life if news.life else news.node == self.holder",
         "return news.node == self.holder",
         _IDENTITIES,
@@ -321,28 +325,28 @@ MUTANTS = (
     ),
     Mutant(
         "a killed namesake is warned of",
-        "runner.py",
+        "runtime/runner.py",
         "if namesake.seen_at <= campaign.namesake or campaign.namesake_told:",
         "if campaign.namesake_told:",
         ("tests/unit/test_runner.py",),
     ),
     Mutant(
         "a copy of a process goes on as the same life",
-        "election.py",
+        "core/election.py",
         "if record.life == self._life and record.attempt >= request.attempt:",
         "if False:",
         _IDENTITIES,
     ),
     Mutant(
         "a term of the far future is learnt",
-        "scripts.py",
+        "store/scripts.py",
         "term = micros + 1000 * FAR, ",
         "term = 1e16, ",
         (_HOSTILE + "an_election_recovers_from_every_absurd_value_of_its_record_by_itself",),
     ),
     Mutant(
         "an absurd lease is waited for",
-        "scripts.py",
+        "store/scripts.py",
         "lease = {_ms(LONGEST_LEASE)},",
         "lease = 1e16,",
         (_HOSTILE + "an_absurd_lease_of_a_leader_that_is_gone_is_waited_for_by_nobody",),
@@ -354,28 +358,28 @@ MUTANTS = (
     ),
     Mutant(
         "a fresh candidate does not wait where a record makes no sense",
-        "election.py",
+        "core/election.py",
         "self._saw(0, self.timing.lease_duration)",
         "pass",
         _IDENTITIES,
     ),
     Mutant(
         "behind a line of the future nothing is heard",
-        "election.py",
+        "core/election.py",
         "if cursor_order(self.cursor)[0] > 1000 * (server_time + 1):",
         "if False:",
         _IDENTITIES,
     ),
     Mutant(
         "a candidate of the future stays for ever",
-        "scripts.py",
+        "store/scripts.py",
         "for _, range in ipairs({{'-inf', now - 3 * lease}, {'(' .. now + 3 * lease, '+inf'}}) do",
         "for _, range in ipairs({{'-inf', now - 3 * lease}}) do",
         (_HOSTILE + "an_election_goes_on_whatever_is_written_to_its_other_keys",),
     ),
     Mutant(
         "a forged line of history is believed",
-        "history.py",
+        "store/history.py",
         "if line.kind in _WITH_RECORD and last and last < cursor_order(line.cursor):",
         "if False:",
         (_HOSTILE + "a_forged_line_of_history_is_not_shown",),
@@ -388,28 +392,28 @@ MUTANTS = (
     # -- the thread and what is believed ---------------------------------------------------
     Mutant(
         "the runner takes the time of sending from the receipt",
-        "runner.py",
+        "runtime/runner.py",
         "campaign.election.replied(request, reply, sent_at=sent_at, now=moment)",
         "campaign.election.replied(request, reply, sent_at=moment, now=moment)",
         _RUNNER,
     ),
     Mutant(
         "resigning waits for the thread",
-        "runner.py",
+        "runtime/runner.py",
         "        campaign.wanted = False\n        campaign.belief.withdraw()\n        done = ",
         "        done = ",
         _RUNNER,
     ),
     Mutant(
         "no answer is taken for a no",
-        "runner.py",
+        "runtime/runner.py",
         "campaign.election.unanswered(request, moment, lasting=reply.lasting)",
         "campaign.election.contradicted(getattr(request, 'term', 0), moment, gone=False)",
         _RUNNER,
     ),
     Mutant(
         "a new term is published beside the old deadline",
-        "belief.py",
+        "runtime/shared_memory.py",
         "            cells[self._valid_until] = 0.0\n            cells[self._term] = float(term)",
         "            cells[self._term] = float(term)",
         ("tests/unit/test_belief.py",),
@@ -417,7 +421,7 @@ MUTANTS = (
     # -- dispatch ---------------------------------------------------------------------------
     Mutant(
         "a dispatch of an old term goes through",
-        "schedule_store.py",
+        "store/schedule_store.py",
         "if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])\n",
         "if record.nonce ~= ARGV[1]\n",
         _DISPATCH,
@@ -425,7 +429,7 @@ MUTANTS = (
     ),
     Mutant(
         "a dispatch in another's name goes through",
-        "schedule_store.py",
+        "store/schedule_store.py",
         "if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])\n",
         "if tonumber(record.term) ~= tonumber(ARGV[2])\n",
         _DISPATCH,
@@ -433,7 +437,7 @@ MUTANTS = (
     ),
     Mutant(
         "a dispatch after the lease has run out goes through",
-        "schedule_store.py",
+        "store/schedule_store.py",
         "or record.state ~= 'held' or record.left <= 0 then",
         "or record.state ~= 'held' then",
         _DISPATCH,
@@ -441,7 +445,7 @@ MUTANTS = (
     ),
     Mutant(
         "a dispatch after the release goes through",
-        "schedule_store.py",
+        "store/schedule_store.py",
         "or record.state ~= 'held' or record.left <= 0 then",
         "or record.left <= 0 then",
         _DISPATCH,
@@ -449,35 +453,35 @@ MUTANTS = (
     ),
     Mutant(
         "a tick is not claimed",
-        "schedule_store.py",
+        "store/schedule_store.py",
         "if state ~= ARGV[4] then return {'claimed'} end",
         "",
         _DISPATCH,
     ),
     Mutant(
         "a dispatch sent twice is not known again",
-        "schedule_store.py",
+        "store/schedule_store.py",
         "if state == ARGV[5] then return {'repeated'} end",
         "",
         _DISPATCH,
     ),
     Mutant(
         "a first push that is refused advances the state",
-        "schedule_store.py",
+        "store/schedule_store.py",
         "if failed(reply) and i == 6 then",
         "if failed(reply) and i == 0 then",
         _DISPATCH,
     ),
     Mutant(
         "a later push that is refused leaves the state as it was",
-        "schedule_store.py",
+        "store/schedule_store.py",
         "  elseif failed(reply) then\n",
         "  elseif failed(reply) then\n    redis.call('HSET', KEYS[2], ARGV[3], state)\n",
         _DISPATCH,
     ),
     Mutant(
         "a missing record refuses a dispatch for good",
-        "schedule_store.py",
+        "store/schedule_store.py",
         "if not record.term or tonumber(record.term) < tonumber(ARGV[2]) then return {'missing'} end",
         "if not record.term then return {'refused'} end",
         _DISPATCH,
@@ -485,63 +489,63 @@ MUTANTS = (
     # -- beat --------------------------------------------------------------------------------
     Mutant(
         "the lead is asked for once per turn and not per entry",
-        "beat.py",
+        "beat/mixin.py",
         "            self._show_life()\n            term = self.leading_term()\n",
         "            self._show_life()\n            term = self._led_term\n",
         ("tests/beat/test_each_entry.py",),
     ),
     Mutant(
         "what is new counts from the start of its process",
-        "beat.py",
+        "beat/mixin.py",
         "        if entry.name not in self._given:\n",
         "        if False:\n",
         ("tests/beat/test_versions.py",),
     ),
     Mutant(
         "a changed schedule counts from its takeover",
-        "beat.py",
+        "beat/mixin.py",
         "            plan = Plan.of_another_schedule(entry, state)\n",
         "            plan = None\n",
         ("tests/beat/test_versions.py",),
     ),
     Mutant(
         "what one leader does not know is gone for the next",
-        "states.py",
+        "beat/entry_state.py",
         "            elif since <= (now - retention) * 1000:\n",
         "            else:\n",
         ("tests/unit/test_states.py",),
     ),
     Mutant(
         "what a user sets again counts as sent",
-        "plan.py",
+        "beat/plan.py",
         'return sent and not state.get("noted")',
         "return sent",
         _PLAN,
     ),
     Mutant(
         "a row that was reset is what the last leader could not write",
-        "django.py",
+        "beat/django.py",
         "        return None if by_a_leader else last\n",
         "        return None\n",
         ("tests/beat/test_django_rows.py",),
     ),
     Mutant(
         "a message is published outside of its claim",
-        "transport.py",
+        "beat/transport.py",
         "if self._delivering and buffer.collects:",
         "if False:",
         ("tests/beat/test_transports.py",),
     ),
     Mutant(
         "a refusal does not come out of the publish",
-        "dispatch.py",
+        "beat/dispatch.py",
         "        if not self.done:\n            raise NotLeader(",
         "        if not self.done:\n            NotLeader(",
         (f"{_TOOLS}a_refusal_comes_out_of_the_publish",),
     ),
     Mutant(
         "a failure does not come out of the publish",
-        "dispatch.py",
+        "beat/dispatch.py",
         "            dispatch.in_doubt = True\n            raise\n        self.outcome = answer.outcome",
         "            dispatch.in_doubt = True\n            return\n        self.outcome = answer.outcome",
         (
@@ -550,7 +554,7 @@ MUTANTS = (
     ),
     Mutant(
         "a task is asked again for a message that is out",
-        "dispatch.py",
+        "beat/dispatch.py",
         "        if self._store.state(dispatch.entry) == dispatch.new:",
         "        if False:",
         (
@@ -559,28 +563,28 @@ MUTANTS = (
     ),
     Mutant(
         "what published nothing is said to be dispatched",
-        "dispatch.py",
+        "beat/dispatch.py",
         "dispatch.published = bool(pushes)",
         "dispatch.published = True",
         (f"{_TOOLS}what_sends_nothing_is_not_said_to_be_sent_and_its_ticks_go_on",),
     ),
     Mutant(
         "an event is part of the fenced message",
-        "transport.py",
+        "beat/transport.py",
         "if delivery is None or delivery.done:",
         "if delivery is None:",
         (f"{_TOOLS}a_sent_event_goes_out_after_its_message",),
     ),
     Mutant(
         "what was due is counted from the election",
-        "plan.py",
+        "beat/plan.py",
         "return cls(restored, sequence, due, stored, claimed, project_of(stored))",
         "return None",
         _PLAN,
     ),
     Mutant(
         "each publisher of a tick has a task id of its own",
-        "plan.py",
+        "beat/plan.py",
         "return str(uuid.uuid5(uuid.NAMESPACE_URL, name))",
         "return str(uuid.uuid4())",
         _PLAN,
@@ -588,7 +592,7 @@ MUTANTS = (
     # -- the worker ---------------------------------------------------------------------------
     Mutant(
         "acknowledged before it is handed over",
-        "receive.py",
+        "worker/message_guard.py",
         "    try:\n        hand_over(task, options, message)",
         "    acknowledge()\n    acknowledge = lambda: None\n"
         "    try:\n        hand_over(task, options, message)",
@@ -596,35 +600,35 @@ MUTANTS = (
     ),
     Mutant(
         "before_start is not asked",
-        "tasks.py",
+        "tasks/leader_only.py",
         "if options is not None and not starts(self.app, options) and not self.request.is_eager:",
         "if False:",
         (_WAYS + "what_a_worker_held_when_it_lost_the_lead_is_refused_when_it_would_start",),
     ),
     Mutant(
         "a follower lets leader-only messages in",
-        "receive.py",
+        "worker/message_guard.py",
         "if leadership.term(options.election) is not None and not gives_way:",
         "if not gives_way:",
         (_LEADING + "a_follower_forwards_at_once_also_while_its_own_pool_is_busy",),
     ),
     Mutant(
         "a follower consumes from the leader queue",
-        "bootstep.py",
+        "worker/step.py",
         "wanted = kept and self._leadership.term(name) is not None",
         "wanted = kept",
         (_LEADING + "only_the_leader_consumes_from_the_leader_queue",),
     ),
     Mutant(
         "resigned before the pool has drained",
-        "bootstep.py",
+        "worker/step.py",
         "needed = {name for name in running_elections() if",
         "needed = {name for name in set() if",
         (_HANDOVER + "a_warm_shutdown_keeps_the_lease_until_the_running_task_is_done",),
     ),
     Mutant(
         "a lost connection resigns",
-        "bootstep.py",
+        "worker/step.py",
         "        self._link.lost()\n",
         "        self._leadership.resign_all()\n",
         (
@@ -633,14 +637,14 @@ MUTANTS = (
     ),
     Mutant(
         "what is forked off keeps the port of the metrics",
-        "scrape.py",
+        "metrics_server.py",
         "os.register_at_fork(after_in_child=listening.close)",
         "pass",
         ("tests/unit/test_metrics.py",),
     ),
     Mutant(
         "a lost connection is not counted",
-        "broker_link.py",
+        "worker/broker_link.py",
         """        if not self._over.is_set():
             self.pulse.expect(now())
 """,
@@ -649,14 +653,14 @@ MUTANTS = (
     ),
     Mutant(
         "a silent broker is not asked",
-        "broker_link.py",
+        "worker/broker_link.py",
         "answered = answers(c.app, self.pulse.patience / 2)",
         "answered = True",
         (_LINKS + "[broker-mute]",),
     ),
     Mutant(
         "a worker that is connected again is not fit to lead",
-        "broker_link.py",
+        "worker/broker_link.py",
         """        self._consumer = c
         self.pulse.suspend()
 """,
@@ -665,7 +669,7 @@ MUTANTS = (
     ),
     Mutant(
         "a shutdown waits for its broker's answers",
-        "broker_link.py",
+        "worker/broker_link.py",
         """        self._over.set()
         self.pulse.suspend()
 """,
@@ -674,35 +678,35 @@ MUTANTS = (
     ),
     Mutant(
         "a beat that cannot publish leads on",
-        "dispatch.py",
+        "beat/dispatch.py",
         "        self._broker.expect(now())\n",
         "",
         (_LINK + "with_the_broker_away_from_all_nobody_leads_until_it_is_back",),
     ),
     Mutant(
         "a beat whose broker is back does not notice",
-        "beat.py",
+        "beat/mixin.py",
         "                self._dispatcher.look_for_broker()\n",
         "                pass\n",
         (_LINK + "with_the_broker_away_from_all_nobody_leads_until_it_is_back",),
     ),
     Mutant(
         "one requirement that holds again is enough",
-        "runner.py",
+        "runtime/runner.py",
         "if campaign.wanted and not campaign.unmet:",
         "if campaign.wanted:",
         _RUNNER,
     ),
     Mutant(
         "a body starts although the shutdown has begun",
-        "tasks.py",
+        "tasks/leader_only.py",
         "return leadership.term(options.election) is not None and not leadership.is_shut",
         "return leadership.term(options.election) is not None",
         ("tests/unit/test_receive.py",),
     ),
     Mutant(
         "what waits is given back in the wrong order",
-        "front.py",
+        "worker/front.py",
         "    for message in reversed(messages):\n        payload",
         "    for message in messages:\n        payload",
         (
@@ -712,84 +716,84 @@ MUTANTS = (
     ),
     Mutant(
         "what is handed over loses its expiry",
-        "receive.py",
+        "worker/message_guard.py",
         'properties["expiration"] = expiration / 1000',
         "pass",
         (_WAYS + "a_message_that_is_handed_over_arrives_as_it_was_sent",),
     ),
     Mutant(
         "the leader's route comes before the user's",
-        "tasks.py",
+        "tasks/leader_only.py",
         "self._rtable = [*self._rtable, self._route]",
         "self._rtable = [self._route, *self._rtable]",
         (*_MARKED, _CONFIGURED + "routes_of_the_users_own_come_first_and_do_not_undo_the_others"),
     ),
     Mutant(
         "a state from the future is believed",
-        "states.py",
+        "beat/entry_state.py",
         "if last is None or claimed or last <= now + tolerance:",
         "if True:",
         ("tests/unit/test_states.py",),
     ),
     Mutant(
         "a clock that was set is not looked at before the next answer of Redis",
-        "wall_clock.py",
+        "beat/wall_clock.py",
         "return 0.0 if self._offset is None else self._read() - now - self._offset",
         "return 0.0",
         ("tests/unit/test_wall_clock.py",),
     ),
     Mutant(
         "who abstains outranks a priority below zero",
-        "scripts.py",
+        "store/scripts.py",
         " and not abstaining(each) then",
         " then",
         ("tests/store/test_store_contract.py",),
     ),
     Mutant(
         "who abstains is granted the lease",
-        "scripts.py",
+        "store/scripts.py",
         "if abstains then\n",
         "if false then\n",
         _STORE,
     ),
     Mutant(
         "a fork believes what its parent believed",
-        "app.py",
+        "runtime/leadership.py",
         "self._beliefs = {name: parents[name] for name in self._staged}",
         "pass",
         _FORKS,
     ),
     Mutant(
         "who campaigns in a forked process falls back on its parent's belief",
-        "app.py",
+        "runtime/leadership.py",
         "beliefs = self._beliefs.get(election) or self._inherit().get(election)\n",
         "beliefs = (*self._beliefs.get(election, ()), *self._inherit().get(election, ())) or None\n",
         _FORKS,
     ),
     Mutant(
         "a fork that Python is not told of is not noticed",
-        "app.py",
+        "runtime/leadership.py",
         "if os.getpid() != self._owner:\n            self._after_fork",
         "if False:\n            self._after_fork",
         _FORKS,
     ),
     Mutant(
         "a body goes on with the term that its worker won afterwards",
-        "tasks.py",
+        "tasks/leader_only.py",
         "return term if body is None or body.term == term else None",
         "return term",
         ("tests/unit/test_testing.py",),
     ),
     Mutant(
         "a body is known after its end",
-        "bodies.py",
+        "tasks/bodies.py",
         "            self.runs = False\n            _bodies.reset(token)",
         "            pass",
         ("tests/unit/test_testing.py",),
     ),
     Mutant(
         "a body is not stopped when its worker leads with another term",
-        "app.py",
+        "runtime/leadership.py",
         "return until if self.term(election) == term else None",
         "return until if self.term(election) is not None else None",
         (
@@ -798,49 +802,49 @@ MUTANTS = (
     ),
     Mutant(
         "a retry stays where its attempt came from",
-        "tasks.py",
+        "tasks/leader_only.py",
         "            queue = leader_queue(self.app, bound.election)\n        return super().signature",
         "            pass\n        return super().signature",
         (_WAYS + "a_retry_is_sent_to_the_leader_queue_even_if_the_attempt_came_by_another",),
     ),
     Mutant(
         "what waits for its time in RabbitMQ finds no queue of an election found late",
-        "tasks.py",
+        "tasks/leader_only.py",
         'return {"queue": queue, "declare": [queue]}',
         'return {"queue": queue}',
         (_DELAYED + "an_election_that_no_worker_knows_yet_loses_no_task_that_waits_for_its_time",),
     ),
     Mutant(
         "Celery does not know the leaders' queues",
-        "bootstep.py",
+        "worker/step.py",
         "c.app.amqp.queues.add(queue)",
         "pass",
         (_DELAYED + "what_waits_for_its_time_runs_on_the_leader_when_that_has_come",),
     ),
     Mutant(
         "a request does not ask before its message can be acknowledged",
-        "receive.py",
+        "worker/message_guard.py",
         "if options is None or not installed(self.app) or starts(self.app, options):",
         "if True:",
         ("tests/unit/test_receive.py",),
     ),
     Mutant(
         "what was acknowledged and cannot be handed over is forgotten",
-        "receive.py",
+        "worker/message_guard.py",
         "if lost and not _is_gone(request):",
         "if lost:",
         ("tests/unit/test_receive.py",),
     ),
     Mutant(
         "each message is given back by itself",
-        "front.py",
+        "worker/front.py",
         "STEP = 500",
         "STEP = 1",
         (_CUTS + "a_leader_that_stops_gives_thousands_back_in_a_few_steps_and_in_order",),
     ),
     Mutant(
         "removed before it is put back",
-        "front.py",
+        "worker/front.py",
         """        redis.call('RPUSH', KEYS[2 + ARGV[i + 1]], ARGV[i + 2])
         redis.call('HDEL', KEYS[1], ARGV[i])
 """,
@@ -851,7 +855,7 @@ MUTANTS = (
     ),
     Mutant(
         "two projects of one name are taken for one",
-        "identity.py",
+        "core/identity.py",
         "if name != their_name or likeness.is_hardly_shared:",
         "if name != their_name:",
         (
@@ -862,35 +866,35 @@ MUTANTS = (
     ),
     Mutant(
         "a state of another project is written over",
-        "beat.py",
+        "beat/mixin.py",
         "self._project, self._foreign = ownership.id, ownership.foreign(stored.states)",
         "self._project = ownership.id",
         (_PROJECTS + "what_another_project_wrote_is_neither_deleted_nor_written_over",),
     ),
     Mutant(
         "a crontab in the hour that clocks repeat is due at each look",
-        "beat.py",
+        "beat/mixin.py",
         "            if wait > 0:\n                return False, wait",
         "            if False:\n                return False, wait",
         _SCHEDULES,
     ),
     Mutant(
         "the next tick is told from before Redis was asked",
-        "beat.py",
+        "beat/mixin.py",
         "            if in_doubt:\n",
         "            if False:\n",
         _SCHEDULES,
     ),
     Mutant(
         "a claimed tick that is not due yet comes again",
-        "beat.py",
+        "beat/mixin.py",
         "        if plan.claimed:\n            # It need",
         "        if False:\n            # It need",
         _SCHEDULES,
     ),
     Mutant(
         "what was caught up with ran in another zone",
-        "plan.py",
+        "beat/plan.py",
         "        ran = as_told_by(self.entry, at)\n",
         "        ran = at\n",
         _SCHEDULES,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from celery import Celery
 from celery.bin.base import CLIContext
 
-from celery_leader.cli import leader
+from celery_leader.ops.cli import leader
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from celery_leader import LeaderElection
-from celery_leader.app import leadership_of
-from celery_leader.lease import Granted
+from celery_leader.core.lease import Granted
+from celery_leader.runtime.leadership import leadership_of
 from tests.asking import NAME, acquire
 from tests.fleet.proxy import Proxy
 from tests.redis_process import RedisServer

@@ -26,16 +26,15 @@ from celery import Celery, beat
 from celery.schedules import crontab, schedule
 from kombu.exceptions import OperationalError
 
-from celery_leader import beat as shipped
 from celery_leader.beat import LeaderScheduler
-from celery_leader.dispatch import Dispatcher
-from celery_leader.election import Deposed
+from celery_leader.beat import mixin as shipped
+from celery_leader.beat.dispatch import Dispatcher
+from celery_leader.beat.transport import PublishBuffer
+from celery_leader.core.election import Deposed
 from celery_leader.errors import StoreUnavailable
-from celery_leader.plan import CatchUp
-from celery_leader.schedule_store import Push, ScheduleStore
-from celery_leader.scripts import Keys
-from celery_leader.settings import BEAT, Settings
-from celery_leader.transport import PublishBuffer
+from celery_leader.runtime.settings import BEAT, CatchUp, Settings
+from celery_leader.store.schedule_store import Push, ScheduleStore
+from celery_leader.store.scripts import Keys
 from tests.fake_schedule import FakeSchedule, Lease, Written
 from tests.simulation.ticks import Broken, Judge, Reign, Spec
 

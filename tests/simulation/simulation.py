@@ -16,9 +16,17 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 
-from celery_leader.election import Elected, Election, GiveWay, Wait
+from celery_leader.core.election import Elected, Election, GiveWay, Wait
+from celery_leader.core.lease import (
+    Acquire,
+    Missing,
+    Refused,
+    Release,
+    Reply,
+    Request,
+    cursor_order,
+)
 from celery_leader.errors import LeaderError
-from celery_leader.lease import Acquire, Missing, Refused, Release, Reply, Request, cursor_order
 from tests.fake_store import FakeStore, Row
 from tests.simulation.schedule import (
     LEASE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_leader.election import Election
+from celery_leader.core.election import Election
 from tests.explorer.__main__ import scopes
 from tests.explorer.explore import SOON, Counterexample, explore
 

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from celery import Celery
 
-from celery_leader import LeaderElection, clock
+from celery_leader import LeaderElection
+from celery_leader.runtime import clock
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

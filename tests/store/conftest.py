@@ -11,12 +11,12 @@ import pytest
 from celery import Celery
 from kombu import Connection
 
-from celery_leader.app import leadership_of
-from celery_leader.broker import LeaseSource
-from celery_leader.lease import LeaseStore
-from celery_leader.redis_client import RedisClient
-from celery_leader.redis_store import RedisStore
-from celery_leader.scripts import Keys
+from celery_leader.core.lease import LeaseStore
+from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.lease_source import LeaseSource
+from celery_leader.store.client import RedisClient
+from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.scripts import Keys
 from tests.fake_store import FakeStore
 from tests.redis_process import RedisServer
 

@@ -25,7 +25,7 @@ import ctypes, json, multiprocessing, os, sys, warnings
 import billiard
 from celery import Celery
 from celery_leader import LeaderElection, LeaderError, current_term, is_leader
-from celery_leader.app import leadership_of
+from celery_leader.runtime.leadership import leadership_of
 
 warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside a thread
 app = Celery("forking", broker=sys.argv[1], set_as_current=True)

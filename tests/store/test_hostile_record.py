@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from celery_leader.belief import BeliefPage
-from celery_leader.election import Election
+from celery_leader.core.election import Election
+from celery_leader.core.lease import CLOCK_SLACK, LONGEST_LEASE, Timing, cursor_order
 from celery_leader.errors import LeaderError, StoreUnavailable
-from celery_leader.lease import CLOCK_SLACK, LONGEST_LEASE, Timing, cursor_order
-from celery_leader.redis_store import RedisStore
-from celery_leader.runner import Campaign, Runner
+from celery_leader.runtime.runner import Campaign, Runner
+from celery_leader.runtime.shared_memory import BeliefPage
+from celery_leader.store.lease_store import RedisStore
 from tests.asking import acquire
 from tests.redis_process import RedisServer
 from tests.store.conftest import MakeStore

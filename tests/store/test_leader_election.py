@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from celery_leader import LeaderElection, LeaderError, NotLeader, StoreUnavailable, clock
-from celery_leader.app import Leadership, leadership_of
+from celery_leader import LeaderElection, LeaderError, NotLeader, StoreUnavailable
+from celery_leader.runtime import clock
+from celery_leader.runtime.leadership import Leadership, leadership_of
 from tests.redis_process import RedisServer, free_port
 from tests.store.candidate import (
     CandidateProcess,

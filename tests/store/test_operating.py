@@ -11,11 +11,11 @@ from collections.abc import Callable
 import pytest
 
 from celery_leader import LeaderElection
-from celery_leader.app import leadership_of
+from celery_leader.core.candidate_info import MOST_BYTES, Facts, facts_from
+from celery_leader.core.lease import Ended, Granted, Order, Refused, Reply, Request
 from celery_leader.errors import LeaderError, StoreUnavailable
-from celery_leader.facts import MOST_BYTES, Facts, facts_from
-from celery_leader.lease import Ended, Granted, Order, Refused, Reply, Request
-from celery_leader.redis_store import RedisStore
+from celery_leader.runtime.leadership import leadership_of
+from celery_leader.store.lease_store import RedisStore
 from tests.asking import LONG, NAME, acquire, release, renew
 from tests.fake_store import FakeStore
 from tests.readme import acl_rules

@@ -8,12 +8,13 @@ from time import monotonic
 
 from kombu import Connection
 
-from celery_leader import probe, schedule_store, scripts
-from celery_leader.broker import LeaseSource
-from celery_leader.lease import Granted
-from celery_leader.probe import Probe, Server
-from celery_leader.redis_client import RedisClient, Script
-from celery_leader.scripts import Keys
+from celery_leader.core.lease import Granted
+from celery_leader.ops import probe
+from celery_leader.ops.probe import Probe, Server
+from celery_leader.runtime.lease_source import LeaseSource
+from celery_leader.store import schedule_store, scripts
+from celery_leader.store.client import RedisClient, Script
+from celery_leader.store.scripts import Keys
 from tests.asking import acquire
 from tests.readme import acl_rules
 from tests.redis_process import RedisServer

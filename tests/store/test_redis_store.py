@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from redis.exceptions import ResponseError
 
+from celery_leader.core.lease import Granted, LeaseStore, Missing, Refused
 from celery_leader.errors import StoreUnavailable
-from celery_leader.lease import Granted, LeaseStore, Missing, Refused
 from tests.asking import NAME, acquire, release, renew
 from tests.redis_process import RedisServer, free_port
 from tests.store.conftest import PREFIX, SETTING, MakeStore, Wake

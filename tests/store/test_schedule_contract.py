@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from celery_leader.lease import Granted
-from celery_leader.schedule_store import Mandate, Push, ScheduleStore
+from celery_leader.core.lease import Granted
+from celery_leader.store.schedule_store import Mandate, Push, ScheduleStore
 from tests.asking import LONG, NAME, acquire, release
 from tests.fake_schedule import FakeSchedule, Lease
 from tests.store.conftest import MakeStore

@@ -11,10 +11,17 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
+from celery_leader.core.lease import Granted, LeaseStore, Request
 from celery_leader.errors import StoreUnavailable
-from celery_leader.lease import Granted, LeaseStore, Request
-from celery_leader.redis_store import RedisStore
-from celery_leader.schedule_store import DISPATCH, Answer, Mandate, Outcome, Push, ScheduleStore
+from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.schedule_store import (
+    DISPATCH,
+    Answer,
+    Mandate,
+    Outcome,
+    Push,
+    ScheduleStore,
+)
 from tests.asking import LONG, NAME, acquire, release, renew
 from tests.fake_store import FakeStore
 from tests.readme import acl_commands, acl_rules

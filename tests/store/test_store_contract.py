@@ -10,10 +10,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from celery_leader.errors import LeaderError, StoreUnavailable
-from celery_leader.facts import Facts
-from celery_leader.history import moment_of
-from celery_leader.lease import (
+from celery_leader.core.candidate_info import Facts
+from celery_leader.core.lease import (
     Announcement,
     Ended,
     Granted,
@@ -29,7 +27,9 @@ from celery_leader.lease import (
     State,
     life_of,
 )
-from celery_leader.redis_store import RedisStore
+from celery_leader.errors import LeaderError, StoreUnavailable
+from celery_leader.store.history import moment_of
+from celery_leader.store.lease_store import RedisStore
 from tests.asking import LONG, NAME, acquire, release, renew
 from tests.fake_store import FakeStore
 from tests.store.conftest import MakeStore, Wake

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from celery_leader.core.lease import Granted, Refused, Reply
 from celery_leader.errors import StoreUnavailable
-from celery_leader.lease import Granted, Refused, Reply
-from celery_leader.redis_store import RedisStore
+from celery_leader.store.lease_store import RedisStore
 from tests.asking import NAME, acquire, release, renew
 from tests.redis_process import RedisServer
 from tests.sentinel.watched import EAGER, confirms, replica_of

@@ -35,7 +35,7 @@ MISSING: dict[str, dict[ModuleType, str]] = {
 }
 NO_MODULES = {"macos": set[str](), "windows": {"fcntl", "resource", "termios", "pwd", "grp", "tty"}}
 #: They need an optional package, which may need what is missing.
-OPTIONAL = {"celery_leader.django", "celery_leader.redbeat"}
+OPTIONAL = {"celery_leader.beat.django", "celery_leader.beat.redbeat"}
 
 
 class _Missing(importlib.abc.MetaPathFinder):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from celery_leader import clock
-from celery_leader.belief import Address, Belief, BeliefPage, beliefs_at
+from celery_leader.runtime import clock
+from celery_leader.runtime.shared_memory import Address, Belief, BeliefPage, beliefs_at
 
 LONG = 3600.0
 
@@ -136,7 +136,7 @@ def test_a_forked_child_sees_what_its_parent_publishes_and_withdraws_after_the_f
 
 LOOK = """
 import sys
-from celery_leader.belief import Address, beliefs_at
+from celery_leader.runtime.shared_memory import Address, beliefs_at
 beliefs = beliefs_at(Address(*sys.argv[1:]))
 print("ready", flush=True)
 for _ in sys.stdin:
@@ -228,7 +228,7 @@ def test_nothing_is_found_where_the_owner_is_gone_or_something_else_has_its_plac
 def test_a_named_file_is_this_users_alone_and_removed_at_exit(tmp_path: Path) -> None:
     code = (
         "import os; os.__dict__.pop('memfd_create', None)\n"
-        "from celery_leader.belief import BeliefPage\n"
+        "from celery_leader.runtime.shared_memory import BeliefPage\n"
         "page = BeliefPage()\n"
         "path = page.share().path\n"
         "print(path, oct(os.stat(path).st_mode & 0o777))\n"

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_leader import broker_link
-from celery_leader.app import leadership_of
-from celery_leader.broker_link import WorkerLink, answers, link_of
-from celery_leader.clock import now
-from celery_leader.watchdog import BrokerPulse
+from celery_leader.core.watchdog import BrokerPulse
+from celery_leader.runtime.clock import now
+from celery_leader.runtime.leadership import leadership_of
+from celery_leader.worker import broker_link
+from celery_leader.worker.broker_link import WorkerLink, answers, link_of
 from tests.waiting import wait_until
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from celery_leader.doctor import Fleet, Severity, examine, sheet
-from celery_leader.facts import Facts
-from celery_leader.history import Reign
-from celery_leader.identity import identity
-from celery_leader.lease import Candidate, Record, State, Timing
-from celery_leader.overview import Overview
-from celery_leader.probe import Server
-from celery_leader.screen import in_lines
+from celery_leader.core.candidate_info import Facts
+from celery_leader.core.identity import identity
+from celery_leader.core.lease import Candidate, Record, State, Timing
+from celery_leader.ops.doctor import Fleet, Severity, examine, sheet
+from celery_leader.ops.overview import Overview
+from celery_leader.ops.probe import Server
+from celery_leader.ops.table import in_lines
+from celery_leader.store.history import Reign
 
 TIMING = Timing.of_lease(25)
 APP = "proj|0123"
@@ -311,7 +311,7 @@ def test_the_worst_comes_first() -> None:
 
 
 STOCK = "celery.beat.PersistentScheduler"
-DJANGO = "celery_leader.django.LeaderDatabaseScheduler"
+DJANGO = "celery_leader.beat.django.LeaderDatabaseScheduler"
 
 
 @pytest.mark.parametrize(

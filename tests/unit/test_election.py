@@ -6,8 +6,17 @@ import itertools
 
 import pytest
 
-from celery_leader.election import Elected, GiveWay, Wait
-from celery_leader.lease import Acquire, Granted, Missing, Refused, Release, Renew, State, Timing
+from celery_leader.core.election import Elected, GiveWay, Wait
+from celery_leader.core.lease import (
+    Acquire,
+    Granted,
+    Missing,
+    Refused,
+    Release,
+    Renew,
+    State,
+    Timing,
+)
 from tests.world import LEASE, NAME, Node, World
 
 

@@ -30,7 +30,8 @@ def test_a_process_that_only_sends_works_without_what_another_system_lacks(syste
 #: their thread from another one.
 BODY = """
 import time
-from celery_leader import NotLeader, abort
+from celery_leader import NotLeader
+from celery_leader.tasks import abort
 
 abort.STRIKE = None
 try:

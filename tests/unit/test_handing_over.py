@@ -11,7 +11,7 @@ from celery.worker.request import Request
 from kombu import Connection, Queue
 
 from celery_leader import install, leader_only
-from celery_leader.receive import LeaderOnlyRequest, leader_strategy, put
+from celery_leader.worker.message_guard import LeaderOnlyRequest, leader_strategy, put
 
 BACK = Queue("celery.leader", routing_key="celery.leader")
 

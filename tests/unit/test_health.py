@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from celery_leader.health import Finding, Wanted, examine, last_contacts, patience, process_runs
-from celery_leader.lease import Candidate, Timing
+from celery_leader.core.lease import Candidate, Timing
+from celery_leader.ops.health import Finding, Wanted, examine, last_contacts, patience, process_runs
 
 HERE = "web1"
 PATIENCE = patience(Timing.of_lease(10))

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from celery_leader.election import Copied, Followed
-from celery_leader.lease import CLOCK_SLACK, Announcement, life_of
+from celery_leader.core.election import Copied, Followed
+from celery_leader.core.lease import CLOCK_SLACK, Announcement, life_of
 from tests.world import LEASE, NAME, World
 
 

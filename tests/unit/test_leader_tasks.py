@@ -12,8 +12,8 @@ from celery import Celery, Task, signature
 from pydantic import BaseModel
 
 from celery_leader import LeaderError, LeaderTask, TaskSkipped, install, leader_only
-from celery_leader.app import leadership_of
-from celery_leader.tasks import options_of
+from celery_leader.runtime.leadership import leadership_of
+from celery_leader.tasks.leader_only import options_of
 
 
 @pytest.fixture

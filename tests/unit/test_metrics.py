@@ -16,9 +16,7 @@ from celery import Celery
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from celery_leader import LeaderElection, LeaderError
-from celery_leader.app import leadership_of
-from celery_leader.metrics import LeaderMetrics
-from celery_leader.observe import (
+from celery_leader.core.events import (
     Dispatched,
     DispatchRefused,
     Event,
@@ -29,7 +27,9 @@ from celery_leader.observe import (
     Skipped,
     Unanswered,
 )
-from celery_leader.scrape import serve_metrics
+from celery_leader.metrics import LeaderMetrics
+from celery_leader.metrics_server import serve_metrics
+from celery_leader.runtime.leadership import leadership_of
 from tests.waiting import wait_until
 
 NODE = {"election": "worker", "node": "a"}
@@ -141,7 +141,7 @@ def test_a_port_that_is_none_is_refused_by_name(app: Celery, port: object) -> No
 def test_nothing_is_imported_or_served_unless_a_port_is_set() -> None:
     code = (
         "import sys, celery_leader; from celery import Celery;"
-        "from celery_leader.scrape import serve_metrics;"
+        "from celery_leader.metrics_server import serve_metrics;"
         "serve_metrics(Celery('app', broker='memory://'));"
         "print('prometheus_client' in sys.modules)"
     )
@@ -152,7 +152,7 @@ def test_nothing_is_imported_or_served_unless_a_port_is_set() -> None:
 def test_without_its_package_metrics_say_what_to_install() -> None:
     code = (
         "import sys; sys.modules['prometheus_client'] = None;"
-        "from celery import Celery; from celery_leader.scrape import serve_metrics;"
+        "from celery import Celery; from celery_leader.metrics_server import serve_metrics;"
         "app = Celery('app', broker='memory://'); app.conf.leader_metrics_port = 0;"
         "serve_metrics(app)"
     )
@@ -163,11 +163,11 @@ def test_without_its_package_metrics_say_what_to_install() -> None:
 def test_a_port_that_is_taken_is_an_error_in_the_log_and_is_served_once_it_is_free(
     app: Celery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celery_leader.scrape._RETRY", 0.1)
+    monkeypatch.setattr("celery_leader.metrics_server._RETRY", 0.1)
     holder = socket.create_server(("127.0.0.1", 0))
     port = holder.getsockname()[1]
     app.conf.update(leader_metrics_port=port, leader_metrics_address="127.0.0.1")
-    caplog.set_level("INFO", logger="celery_leader.scrape")
+    caplog.set_level("INFO", logger="celery_leader.metrics_server")
     with _empty_registry():
         serve_metrics(app)
         assert "leader_metrics_port: no metrics here while" in caplog.messages[-1]
@@ -187,7 +187,7 @@ def test_a_second_app_of_a_process_is_told_that_the_port_is_taken(
     app: Celery, caplog: pytest.LogCaptureFixture
 ) -> None:
     app.conf.update(leader_metrics_port=0, leader_metrics_address="127.0.0.1")
-    caplog.set_level("INFO", logger="celery_leader.scrape")
+    caplog.set_level("INFO", logger="celery_leader.metrics_server")
     with _empty_registry():
         serve_metrics(app)
         url = caplog.messages[-1].removeprefix("metrics at ")
@@ -215,7 +215,7 @@ def test_what_is_forked_off_does_not_keep_the_port_of_who_has_ended() -> None:
     code = """if True:
         import logging, os, signal, sys
         from celery import Celery
-        from celery_leader.scrape import serve_metrics
+        from celery_leader.metrics_server import serve_metrics
         logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
         app = Celery("app", broker="memory://")
         app.conf.update(leader_metrics_port=0, leader_metrics_address="127.0.0.1")

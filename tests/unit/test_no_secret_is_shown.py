@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from celery_leader import LeaderElection, LeaderError, install
 from celery_leader.beat import LeaderScheduler
-from celery_leader.settings import known_settings
+from celery_leader.runtime.settings import known_settings
 from tests.operations import command
 
 #: Whatever a URL makes of what is between the two, one of them is in what it makes.

@@ -18,10 +18,9 @@ from celery.schedules import BaseSchedule, crontab, schedstate, schedule, solar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_leader.errors import LeaderError
-from celery_leader.plan import (
+from celery_leader.beat.entry_state import amended
+from celery_leader.beat.plan import (
     CATCH_UP_OPTION,
-    CatchUp,
     Plan,
     Tick,
     catch_up_of,
@@ -33,7 +32,8 @@ from celery_leader.plan import (
     task_id_of,
     utc,
 )
-from celery_leader.states import amended
+from celery_leader.errors import LeaderError
+from celery_leader.runtime.settings import CatchUp
 
 UTC = timezone.utc
 PARIS = ZoneInfo("Europe/Paris")

@@ -9,9 +9,10 @@ import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 
-from celery_leader import install, leader_only, receive
-from celery_leader.app import leadership_of
-from celery_leader.tasks import NotLeading, options_of
+from celery_leader import install, leader_only
+from celery_leader.runtime.leadership import leadership_of
+from celery_leader.tasks.leader_only import NotLeading, options_of
+from celery_leader.worker import message_guard as receive
 
 
 @pytest.fixture(scope="module")

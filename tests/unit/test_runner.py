@@ -14,12 +14,8 @@ from typing import Any
 
 import pytest
 
-from celery_leader import clock
-from celery_leader.belief import BeliefPage
-from celery_leader.election import Change, Deposed, Elected, Election
-from celery_leader.errors import StoreUnavailable
-from celery_leader.lease import Announcement, Namesake, Record, Reply, Request, Timing
-from celery_leader.observe import (
+from celery_leader.core.election import Change, Deposed, Elected, Election
+from celery_leader.core.events import (
     Event,
     LeaderChanged,
     LeaderDeposed,
@@ -27,8 +23,12 @@ from celery_leader.observe import (
     Renewed,
     Unanswered,
 )
-from celery_leader.runner import Campaign, Runner
-from celery_leader.watchdog import Pulse
+from celery_leader.core.lease import Announcement, Namesake, Record, Reply, Request, Timing
+from celery_leader.core.watchdog import Pulse
+from celery_leader.errors import StoreUnavailable
+from celery_leader.runtime import clock
+from celery_leader.runtime.runner import Campaign, Runner
+from celery_leader.runtime.shared_memory import BeliefPage
 from tests.fake_store import FakeStore
 from tests.waiting import PATIENCE, wait_until
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_leader import screen
-from celery_leader.screen import Sheet
+from celery_leader.ops import table as screen
+from celery_leader.ops.table import Sheet
 
 NODES = Sheet(
     "worker: w1@web1.example.com  term 1795516234812955",

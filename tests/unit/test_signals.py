@@ -12,8 +12,14 @@ import pytest
 from celery import Celery
 
 from celery_leader import signals
-from celery_leader.app import leadership_of
-from celery_leader.observe import DispatchRefused, Forwarded, LeaderDeposed, LeaderElected, Skipped
+from celery_leader.core.events import (
+    DispatchRefused,
+    Forwarded,
+    LeaderDeposed,
+    LeaderElected,
+    Skipped,
+)
+from celery_leader.runtime.leadership import leadership_of
 from celery_leader.signals import Delivery
 from tests.waiting import PATIENCE, wait_until
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from celery.app.task import Context
 
-from celery_leader import skipped
-from celery_leader.skipped import SkippedResults, TaskSkipped, Unstored
+from celery_leader.tasks import skipped
+from celery_leader.tasks.skipped import SkippedResults, TaskSkipped, Unstored
 from tests.waiting import wait_until
 
 TASK = SimpleNamespace(name="proj.report", app=SimpleNamespace(set_current=lambda: None))

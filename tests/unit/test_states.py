@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from celery_leader.states import FORMAT, Tidying, is_later, read, written
+from celery_leader.beat.entry_state import FORMAT, Tidying, is_later, read, written
 
 NOW = 1_780_000_000.0  # seconds
 DAY = 86400.0

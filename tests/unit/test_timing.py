@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
+from celery_leader.core.lease import Timing, check_name
 from celery_leader.errors import LeaderError
-from celery_leader.lease import Timing, check_name
 
 
 def test_the_defaults_are_those_of_the_seed() -> None:

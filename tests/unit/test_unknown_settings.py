@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 from celery_leader import leader_only
-from celery_leader.settings import known_settings, unknown_settings
+from celery_leader.runtime.settings import known_settings, unknown_settings
 from tests import readme
 
 

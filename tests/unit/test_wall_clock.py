@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from celery_leader.wall_clock import WallClock
+from celery_leader.beat.wall_clock import WallClock
 
 TODAY = 1_790_000_000.0  # by the clock of Redis
 HOUR = 3600.0

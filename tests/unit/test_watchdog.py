@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_leader.watchdog import BrokerPulse, Pulse
+from celery_leader.core.watchdog import BrokerPulse, Pulse
 
 
 @pytest.fixture

@@ -1,0 +1,108 @@
+"""Whose the states of a shared schedule are: projects that share it, told apart.
+
+Beside the schedule Redis keeps, for each project that has led it, a short id with what tells
+that project from others; each state carries the id of the one that wrote it. Guaranteed: a
+state without an id, or with one that nobody knows, is anybody's; a project goes on under its
+id while most of its tasks or of its entries stay. Not guaranteed: that two projects with
+hardly a task or an entry are told apart; then each takes the other's for its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from celery_leader.core.identity import Kin, Likeness, called, kinship, sketch
+
+from .entry_state import project_of
+
+_ID = re.compile(r"[0-9a-f]{8}")
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """What tells one project from others.
+
+    Attributes:
+        app: its app, as ``identity`` has it.
+        entries: a sketch of the names of its entries.
+    """
+
+    app: str
+    entries: str
+
+    @classmethod
+    def of(cls, app: str, entries: Collection[str]) -> Project:
+        """The project with this app and these entries."""
+        return cls(app, sketch(name for name in entries if not name.startswith("celery.")))
+
+    @classmethod
+    def read(cls, text: str) -> Project | None:
+        """What is kept of a project; ``None`` if it is none of ours."""
+        try:
+            said = json.loads(text)
+            app, entries = said["app"], said["entries"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return cls(app, entries) if isinstance(app, str) and isinstance(entries, str) else None
+
+    def text(self) -> str:
+        """As it is kept."""
+        return json.dumps({"app": self.app, "entries": self.entries})
+
+    def is_other(self, project: Project) -> bool:
+        """Whether that is surely another project: it has other tasks, and other entries."""
+        if kinship(self.app, project.app) is not Kin.OTHER:
+            return False
+        # All tasks of a project may be renamed at once; nobody renames the entries with them.
+        return not Likeness.of(self.entries, project.entries).is_mostly_shared
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Whose the states are, as this project sees it.
+
+    Attributes:
+        id: this project's.
+        before: what was kept of it.
+        text: what is to be kept of it.
+        others: id to the name of its app, for each project that is surely another one.
+        unused: the ids that are in no state.
+    """
+
+    id: str
+    before: str
+    text: str
+    others: Mapping[str, str]
+    unused: list[str]
+
+    @classmethod
+    def of(
+        cls, project: Project, kept: Mapping[str, str], states: Mapping[str, str], fresh: str
+    ) -> Ownership:
+        """Find ``project`` among those that are ``kept``; a new one is called ``fresh``."""
+        known = {each: Project.read(text) for each, text in kept.items() if _ID.fullmatch(each)}
+        others = {
+            each: called(other.app)
+            for each, other in known.items()
+            if other is not None and project.is_other(other)
+        }
+        same = [
+            each
+            for each, other in sorted(known.items())
+            if other is not None and kinship(project.app, other.app) is Kin.SAME
+        ]
+        own = next(iter(same), None) or next(
+            (each for each in sorted(known) if each not in others and known[each] is not None),
+            fresh,
+        )
+        used = {project_of(state) for state in states.values()}
+        unused = [each for each in kept if each != own and each not in used]
+        return cls(own, kept.get(own, ""), project.text(), others, unused)
+
+    def foreign(self, states: Mapping[str, str]) -> dict[str, str]:
+        """The entries whose state another project wrote, and that one's id."""
+        written = {entry: project_of(state) for entry, state in states.items()}
+        return {entry: each for entry, each in written.items() if each in self.others}

@@ -1,0 +1,126 @@
+"""What tells one project from another: its app's name, and the names of its tasks.
+
+An identity is ``name|digest|sketch``, and as long as a field of a record may be. The sketch is
+the smallest hashes of the task names, so that what two apps share can be estimated: during a
+rolling deployment they share most tasks, and a web process that imports some shares those.
+Guaranteed: an app is never told from itself. Not guaranteed: that two projects with a task
+each, or with the tasks of one library only, are told apart; that is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .candidate_info import printable
+
+_LONGEST_NAME = 100  # bytes
+_MOST = 192  # hashes in a sketch: as many tasks can all be compared
+_CHARACTERS = 3  # of a hash, with 6 bits each
+_NO_TASKS = hashlib.sha1(b"", usedforsecurity=False).hexdigest()[:12]
+_ENOUGH = 2  # things to compare by which two apps of one name can be told apart
+_MOSTLY, _HARDLY = 0.5, 0.1  # of what could be shared
+
+
+class Kin(enum.Enum):
+    """How two apps are related."""
+
+    #: They share a name, or most tasks: two versions or two parts of one project.
+    SAME = "same"
+    #: They share a name and nothing else, of too little to be sure.
+    UNKNOWN = "unknown"
+    #: They share hardly a task: two projects.
+    OTHER = "other"
+
+
+def sketch(names: Iterable[str]) -> str:
+    """The smallest hashes of ``names``, in order."""
+    return "".join(sorted({_hash(name) for name in names})[:_MOST])
+
+
+def _hash(name: str) -> str:
+    digest = hashlib.sha1(name.encode(), usedforsecurity=False).digest()
+    return base64.urlsafe_b64encode(digest).decode()[:_CHARACTERS]
+
+
+def identity(name: str, tasks: Iterable[str]) -> str:
+    """What tells an app of this name and these tasks from another."""
+    own = sorted(task for task in tasks if not task.startswith("celery."))
+    digest = hashlib.sha1("\n".join(own).encode(), usedforsecurity=False).hexdigest()[:12]
+    shown = printable(name).replace("|", "/").encode()[:_LONGEST_NAME].decode(errors="ignore")
+    return f"{shown}|{digest}|{sketch(own)}"
+
+
+def called(identity: str) -> str:
+    """The name of the app, for people."""
+    return repr(identity.partition("|")[0] or "an app without a name")
+
+
+def kinship(one: str, other: str) -> Kin:
+    """How the apps of two identities are related.
+
+    An identity of an earlier version has no sketch, and one of no tasks an empty one: these are
+    compared by name. A process without a name and tasks is nobody's.
+    """
+    (name, digest, few), (their_name, their_digest, their_few) = _parts(one), _parts(other)
+    if digest and digest == their_digest != _NO_TASKS:
+        return Kin.SAME
+    likeness = Likeness.of(few, their_few)
+    if likeness.most == 0:
+        return Kin.SAME if name == their_name or not (name and their_name) else Kin.OTHER
+    if likeness.is_mostly_shared:
+        return Kin.SAME
+    if name != their_name or likeness.is_hardly_shared:
+        return Kin.OTHER
+    return Kin.SAME if likeness.shared else Kin.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What two sketches have in common.
+
+    Attributes:
+        shared: how many of the hashes that can be compared are in both.
+        most: how many could be, if the smaller one were a part of the other.
+    """
+
+    shared: int
+    most: int
+
+    @classmethod
+    def of(cls, one: str, other: str) -> Likeness:
+        """Compare two sketches where both are complete."""
+        ours, theirs = _hashes(one), _hashes(other)
+        # A full sketch says nothing of what comes after its largest hash.
+        bounds = [each[-1] for each in (ours, theirs) if len(each) >= _MOST]
+        bound = min(bounds, default="~")
+        mine = {each for each in ours if each <= bound}
+        yours = {each for each in theirs if each <= bound}
+        return cls(len(mine & yours), min(len(mine), len(yours)))
+
+    @property
+    def is_mostly_shared(self) -> bool:
+        """Whether the smaller one is mostly a part of the other."""
+        return self.most > 0 and self.shared >= _MOSTLY * self.most
+
+    @property
+    def is_hardly_shared(self) -> bool:
+        """Whether nearly nothing is shared, and there is enough to be sure."""
+        return self.most >= _ENOUGH and self.shared < _HARDLY * self.most
+
+
+def _parts(identity: str) -> tuple[str, str, str]:
+    name, _, rest = identity.partition("|")
+    digest, _, hashes = rest.partition("|")
+    return name, digest, hashes
+
+
+def _hashes(text: str) -> list[str]:
+    # Anybody may have written it: what is no sketch compares as one of other things.
+    whole = len(text) - len(text) % _CHARACTERS
+    return [
+        text[i : i + _CHARACTERS] for i in range(0, min(whole, _MOST * _CHARACTERS), _CHARACTERS)
+    ]

@@ -1,0 +1,467 @@
+"""The words of a lease: its times, its record, what a store is asked and answers.
+
+Everything here is a value. Durations and moments are seconds; moments of the
+candidate are on its own clock, and only what is named ``server_time`` is on the
+store's. Nothing here knows Redis, threads or Celery.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from celery_leader.errors import LeaderError, StoreUnavailable, shown
+
+from .candidate_info import Facts
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+_LONGEST_NODE = 255  # bytes
+
+
+def check_node(node: str) -> str:
+    """Return ``node`` if it can be a node name.
+
+    Raises:
+        LeaderError: it cannot.
+    """
+    if not isinstance(node, str) or not node.isprintable() or not node.strip():
+        raise LeaderError(f"node name {node!r} is not allowed: it must be text that can be printed")
+    if len(node.encode()) > _LONGEST_NODE:
+        raise LeaderError(
+            f"node name {node[:40]!r}... is not allowed: it must have {_LONGEST_NODE} bytes at most"
+        )
+    return node
+
+
+def check_name(name: str, what: str = "election name") -> str:
+    """Return ``name`` if it can be part of a key, a queue name and a log line.
+
+    Raises:
+        LeaderError: it cannot.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise LeaderError(
+            f"{what} {shown(name)} is not allowed: use 1 to 64 letters, digits,"
+            " '_', '.' or '-', and begin with a letter or digit"
+        )
+    return name
+
+
+def life_of(nonce: str) -> str:
+    """Tells one life of a node from another, and does not give the nonce away."""
+    text = nonce.encode("utf-8", "surrogateescape")
+    return hashlib.sha1(text, usedforsecurity=False).hexdigest()[:16]
+
+
+#: Seconds. Candidates wait for a lease that they find; no candidate writes a longer one.
+LONGEST_LEASE = 3600.0
+
+#: Seconds that a moment or a term may be ahead of the store's clock, which may have been set
+#: back. What is further ahead was written by no candidate.
+CLOCK_SLACK = 366 * 86400.0
+
+
+def cursor_order(cursor: str) -> tuple[int, int]:
+    """A sort key for cursors, which count as ``milliseconds-sequence``."""
+    millis, _, sequence = cursor.partition("-")
+    return int(millis), int(sequence or 0)
+
+
+def latest_term(server_time: float) -> int:
+    """The highest term that a candidate can have by now."""
+    return int((server_time + CLOCK_SLACK) * 1e6)
+
+
+#: Seconds; a compromise between failover time and patience with a busy Redis.
+DEFAULT_LEASE = 25.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The durations of an election, in seconds, checked against each other.
+
+    Attributes:
+        lease_duration: how long one renewal lasts. A crashed leader is replaced
+            after this long; a leader cut off from Redis stops leading a margin
+            before it.
+        renew_interval: from one renewal to the next.
+        renew_attempts: how often one renewal is tried before leading is given up.
+        renew_retry_delay: from a failed attempt to the next.
+        election_jitter: the longest random wait after a lease has expired, so that
+            not every follower asks in the same instant.
+        operation_timeout: how long Redis may take over one answer.
+        bootstrap_delay: how long a candidate that has never seen a record waits
+            before it makes the first one. A fresh candidate cannot tell a first
+            boot from a Redis that lost its data; with a whole lease here, it
+            cannot overlap with a leader it knows nothing of.
+
+    Raises:
+        LeaderError: a value is out of range, or the renewals of a leader that
+            gets no answer would not all fit into its lease.
+    """
+
+    lease_duration: float = DEFAULT_LEASE
+    renew_interval: float = 10.0
+    renew_attempts: int = 3
+    renew_retry_delay: float = 0.5
+    election_jitter: float = 0.25
+    operation_timeout: float = 1.0
+    bootstrap_delay: float = 0.0
+
+    @classmethod
+    def of_lease(cls, lease_duration: float) -> Timing:
+        """The default times in proportion to ``lease_duration``."""
+        return cls(
+            lease_duration=lease_duration,
+            renew_interval=0.4 * lease_duration,
+            renew_retry_delay=0.02 * lease_duration,
+            election_jitter=0.01 * lease_duration,
+            operation_timeout=min(1.0, 0.1 * lease_duration),
+        )
+
+    @property
+    def margin(self) -> float:
+        """What clocks may run apart during one lease: 5 % of it, or a tenth of a second."""
+        return max(0.05 * self.lease_duration, 0.1)
+
+    @property
+    def renewal_budget(self) -> float:
+        """From one renewal until leading is given up for want of an answer."""
+        attempt = self.operation_timeout + self.renew_retry_delay
+        return self.renew_interval + self.renew_attempts * attempt + self.margin
+
+    @property
+    def reservation(self) -> float:
+        """How long a lease is kept for a named successor before anybody may take it."""
+        return 0.1 * self.lease_duration
+
+    def __post_init__(self) -> None:
+        for field in ("lease_duration", "renew_interval", "operation_timeout"):
+            if not getattr(self, field) > 0:
+                raise LeaderError(f"leader_{field} is {getattr(self, field)!r}: it must be above 0")
+        for field in ("renew_retry_delay", "election_jitter", "bootstrap_delay"):
+            if not getattr(self, field) >= 0:
+                raise LeaderError(
+                    f"leader_{field} is {getattr(self, field)!r}: it must be 0 or more"
+                )
+        if self.lease_duration > LONGEST_LEASE:
+            raise LeaderError(
+                f"leader_lease_duration is {self.lease_duration:g} s: it must be"
+                f" {LONGEST_LEASE:g} s at most"
+            )
+        if self.renew_attempts < 1:
+            raise LeaderError(
+                f"leader_renew_attempts is {self.renew_attempts!r}: it must be 1 or more"
+            )
+        if self.renewal_budget >= self.lease_duration:
+            raise LeaderError(
+                f"leader_lease_duration ({self.lease_duration:g} s) must be longer than"
+                f" leader_renew_interval + leader_renew_attempts x (leader_operation_timeout"
+                f" + leader_renew_retry_delay) + margin ({self.renewal_budget:g} s ="
+                f" {self.renew_interval:g} + {self.renew_attempts} x"
+                f" ({self.operation_timeout:g} + {self.renew_retry_delay:g}) + {self.margin:g}):"
+                " lengthen the lease or shorten the others"
+            )
+
+
+class State(enum.Enum):
+    """What a record says of its lease."""
+
+    HELD = "held"
+    RELEASED = "released"
+    RESERVED = "reserved"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the store keeps of one election, as it stood at ``server_time``.
+
+    ``remaining`` is how long the lease (or a reservation) still runs by the
+    store's clock, negative once it has expired. ``renewals`` grows with every
+    write of one term, by how many requests its holder made since the last one, so that
+    ``(term, renewals)`` names one state of the lease, also where an old copy was renewed.
+    ``cursor`` is where news begins, and ``event`` the line of history that goes with the
+    record's last change; ``life`` and ``attempt`` name the holder's life and its last request.
+    """
+
+    holder: str
+    term: int
+    state: State
+    remaining: float
+    lease_duration: float
+    renewals: int
+    elected_at: float
+    transitions: int
+    successor: str | None
+    app: str
+    cursor: str
+    event: str = "0-0"
+    life: str = ""
+    attempt: int = 0
+
+    @property
+    def led(self) -> bool:
+        """Whether somebody leads, by the store's clock."""
+        return self.state is State.HELD and self.remaining > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of a leadership, told when the store could be reached again.
+
+    ``ago`` is how many seconds before the request it ended, by the candidate's clock.
+    """
+
+    term: int
+    reason: str
+    ago: float
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    """Ask for the lease.
+
+    Attributes:
+        nonce: names this candidate's life; a record with it is ours, whatever
+            became of the reply.
+        attempt: grows with every request of that life, so that a request that
+            arrives after a later one is refused.
+        seen_term: the highest term this candidate knows of.
+        live_term: the term it leads with at this moment, or 0. A record of a
+            lower term is older than what we hold and may be written over.
+        watched: the ``(term, renewals)`` whose lease has run out by the
+            candidate's own clock, or ``None`` when it has watched none so long.
+        silent: that state of the lease has not moved for a whole lease on the
+            candidate's own clock: it is over even if the store's clock went back.
+        from_missing: a record that is missing, or older than ``seen_term``, may
+            be made anew.
+        from_damaged: so may one that makes no sense.
+        priority: a live candidate of a higher one comes first when a lease is over.
+        reservation: how long, in seconds, the lease is then kept for that one.
+        ended: what became of this candidate's last leadership, where the store was not told.
+        facts: what this candidate says of itself, where the store does not know it yet.
+        abstains: it only shows that it is there: it is not granted the lease, and comes first
+            to nobody.
+    """
+
+    election: str
+    holder: str
+    nonce: str
+    attempt: int
+    lease_duration: float
+    seen_term: int
+    live_term: int
+    watched: tuple[int, int] | None
+    silent: bool
+    from_missing: bool
+    app: str
+    priority: int
+    reservation: float
+    ended: Ended | None = None
+    facts: str = ""
+    from_damaged: bool = False
+    abstains: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Keep the lease held with ``nonce`` and ``term`` for another duration.
+
+    Attributes:
+        preempted: ask also whether a live candidate's priority is above ``priority``.
+        facts: what this candidate says of itself, where the store does not know it yet.
+    """
+
+    election: str
+    nonce: str
+    attempt: int
+    term: int
+    lease_duration: float
+    priority: int
+    preempted: bool
+    facts: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the lease up, or for ``reservation`` seconds to ``successor``.
+
+    Where none is named, or one that is held, it is kept for the live candidate of the
+    highest priority, unless all have the same.
+
+    Attributes:
+        reason: why, as the history will say.
+        leaving: this candidate goes for good, and out of the register.
+    """
+
+    election: str
+    holder: str
+    nonce: str
+    attempt: int
+    successor: str | None
+    reservation: float
+    reason: str = "resigned"
+    leaving: bool = False
+
+
+Request = Acquire | Renew | Release
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a leader is told to give way for, and to whom.
+
+    ``reason`` is ``resigned`` or ``transferred`` (somebody gave that order), ``held`` (its
+    node is kept out of the race) or ``outranked`` (``successor`` has a higher priority).
+    """
+
+    reason: str
+    successor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Namesake:
+    """Another life of the asker's node that the store has heard of lately.
+
+    ``seen_at`` is when, by the store's clock; ``place`` where it says that it runs.
+    """
+
+    seen_at: float
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The lease is the asker's from now, with this term.
+
+    Attributes:
+        order: what a ``Renew`` is to be told; the lease is renewed all the same.
+        known: whether the store has what the asker says of itself.
+        namesake: another life of its node, if there is one.
+    """
+
+    term: int
+    cursor: str
+    server_time: float
+    order: Order | None = None
+    known: bool = True
+    namesake: Namesake | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """It is not; the record says whose it is and for how long.
+
+    ``held_for``: the asker is kept out of the race for so many seconds (for ever: infinity).
+    """
+
+    record: Record
+    server_time: float
+    held_for: float | None = None
+    known: bool = True
+    namesake: Namesake | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """There is no record, or only one older than the asker has seen: no evidence.
+
+    ``damaged``: there is one, and no candidate can have written it.
+    """
+
+    server_time: float
+    held_for: float | None = None
+    known: bool = True
+    namesake: Namesake | None = None
+    damaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The lease is not the asker's, whether it was before or not."""
+
+    server_time: float
+
+
+Reply = Granted | Refused | Missing | Released
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """One line of an election's history.
+
+    Attributes:
+        kind: ``elected``; ``resigned``; ``reserved`` (a lease that had expired is kept for
+            ``successor``, whose priority is higher than that of who found it); ``ended``
+            (what became of an earlier leadership, told late); ``asked`` (the leader is to give
+            way); ``held`` or ``freed`` (a node is kept out of the race, or let in again).
+        node: who was elected, resigned, and so on; of ``asked``, who led.
+        term: its term, or that of who led.
+        successor: to whom the lease goes, where that was said.
+        reason: why a leadership ended. Of ``elected``: the one before, where nobody said.
+        ended_at: when, by the store's clock, where that is not the moment of the line.
+        life: the node's life, where the line is about one life only.
+    """
+
+    election: str
+    cursor: str
+    kind: str
+    node: str
+    term: int
+    successor: str | None
+    reason: str | None = None
+    ended_at: float | None = None
+    life: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node that asked for the lease or renewed it.
+
+    Attributes:
+        node: its name.
+        seen_ago: how long ago it was last heard of, in seconds.
+        priority: the higher comes first.
+        held_for: it is kept out of the race for so many seconds (for ever: infinity).
+        facts: what it says of itself, if that can be read.
+        life: tells it from another life of its node; empty where it says nothing of itself.
+    """
+
+    node: str
+    seen_ago: float
+    priority: int = 0
+    held_for: float | None = None
+    facts: Facts | None = None
+    life: str = ""
+
+
+class LeaseStore(Protocol):
+    """Where leases live. Every method may raise ``StoreUnavailable``: nobody knows."""
+
+    def perform(self, requests: Sequence[Request]) -> list[Reply | StoreUnavailable]:
+        """Answer ``requests`` in order, in one round trip.
+
+        An answer that could not be had stands in its place as an exception.
+        """
+        ...
+
+    def announcements(
+        self, cursors: dict[str, str], timeout: float, wake: int | None, patience: float = 1.0
+    ) -> list[Announcement]:
+        """Wait for news of these elections past these cursors.
+
+        Returns at the first news, after ``timeout`` seconds, or as soon as the
+        file descriptor ``wake`` can be read; then with what there is. A store that
+        has not answered ``patience`` seconds after that time is unavailable.
+        """
+        ...
+
+    def close(self) -> None:
+        """Drop the connection; the next call makes another."""
+        ...

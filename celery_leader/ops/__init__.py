@@ -1,0 +1,1 @@
+"""What people ask and order: the command line, the doctor, health."""

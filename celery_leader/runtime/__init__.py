@@ -1,0 +1,1 @@
+"""One process's part: its settings, its candidates, and what it believes about who leads."""

@@ -1,0 +1,171 @@
+"""One process's part in an election of any name, for code that is no worker and no beat.
+
+Guaranteed: a started election campaigns until it is resigned, in the background. Not
+guaranteed: that a block in ``with`` ends when the lead is lost; ask ``term()`` or
+``check()`` before each act.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from celery import Celery
+
+from celery_leader.core.election import Change, GiveWay
+from celery_leader.core.lease import check_name, check_node
+from celery_leader.errors import LeaderError, NotLeader
+
+from .clock import now
+from .leadership import Leader, celery_app, leadership_of
+from .runner import Campaign
+
+_GLANCE = 0.1  # seconds between looks at a belief that nothing here is woken for
+
+
+class LeaderElection:
+    """One process's part in the election ``name``; for any process that has the app.
+
+    ::
+
+        with LeaderElection(app, "reports") as election:
+            if election.wait_until_leader(timeout=60):
+                write_report(term=election.term())
+
+    Each object is a candidate of its own, also within one process. A process that is forked
+    from this one takes no part before it calls ``start`` itself.
+
+    Args:
+        app: the Celery app; its broker (or ``leader_url``) keeps the lease.
+        name: the election. Everybody who names it takes part in the same one.
+        node: this candidate's node name, which nobody else should have; by default
+            ``name@host:pid``, numbered from the second in a process on.
+
+    Raises:
+        LeaderError: the app, the name or a setting cannot be used.
+    """
+
+    def __init__(self, app: Celery, name: str, *, node: str | None = None) -> None:
+        # Kept: its leadership goes with the app, which its caller may not keep.
+        self._app = celery_app(app, "LeaderElection")
+        self._leadership = leadership_of(self._app)
+        self._name = check_name(name)
+        self._named = node is not None
+        self._node = check_node(node) if node else self._leadership.free_node_name(name)
+        self._campaign: Campaign | None = None
+        self._started = False
+
+    @property
+    def name(self) -> str:
+        """The election's name."""
+        return self._name
+
+    @property
+    def node(self) -> str:
+        """This candidate's node name."""
+        return self._node
+
+    def start(self) -> LeaderElection:
+        """Campaign from now on, in the background; returns at once."""
+        if self._campaign is None or not self._leadership.runs(self._campaign):
+            if self._campaign is not None and not self._named:
+                # In a forked child: the campaign is its parent's, and so is the name.
+                self._node = self._leadership.free_node_name(self._name)
+            self._campaign = self._leadership.campaign(self._name, self._node, self._on_change)
+        self._started = True
+        return self
+
+    def resign(self, successor: str | None = None) -> bool:
+        """Stop leading and campaigning; give the lease to ``successor`` if one is named.
+
+        Harmless when not leading. Returns whether Redis was told; if not, the lease
+        expires by itself. Waits a few seconds at most.
+        """
+        self._started = False
+        campaign, self._campaign = self._campaign, None
+        if campaign is None:
+            return True
+        timeout = self._leadership.farewell_timeout
+        told = self._leadership.resign(campaign, successor).wait(timeout)
+        self._leadership.retire(campaign)
+        return told
+
+    def forget(self) -> bool:
+        """Remove what Redis keeps of this election; whether there was anything.
+
+        For names that are used once and never again. Also the history goes. The same name may
+        be used again at any time, and its terms go on growing.
+
+        Raises:
+            LeaderError: somebody takes part in it (a killed candidate counts for three leases),
+                or its last lease has not been over for one.
+            StoreUnavailable: Redis did not answer.
+        """
+        return self._leadership.forget(self._name)
+
+    def is_leader(self) -> bool:
+        """Whether this process leads at this moment; no I/O."""
+        return self.term() is not None
+
+    def term(self) -> int | None:
+        """The term this process leads with at this moment, or ``None``; no I/O."""
+        if not self._started:
+            return None
+        campaign = self._campaign
+        if campaign is None:
+            return self._leadership.term(self._name)
+        return campaign.term() if self._leadership.believes(campaign) else None
+
+    def check(self) -> int:
+        """The term this process leads with.
+
+        Raises:
+            NotLeader: it does not lead.
+        """
+        term = self.term()
+        if term is None:
+            raise NotLeader(f"{self._node} does not lead {self._name!r}")
+        return term
+
+    def leader(self) -> Leader | None:
+        """Who leads, asked of Redis; ``None`` when nobody does. Need not be started.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        return self._leadership.leader(self._name)
+
+    def wait_until_leader(self, timeout: float | None = None) -> bool:
+        """Wait until this process leads, or for ``timeout`` seconds; whether it leads.
+
+        Raises:
+            LeaderError: the election was not started in this process.
+        """
+        campaign = self._campaign
+        forked = campaign is not None and not self._leadership.believes(campaign)
+        if not self._started or forked:
+            raise LeaderError(f"start() the election {self._name!r} before waiting to lead it")
+        deadline = float("inf") if timeout is None else now() + timeout
+        while not self.is_leader():
+            if now() >= deadline or self._campaign is None:
+                return False
+            # Set and not leading: this process was paused, or is a forked child of it.
+            led = threading.Event() if self._campaign.led.is_set() else self._campaign.led
+            led.wait(min(_GLANCE, deadline - now()))
+        return True
+
+    def _on_change(self, change: Change) -> None:
+        # What runs in this leader's name is its caller's, who asks; nothing here could wait for it.
+        if isinstance(change, GiveWay) and self._campaign is not None:
+            self._leadership.step_down(self._campaign, change.successor, change.reason)
+
+    def __enter__(self) -> LeaderElection:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.resign()

@@ -1,0 +1,1 @@
+"""Keeps leases, candidates and the schedule in Redis."""

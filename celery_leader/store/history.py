@@ -1,0 +1,175 @@
+"""Who led, from when, until when, and why no longer: read from an election's lines.
+
+A leader says the reason when it gives the lease up. What it could not say then is known
+as ``expired`` to the one who takes over, and more exactly once the former leader is back.
+
+Whoever can write to Redis can add lines. Guaranteed: nothing is said that the record
+contradicts, nor that contradicts itself (terms that fall, moments that have not come, an end
+before its beginning). Not guaranteed: that a line that could be true is; a forged leadership
+between two real ones, of a term between theirs, cannot be told from a real one.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from celery_leader.core.lease import Announcement, Record, State, cursor_order, latest_term
+
+EXPIRED = "expired"
+RECORD_LOST = "record lost"
+
+#: Lines that are written in one step with the record, which names the last of them.
+_WITH_RECORD = ("elected", "resigned", "reserved", "asked")
+
+_CLOCKS_APART = 86400.0  # seconds that the store's clock may have been set back by meanwhile
+
+# What only the next leader, or the record, tells; who led itself knows better.
+_GUESSES = (None, EXPIRED, RECORD_LOST)
+
+
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """One leadership. Moments are seconds since 1970 by the store's clock.
+
+    Attributes:
+        node: who led.
+        term: with which term.
+        elected_at: from when.
+        ended_at: until when, as far as known; ``None`` while it lasts, and where nobody knows.
+        reason: why it ended; ``None`` while it lasts.
+        successor: to whom the lease was given, where one was named.
+    """
+
+    node: str
+    term: int
+    elected_at: float
+    ended_at: float | None = None
+    reason: str | None = None
+    successor: str | None = None
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it had not ended when it was read."""
+        return self.reason is None
+
+
+def reigns(lines: Iterable[Announcement], record: Record | None, read_at: float) -> list[Reign]:
+    """The leaderships in ``lines`` (the oldest first), the latest first.
+
+    Args:
+        lines: an election's history; its beginning may have been cut off.
+        record: the election's record as it stood at ``read_at``.
+        read_at: a moment of the store's clock.
+    """
+    found: dict[int, Reign] = {}
+    current: int | None = None
+    for line in _credible(list(lines), record, read_at):
+        if line.kind == "elected":
+            former = found.get(current or 0)
+            if former is not None and former.lasts:
+                ended_at = moment_of(line) if line.ended_at is None else line.ended_at
+                found[former.term] = replace(
+                    former, ended_at=ended_at, reason=line.reason or EXPIRED
+                )
+            current = line.term
+            found[current] = Reign(line.node, line.term, moment_of(line))
+        elif line.kind in _ENDS and _is_end_of(found.get(line.term), line):
+            found[line.term] = _ENDS[line.kind](found[line.term], line)
+    last = found.get(current or 0)
+    if last is not None and last.lasts:
+        found[last.term] = _as_recorded(last, record, read_at)
+    if record is not None and record.led:
+        # Whatever the lines say, or do not say any more: this one leads.
+        begun = found.get(record.term) or Reign(record.holder, record.term, record.elected_at)
+        found[record.term] = replace(begun, ended_at=None, reason=None, successor=None)
+    return sorted(found.values(), key=lambda reign: reign.term, reverse=True)
+
+
+def _credible(
+    lines: Sequence[Announcement], record: Record | None, read_at: float
+) -> list[Announcement]:
+    """The ``lines`` that a candidate can have written."""
+    kept: list[Announcement] = []
+    last = None
+    if record is not None and record.event != "0-0":
+        last = cursor_order(record.event)
+    highest = latest_term(read_at) if record is None else record.term
+    for line in lines:
+        if not line.node or moment_of(line) > read_at + _CLOCKS_APART:
+            continue
+        if line.kind in _WITH_RECORD and last and last < cursor_order(line.cursor):
+            continue  # these lines and the record are written together
+        if line.kind == "elected":
+            if line.term > highest:
+                continue
+        elif line.ended_at is not None and line.ended_at > read_at + _CLOCKS_APART:
+            continue
+        kept.append(line)
+    elected = [line for line in kept if line.kind == "elected"]
+    forged = {elected[i].cursor for i in _falling([line.term for line in elected])}
+    return [line for line in kept if line.cursor not in forged]
+
+
+def _falling(terms: Sequence[int]) -> set[int]:
+    """The places of ``terms`` to leave out, so that the others rise and are as many as can be.
+
+    A forged term is outnumbered by real ones. In a draw what was written first is left.
+    """
+    ends: list[int] = []  # the lowest term that so many can end with
+    by_length: list[list[int]] = []
+    for place, term in enumerate(terms):
+        length = bisect.bisect_left(ends, term)
+        ends[length : length + 1] = [term]
+        by_length[length : length + 1] = [[*(by_length[length : length + 1] or [[]])[0], place]]
+    left, below, before = set(range(len(terms))), float("inf"), len(terms)
+    for places in reversed(by_length):
+        before = next(at for at in places if at < before and terms[at] < below)
+        below = terms[before]
+        left.discard(before)
+    return left
+
+
+def moment_of(line: Announcement) -> float:
+    """When ``line`` was written, by the store's clock."""
+    return int(line.cursor.partition("-")[0]) / 1000
+
+
+def _is_end_of(reign: Reign | None, line: Announcement) -> bool:
+    if reign is None or line.node != reign.node:
+        return False
+    ended_at = moment_of(line) if line.ended_at is None else line.ended_at
+    return ended_at >= reign.elected_at - _CLOCKS_APART
+
+
+def _resigned(reign: Reign, line: Announcement) -> Reign:
+    # Lines of the first format named no reason.
+    reason = line.reason or "resigned"
+    return replace(reign, ended_at=moment_of(line), reason=reason, successor=line.successor)
+
+
+def _reserved(reign: Reign, line: Announcement) -> Reign:
+    if not reign.lasts:
+        return reign
+    ended_at = moment_of(line) if line.ended_at is None else line.ended_at
+    return replace(reign, ended_at=ended_at, reason=EXPIRED, successor=line.successor)
+
+
+def _told_late(reign: Reign, line: Announcement) -> Reign:
+    if reign.reason not in _GUESSES or (line.reason == "lost" and reign.reason is not None):
+        return reign
+    known = [moment for moment in (reign.ended_at, line.ended_at) if moment is not None]
+    return replace(reign, ended_at=min(known, default=None), reason=line.reason or EXPIRED)
+
+
+_ENDS = {"resigned": _resigned, "reserved": _reserved, "ended": _told_late}
+
+
+def _as_recorded(reign: Reign, record: Record | None, read_at: float) -> Reign:
+    """The latest reign, of whose end no line tells."""
+    if record is None or record.term < reign.term:
+        return replace(reign, reason=RECORD_LOST)
+    if record.state is State.HELD and record.term == reign.term and record.remaining <= 0:
+        return replace(reign, ended_at=read_at + record.remaining, reason=EXPIRED)
+    return reign

@@ -1,0 +1,312 @@
+"""The shared schedule in Redis, and the one script that dispatches a tick.
+
+Guaranteed: the lease is checked, the tick claimed, the new state written and the
+message pushed in one atomic step, so a tick is dispatched once whatever becomes of
+the leader that tries, and state never moves without the first push of its message. A
+tick is claimed by comparing the stored state of its entry with what the dispatcher read,
+so a script that is sent twice finds its own work done. Not guaranteed: anything when
+Redis loses the hash; a new leader then anchors every entry anew.
+
+Keys: ``celery-leader:{namespace}:schedule:beat``, a hash of entry name to JSON, and
+``celery-leader:{namespace}:projects:beat``, a hash of a project's id to what tells it from
+others.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery_leader.errors import StoreUnavailable
+
+from .client import Script
+from .scripts import PREAMBLE, Keys
+
+Calls = Sequence[tuple[Script, Sequence[str], Sequence[Any]]]
+Run = Callable[[Calls], list[Any]]
+
+# KEYS record schedule key...; a topic is no key, and a Redis user has no rights to it as one
+# ARGV nonce term entry old_state new_state {command target value}...
+# -> {sent | repeated | claimed | refused | missing, {command, target, error}...}
+_DISPATCH = (
+    PREAMBLE
+    + """
+local record = load()
+if not record.term or tonumber(record.term) < tonumber(ARGV[2]) then return {'missing'} end
+if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])
+   or record.state ~= 'held' or record.left <= 0 then
+  return {'refused'}
+end
+local state = redis.call('HGET', KEYS[2], ARGV[3]) or ''
+if state == ARGV[5] then return {'repeated'} end
+if state ~= ARGV[4] then return {'claimed'} end
+for i = 9, #ARGV, 3 do if ARGV[i] == 'LPUSH' then redis.call('LLEN', ARGV[i + 1]) end end
+-- Redis takes nothing back when a script fails. The state comes first, since it can be put back.
+redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])
+local function failed(reply) return type(reply) == 'table' and reply.err end
+local told = {'sent'}
+for i = 6, #ARGV, 3 do
+  local reply = redis.pcall(ARGV[i], ARGV[i + 1], ARGV[i + 2])
+  if failed(reply) and i == 6 then
+    if state ~= '' or failed(redis.pcall('HDEL', KEYS[2], ARGV[3])) then
+      redis.call('HSET', KEYS[2], ARGV[3], state)
+    end
+    return reply
+  elseif failed(reply) then
+    -- A part of the message is out, so this tick is sent, and is never sent again.
+    told[#told + 1] = {ARGV[i], ARGV[i + 1], reply.err}
+  end
+end
+return told
+"""
+)
+
+# KEYS record schedule
+# ARGV nonce term entry...
+# -> sent | refused | missing
+_FORGET = (
+    PREAMBLE
+    + """
+local record = load()
+if not record.term then return 'missing' end
+if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])
+   or record.state ~= 'held' or record.left <= 0 then
+  return 'refused'
+end
+for i = 3, #ARGV do redis.call('HDEL', KEYS[2], ARGV[i]) end
+return 'sent'
+"""
+)
+
+# KEYS schedule projects
+# -> server time in us, {entry, state, entry, state ...}, {id, project, id, project ...}
+_LOAD = """
+local time = redis.call('TIME')
+return {string.format('%.0f', time[1] * 1000000 + time[2]), redis.call('HGETALL', KEYS[1]),
+        redis.call('HGETALL', KEYS[2])}
+"""
+
+# KEYS schedule
+# ARGV entry
+# -> its state, or nothing
+_STATE = "return redis.call('HGET', KEYS[1], ARGV[1]) or ''"
+
+# KEYS schedule
+# -> how many messages its entries have sent, all in all
+_DISPATCHED = """
+local flat, sent = redis.call('HGETALL', KEYS[1]), 0
+for i = 2, #flat, 2 do
+  local told = string.match(flat[i], '"total_run_count": (%d+)')
+  -- Whoever writes to Redis can write any number, also one that is past counting.
+  if told and #told < 13 then sent = sent + tonumber(told) end
+end
+return string.format('%.0f', sent)
+"""
+
+DISPATCH = Script(_DISPATCH, ("hash", "hash"), further="list")
+FORGET = Script(_FORGET, ("hash", "hash"))
+LOAD, DISPATCHED = Script(_LOAD, ("hash", "hash")), Script(_DISPATCHED, ("hash",))
+STATE = Script(_STATE, ("hash",))
+
+
+class Outcome(enum.Enum):
+    """What became of one attempt to dispatch."""
+
+    SENT = "sent"
+    #: An earlier attempt of ours went through and its reply was lost.
+    REPEATED = "repeated"
+    #: The entry's state is not what it was read to be.
+    CLAIMED = "claimed"
+    #: Another leads, or our lease has run out.
+    REFUSED = "refused"
+    #: The election's record is gone or an old copy: no evidence that we do not lead.
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """One command that delivers a message: ``LPUSH key message``, ``PUBLISH topic message``."""
+
+    command: str
+    key: str
+    value: bytes | str | int
+
+    @property
+    def is_to_a_key(self) -> bool:
+        """Whether it goes to a key, and not to a topic."""
+        return self.command != "PUBLISH"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What Redis refused to do of a dispatch after it had pushed its first message."""
+
+    command: str
+    target: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What Redis said to one attempt to dispatch."""
+
+    outcome: Outcome
+    refusals: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Mandate:
+    """In whose name something is written: the candidate's nonce and its term."""
+
+    nonce: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The shared schedule as it was read.
+
+    Attributes:
+        states: every entry's state; what is no UTF-8 of it is escaped, and no state.
+        now: Redis's clock at that moment, in seconds since the epoch.
+        projects: the ids of projects, and what is kept of each.
+    """
+
+    states: dict[str, str]
+    now: float
+    projects: dict[str, str] = field(default_factory=dict)
+
+
+class ScheduleStore:
+    """The schedule's state, written by the leader of ``election`` only.
+
+    Args:
+        run: runs scripts and returns their replies; may raise ``StoreUnavailable``.
+        keys: where to write.
+        election: whose leader may write.
+    """
+
+    def __init__(self, run: Run, keys: Keys, election: str) -> None:
+        self._run = run
+        self._prefix = keys.prefix
+        self._record = keys.of("election", election)
+        self._schedule = keys.of("schedule", election)
+        self._projects = keys.of("projects", election)
+
+    def load(self) -> Stored:
+        """Every entry's state.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        micros, *flat = _one(self._run([(LOAD, [self._schedule, self._projects], [])]))
+        # Escaped and not replaced: to be written over, it must be named as it stands.
+        states, projects = ([i.decode("utf-8", "surrogateescape") for i in each] for each in flat)
+        return Stored(
+            dict(zip(states[::2], states[1::2], strict=True)),
+            int(micros) / 1e6,
+            dict(zip(projects[::2], projects[1::2], strict=True)),
+        )
+
+    def dispatched(self) -> int:
+        """How many messages its present entries have sent, all in all.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        return int(_one(self._run([(DISPATCHED, [self._schedule], [])])))
+
+    def dispatch(
+        self, mandate: Mandate, entry: str, old: str, new: str, pushes: Sequence[Push]
+    ) -> Answer:
+        """Claim a tick of ``entry``, advance its state and deliver its message, or do nothing.
+
+        The first push decides: refused, nothing is done. What is refused of the others is told.
+
+        Raises:
+            StoreUnavailable: nobody knows; call it again with the same arguments.
+        """
+        call = self._dispatch_call(mandate, entry, old, new, pushes)
+        outcome, *refusals = _one(self._run([call]))
+        return Answer(
+            Outcome(outcome.decode()),
+            tuple(Refusal(*(part.decode(errors="replace") for part in each)) for each in refusals),
+        )
+
+    def state(self, entry: str) -> str:
+        """The state of one entry; empty if there is none.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        reply = _one(self._run([(STATE, [self._schedule], [_as_stored(entry)])]))
+        return str(reply.decode("utf-8", "surrogateescape"))
+
+    def anchor(self, mandate: Mandate, states: dict[str, tuple[str, str]]) -> Outcome:
+        """Write ``(old, new)`` states of entries that have nothing to deliver.
+
+        Raises:
+            StoreUnavailable: nobody knows; call it again with the same arguments.
+        """
+        calls = [
+            self._dispatch_call(mandate, entry, old, new, ())
+            for entry, (old, new) in states.items()
+        ]
+        outcomes = [Outcome(_one([reply])[0].decode()) for reply in self._run(calls)]
+        good = (Outcome.SENT, Outcome.REPEATED)
+        return next((outcome for outcome in outcomes if outcome not in good), Outcome.SENT)
+
+    def forget(self, mandate: Mandate, entries: Sequence[str]) -> Outcome:
+        """Remove the state of entries.
+
+        Raises:
+            StoreUnavailable: nobody knows; call it again with the same arguments.
+        """
+        args = [mandate.nonce, mandate.term, *map(_as_stored, entries)]
+        reply = self._run([(FORGET, [self._record, self._schedule], args)])
+        return Outcome(_one(reply).decode())
+
+    def register(
+        self, mandate: Mandate, project: str, old: str, new: str, unused: Sequence[str]
+    ) -> Outcome:
+        """Keep ``new`` of ``project`` in the place of ``old``, and remove those ``unused``.
+
+        Raises:
+            StoreUnavailable: nobody knows; call it again with the same arguments.
+        """
+        keys = [self._record, self._projects]
+        who = [mandate.nonce, mandate.term]
+        kept, gone = self._run(
+            [
+                (DISPATCH, keys, [*who, *map(_as_stored, (project, old, new))]),
+                (FORGET, keys, [*who, *map(_as_stored, unused)]),
+            ]
+        )
+        _one([gone])
+        return Outcome(_one([kept])[0].decode())
+
+    def _dispatch_call(
+        self, mandate: Mandate, entry: str, old: str, new: str, pushes: Sequence[Push]
+    ) -> tuple[Script, list[str], list[Any]]:
+        keys = [self._prefix + push.key for push in pushes if push.is_to_a_key]
+        deliveries = [
+            part for push in pushes for part in (push.command, self._prefix + push.key, push.value)
+        ]
+        return (
+            DISPATCH,
+            [self._record, self._schedule, *keys],
+            [mandate.nonce, mandate.term, *map(_as_stored, (entry, old, new)), *deliveries],
+        )
+
+
+def _as_stored(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _one(replies: list[Any]) -> Any:
+    reply = replies[0]
+    if isinstance(reply, StoreUnavailable):
+        raise reply
+    return reply

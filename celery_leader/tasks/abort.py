@@ -1,0 +1,115 @@
+"""Stops a body that must not outlive its leadership: raises in it, then ends its process.
+
+A thread beside the body watches; it needs no I/O and nobody else: not the worker's
+main process, which may be paused. Guaranteed: in a process's main thread the body is
+struck also while it waits in a system call, and a pool process whose body goes on all
+the same is killed in time. Not guaranteed: anything while code in C keeps the GIL or
+the machine stands still, and in other threads that the body is struck before the call
+it waits in returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from celery_leader.errors import NotLeader
+from celery_leader.runtime.clock import now
+
+#: Nobody's in a worker, and ignored by default: one that comes late does no harm.
+#: Windows has no such signal; a main thread is struck there as other threads are.
+STRIKE: Any = getattr(signal, "SIGURG", None)
+
+_STEP = 0.02  # seconds between looks
+
+
+@contextlib.contextmanager
+def stopped_when_lost(
+    led_until: Callable[[], float | None], message: str, *, spare: float, process_is_ours: bool
+) -> Iterator[None]:
+    """Raise ``NotLeader`` in this thread as soon as ``led_until`` answers ``None``.
+
+    Args:
+        led_until: until when this process leads at least, asked again and again.
+        message: what the error says.
+        spare: how long after that moment nobody else can lead yet.
+        process_is_ours: whether the process may be killed when ``spare`` is over.
+    """
+    watch = _Watch(led_until, spare, process_is_ours)
+    try:
+        try:
+            watch.begin()
+            yield
+        finally:
+            watch.end()
+    except NotLeader as exc:
+        watch.end()  # the strike, which comes once, may have hit the first one
+        if watch.struck and not exc.args:
+            exc.args = (message,)
+        raise
+
+
+class _Watch:
+    """One body, and the thread that watches over it."""
+
+    def __init__(
+        self, led_until: Callable[[], float | None], spare: float, process_is_ours: bool
+    ) -> None:
+        self.struck = False
+        self._led_until = led_until
+        self._spare = spare
+        self._process_is_ours = process_is_ours
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._body = threading.get_ident()
+        in_main = threading.current_thread() is threading.main_thread()
+        self._by_signal = in_main and STRIKE is not None
+        self._handler: Any = None
+
+    def begin(self) -> None:
+        if self._by_signal:
+            self._handler = signal.signal(STRIKE, self._on_strike)
+        threading.Thread(target=self._watch, name="leader-abort", daemon=True).start()
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended.set()
+            if not self._by_signal:
+                _raise_in(self._body, None)  # what has not arrived yet must not hit others
+        if self._by_signal:
+            signal.signal(STRIKE, self._handler or signal.SIG_DFL)
+
+    def _on_strike(self, *_: Any) -> None:
+        if not self._ended.is_set():
+            raise NotLeader
+
+    def _watch(self) -> None:
+        safe_until = now() + self._spare
+        while not self._ended.wait(_STEP):
+            until = self._led_until()
+            if until is None:
+                break
+            safe_until = until + self._spare
+        self._strike()
+        if self._process_is_ours and not self._ended.wait(max(0.0, safe_until - now())):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _strike(self) -> None:
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self.struck = True
+            if self._by_signal:
+                signal.pthread_kill(self._body, STRIKE)
+            else:
+                _raise_in(self._body, NotLeader)
+
+
+def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
+    argument = None if kind is None else ctypes.py_object(kind)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), argument)

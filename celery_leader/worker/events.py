@@ -1,0 +1,65 @@
+"""A worker's elections in Celery's event stream, for Flower, ``celery events`` and the like.
+
+Guaranteed: sent by the worker's own thread over its own event dispatcher, in order, and
+obeying ``-E``, ``--without-heartbeat`` and the like as other worker events do. Not
+guaranteed: that each arrives; like all events they are lost while the broker is away.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from celery.worker.state import SOFTWARE_INFO
+from kombu.common import ignore_errors
+
+from celery_leader.core.events import Event, LeaderChanged, LeaderDeposed, LeaderElected
+
+_MOST_WAITING = 100
+
+
+class WorkerEvents:
+    """What is to be sent of what happens in one worker's elections."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[str, dict[str, Any]]] = deque(maxlen=_MOST_WAITING)
+        self._had_heart = False
+
+    def observe(self, event: Event) -> bool:
+        """Keep what monitors are to be told; whether there is something to send. Any thread."""
+        match event:
+            case LeaderElected(election, _, term):
+                kind, fields = "worker-leader-elected", {"election": election, "term": term}
+            case LeaderChanged(election, _, term, leader):
+                kind = "worker-leader-changed"
+                fields = {"election": election, "term": term, "leader": leader}
+            case LeaderDeposed(election, _, term, reason, sudden, led_for):
+                kind = "worker-leader-deposed"
+                fields = {
+                    "election": election,
+                    "term": term,
+                    "reason": reason,
+                    "sudden": sudden,
+                    "led_for": round(led_for, 3),
+                }
+            case _:
+                return False
+        self._waiting.append((kind, fields))
+        return True
+
+    def send(self, c: Any) -> None:
+        """Send what waits; in the worker's own thread."""
+        self._had_heart = self._had_heart or c.heart is not None
+        dispatcher = c.event_dispatcher
+        while self._waiting and dispatcher is not None:
+            kind, fields = self._waiting.popleft()
+            ignore_errors(c, dispatcher.send, kind, **fields)
+
+    def send_last(self, c: Any) -> None:
+        """Send what waits as the worker goes."""
+        if not self._waiting:
+            return
+        self.send(c)
+        if self._had_heart and c.heart is None and c.event_dispatcher is not None:
+            # It has said that it goes, and monitors count what comes after that as its return.
+            ignore_errors(c, c.event_dispatcher.send, "worker-offline", **SOFTWARE_INFO)
