@@ -17,7 +17,6 @@ from celery_leader.core.candidate_info import facts_from
 from celery_leader.core.lease import (
     Acquire,
     Announcement,
-    Candidate,
     Ended,
     Granted,
     Missing,
@@ -36,6 +35,7 @@ from celery_leader.core.lease import (
 )
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.store.history import Reign, reigns
+from celery_leader.store.register import Candidate
 
 #: In place of a priority.
 ABSTAINS = -1001

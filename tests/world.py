@@ -7,8 +7,10 @@ import itertools
 import random
 from collections.abc import Iterable
 
-from celery_leader.core.election import Change, Deposed, Elected, Election, Wait
-from celery_leader.core.lease import Announcement, Reply, Request, Timing, cursor_order
+from celery_leader.core.changes import Change, Deposed, Elected
+from celery_leader.core.election import Election, Wait
+from celery_leader.core.lease import Announcement, Reply, Request, cursor_order
+from celery_leader.core.timing import Timing
 from celery_leader.errors import StoreUnavailable
 from tests.fake_store import FakeStore
 

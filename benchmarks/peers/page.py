@@ -9,7 +9,7 @@ from benchmarks.peers.contenders import LEADER, LOCK, Contender
 from benchmarks.peers.faults import FAILOVERS, KILL, KINDS, LONGER_THAN_LEASE, OUTAGE, TERM
 from benchmarks.peers.figures import Figures
 from benchmarks.peers.judge import Findings
-from celery_leader.core.lease import DEFAULT_LEASE, Timing
+from celery_leader.core.timing import DEFAULT_LEASE, Timing
 
 _CLEARLY = 1.1  # times better before it is called better
 _MAXCLIENTS = 10_000  # of a Redis that was not told otherwise

@@ -13,7 +13,8 @@ from kombu import Connection
 from benchmarks import dispatch
 from benchmarks.peers.growth import cpu_used
 from celery_leader.core.election import Election
-from celery_leader.core.lease import Granted, Reply, Request, Timing
+from celery_leader.core.lease import Granted, Reply, Request
+from celery_leader.core.timing import Timing
 from celery_leader.runtime.lease_source import LeaseSource
 from celery_leader.store.client import RedisClient
 from celery_leader.store.lease_store import RedisStore

@@ -29,7 +29,7 @@ from celery import beat, signals
 from celery.schedules import crontab, schedule
 from celery.utils import uuid
 
-from celery_leader.core.election import Change, Deposed, Elected, GiveWay
+from celery_leader.core.changes import Change, Deposed, Elected, GiveWay
 from celery_leader.core.watchdog import BrokerPulse, Pulse, Requirement
 from celery_leader.errors import LeaderError, StoreUnavailable, kind_of
 from celery_leader.metrics_server import serve_metrics

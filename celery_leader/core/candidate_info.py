@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
+from .names import printable
+
 #: Bytes; more than that of one candidate is not kept.
 MOST_BYTES = 2048
 
@@ -75,11 +77,6 @@ def facts_from(text: str) -> Facts | None:
         fenced=said.get("fenced") is not False,
         unfit=_string(said.get("unfit")),
     )
-
-
-def printable(text: str) -> str:
-    """``text`` with a mark in place of what could harm a terminal or cannot be encoded."""
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def _refuse(constant: str) -> None:

@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .candidate_info import printable
+from .names import printable
 
 _LONGEST_NAME = 100  # bytes
 _MOST = 192  # hashes in a sketch: as many tasks can all be compared

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 from celery.utils.nodenames import default_nodename, host_format
 
-from celery_leader.core.lease import check_name
+from celery_leader.core.names import check_name
 from celery_leader.errors import LeaderError
 from celery_leader.runtime.clock import now
 from celery_leader.runtime.leadership import Handover, Leadership

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery_leader.core.identity import Kin, called
-from celery_leader.core.lease import Timing
+from celery_leader.core.timing import Timing
 from celery_leader.core.watchdog import BrokerPulse
 
 from .overview import Overview, mixed_settings, mixed_versions, some, span, told

@@ -12,7 +12,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from celery_leader.core.lease import Candidate, Timing
+from celery_leader.core.timing import Timing
+from celery_leader.store.register import Candidate
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_leader.core.identity import Kin, called, kinship
-from celery_leader.core.lease import Candidate, Record, State, Timing
+from celery_leader.core.lease import Record, State
+from celery_leader.core.timing import Timing
 from celery_leader.core.watchdog import UNFIT
 from celery_leader.store.history import Reign
+from celery_leader.store.register import Candidate
 
 from .health import patience
 from .table import Sheet

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from celery_leader.core.candidate_info import printable
+from celery_leader.core.names import printable
 from celery_leader.errors import StoreUnavailable
 from celery_leader.store.client import RedisClient
 from celery_leader.store.scripts import Keys

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from celery_leader.core.candidate_info import printable
+from celery_leader.core.names import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -12,8 +12,8 @@ from types import TracebackType
 
 from celery import Celery
 
-from celery_leader.core.election import Change, GiveWay
-from celery_leader.core.lease import check_name, check_node
+from celery_leader.core.changes import Change, GiveWay
+from celery_leader.core.names import check_name, check_node
 from celery_leader.errors import LeaderError, NotLeader
 
 from .clock import now

@@ -32,15 +32,18 @@ from celery.local import Proxy
 from celery.utils.nodenames import host_format, nodename, nodesplit
 
 from celery_leader.core.candidate_info import Facts
-from celery_leader.core.election import Election, GiveWay
+from celery_leader.core.changes import GiveWay
+from celery_leader.core.election import Election
 from celery_leader.core.events import Event, LeaderChanged, LeaderElected, Observer, Standing
 from celery_leader.core.identity import Kin, called, identity, kinship
-from celery_leader.core.lease import Candidate, Record, check_name, check_node
+from celery_leader.core.lease import Record
+from celery_leader.core.names import check_name, check_node
 from celery_leader.core.watchdog import Pulse, Requirement
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.signals import Delivery
 from celery_leader.store.client import RedisClient
 from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.register import Candidate
 from celery_leader.store.scripts import Keys
 
 from .clock import now

@@ -21,16 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from celery_leader.core.candidate_info import Facts
-from celery_leader.core.election import (
-    Change,
-    Copied,
-    Deposed,
-    Elected,
-    Election,
-    Followed,
-    GiveWay,
-    Wait,
-)
+from celery_leader.core.changes import Change, Copied, Deposed, Elected, Followed, GiveWay
+from celery_leader.core.election import Election, Wait
 from celery_leader.core.events import (
     LeaderChanged,
     LeaderDeposed,

@@ -15,7 +15,8 @@ from typing import Any
 
 from celery import Celery
 
-from celery_leader.core.lease import DEFAULT_LEASE, Timing, check_name
+from celery_leader.core.names import check_name
+from celery_leader.core.timing import DEFAULT_LEASE, Timing
 from celery_leader.errors import LeaderError, kind_of, shown
 
 WORKER = "worker"

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from celery_leader.core.candidate_info import facts_from, printable
+from celery_leader.core.candidate_info import facts_from
 from celery_leader.core.lease import (
     Acquire,
     Announcement,
-    Candidate,
     Ended,
     Granted,
     Missing,
@@ -32,7 +31,9 @@ from celery_leader.core.lease import (
     State,
     life_of,
 )
+from celery_leader.core.names import printable
 from celery_leader.errors import LeaderError, StoreUnavailable
+from celery_leader.store.register import Candidate
 
 from .client import RedisClient, Script
 from .history import Reign, reigns

@@ -24,7 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from celery_leader.core.lease import CLOCK_SLACK, LONGEST_LEASE
+from celery_leader.core.lease import CLOCK_SLACK
+from celery_leader.core.timing import LONGEST_LEASE
 
 from .client import DAMAGED, Script
 

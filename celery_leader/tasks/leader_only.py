@@ -30,7 +30,7 @@ from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCH
 from kombu.utils.compat import detect_environment
 
 from celery_leader.core.events import Skipped
-from celery_leader.core.lease import check_name
+from celery_leader.core.names import check_name
 from celery_leader.errors import LeaderError, NotLeader
 from celery_leader.runtime.leadership import (
     Leadership,

@@ -26,7 +26,7 @@ from celery.concurrency.solo import TaskPool as SoloPool
 from kombu import Consumer, Producer, Queue
 from kombu.common import ignore_errors, maybe_declare
 
-from celery_leader.core.election import Change, Deposed, GiveWay
+from celery_leader.core.changes import Change, Deposed, GiveWay
 from celery_leader.core.events import Event
 from celery_leader.core.watchdog import Pulse
 from celery_leader.metrics_server import serve_metrics

@@ -19,9 +19,11 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from celery_leader.core.election import Elected, Election, Wait
-from celery_leader.core.lease import Acquire, Missing, Release, Renew, Reply, Request, Timing
+from celery_leader.core.changes import Elected
+from celery_leader.core.election import Election, Wait
+from celery_leader.core.lease import Acquire, Missing, Release, Renew, Reply, Request
 from celery_leader.core.observed_leader import KnownLeader
+from celery_leader.core.timing import Timing
 from tests.fake_store import FakeStore, Row
 
 NAME = "beat"

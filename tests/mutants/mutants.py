@@ -73,7 +73,7 @@ MUTANTS = (
     # -- the state machine --------------------------------------------------------------
     Mutant(
         "no margin",
-        "core/lease.py",
+        "core/timing.py",
         "return max(0.05 * self.lease_duration, 0.1)",
         "return 0.0",
         _CORE,

@@ -30,7 +30,7 @@ from celery_leader.beat import LeaderScheduler
 from celery_leader.beat import mixin as shipped
 from celery_leader.beat.dispatch import Dispatcher
 from celery_leader.beat.transport import PublishBuffer
-from celery_leader.core.election import Deposed
+from celery_leader.core.changes import Deposed
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.settings import BEAT, CatchUp, Settings
 from celery_leader.store.schedule_store import Push, ScheduleStore

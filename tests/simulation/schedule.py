@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from celery_leader.core.lease import Timing
+from celery_leader.core.timing import Timing
 
 LEASE = 10.0
 #: How much faster or slower than true time a clock may run. Two clocks, one at each end,

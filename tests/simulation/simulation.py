@@ -16,7 +16,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 
-from celery_leader.core.election import Elected, Election, GiveWay, Wait
+from celery_leader.core.changes import Elected, GiveWay
+from celery_leader.core.election import Election, Wait
 from celery_leader.core.lease import (
     Acquire,
     Missing,

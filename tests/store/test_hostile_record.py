@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from celery_leader.core.election import Election
-from celery_leader.core.lease import CLOCK_SLACK, LONGEST_LEASE, Timing, cursor_order
+from celery_leader.core.lease import CLOCK_SLACK, cursor_order
+from celery_leader.core.timing import LONGEST_LEASE, Timing
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.runtime.runner import Campaign, Runner
 from celery_leader.runtime.shared_memory import BeliefPage

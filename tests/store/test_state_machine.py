@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from celery_leader.core.election import Elected, Election, Wait
-from celery_leader.core.lease import Timing
+from celery_leader.core.changes import Elected
+from celery_leader.core.election import Election, Wait
+from celery_leader.core.timing import Timing
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime import clock
 from celery_leader.store.schedule_store import Mandate, Outcome, ScheduleStore

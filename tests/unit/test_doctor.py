@@ -9,12 +9,14 @@ import pytest
 
 from celery_leader.core.candidate_info import Facts
 from celery_leader.core.identity import identity
-from celery_leader.core.lease import Candidate, Record, State, Timing
+from celery_leader.core.lease import Record, State
+from celery_leader.core.timing import Timing
 from celery_leader.ops.doctor import Fleet, Severity, examine, sheet
 from celery_leader.ops.overview import Overview
 from celery_leader.ops.probe import Server
 from celery_leader.ops.table import in_lines
 from celery_leader.store.history import Reign
+from celery_leader.store.register import Candidate
 
 TIMING = Timing.of_lease(25)
 APP = "proj|0123"

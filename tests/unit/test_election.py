@@ -6,17 +6,10 @@ import itertools
 
 import pytest
 
-from celery_leader.core.election import Elected, GiveWay, Wait
-from celery_leader.core.lease import (
-    Acquire,
-    Granted,
-    Missing,
-    Refused,
-    Release,
-    Renew,
-    State,
-    Timing,
-)
+from celery_leader.core.changes import Elected, GiveWay
+from celery_leader.core.election import Wait
+from celery_leader.core.lease import Acquire, Granted, Missing, Refused, Release, Renew, State
+from celery_leader.core.timing import Timing
 from tests.world import LEASE, NAME, Node, World
 
 

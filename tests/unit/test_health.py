@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from celery_leader.core.lease import Candidate, Timing
+from celery_leader.core.timing import Timing
 from celery_leader.ops.health import Finding, Wanted, examine, last_contacts, patience, process_runs
+from celery_leader.store.register import Candidate
 
 HERE = "web1"
 PATIENCE = patience(Timing.of_lease(10))

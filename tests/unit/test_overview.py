@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from celery_leader.core.candidate_info import Facts, facts_from
-from celery_leader.core.lease import Announcement, Candidate, Record, State, Timing
+from celery_leader.core.lease import Announcement, Record, State
+from celery_leader.core.timing import Timing
 from celery_leader.ops import table as screen
 from celery_leader.ops.cli_base import json_text
 from celery_leader.ops.overview import Overview, changes, history_sheet, reign_as_json, span
 from celery_leader.ops.table import in_lines
 from celery_leader.ops.watch import Diary, Look, Picture, Rate, Stream
 from celery_leader.store.history import Reign, reigns
+from celery_leader.store.register import Candidate
 
 AT = 1_790_000_000.0
 

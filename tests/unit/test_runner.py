@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from celery_leader.core.election import Change, Deposed, Elected, Election
+from celery_leader.core.changes import Change, Deposed, Elected
+from celery_leader.core.election import Election
 from celery_leader.core.events import (
     Event,
     LeaderChanged,
@@ -23,7 +24,8 @@ from celery_leader.core.events import (
     Renewed,
     Unanswered,
 )
-from celery_leader.core.lease import Announcement, Namesake, Record, Reply, Request, Timing
+from celery_leader.core.lease import Announcement, Namesake, Record, Reply, Request
+from celery_leader.core.timing import Timing
 from celery_leader.core.watchdog import Pulse
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime import clock

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from celery_leader.core.lease import Timing, check_name
+from celery_leader.core.names import check_name
+from celery_leader.core.timing import Timing
 from celery_leader.errors import LeaderError
 
 

@@ -1,0 +1,74 @@
+"""What changes for one candidate of an election, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .watchdog import UNFIT
+
+#: Reasons for which a candidate leads no longer while what it began may still run.
+_SUDDEN = ("expired", "lost contact", "lost", *UNFIT)
+
+
+@dataclass(frozen=True, slots=True)
+class Elected:
+    """This candidate leads, with ``term``."""
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deposed:
+    """This candidate leads no longer.
+
+    ``reason`` is ``resigned``, ``transferred``, ``held``, ``outranked``, ``expired`` (nobody
+    renewed in time: the process was paused), ``lost contact`` (no attempt was answered),
+    ``lost`` (the record is another's), ``stalled`` or ``broker lost`` (it was not fit to lead;
+    see ``watchdog``), ``clock`` (its own was off; see ``wall_clock``), or what the caller gave.
+    ``led_for``: how long it led, in seconds.
+    """
+
+    term: int
+    reason: str
+    led_for: float
+
+    @property
+    def sudden(self) -> bool:
+        """Whether it came unasked, so that what was done in the leader's name may still run."""
+        return self.reason in _SUDDEN
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """Another candidate, ``leader``, is heard to lead, with ``term``."""
+
+    term: int
+    leader: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveWay:
+    """While this candidate leads with ``term``, it is to give the lease up: see ``step_down``.
+
+    Said once for each such order. ``reason`` is ``resigned`` or ``transferred`` (somebody asked
+    for it), ``held`` (its node is kept out of the race) or ``outranked`` (``successor`` has a
+    higher priority, and pre-emption is wanted).
+    """
+
+    term: int
+    reason: str
+    successor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """The store has a request of this life that this candidate never made.
+
+    A copy of its process made it (a virtual machine that was cloned), or somebody wrote to the
+    record. This candidate goes on as another life. ``term``: the highest it knows of.
+    """
+
+    term: int
+
+
+Change = Elected | Deposed | Followed | GiveWay | Copied
