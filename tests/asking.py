@@ -24,7 +24,7 @@ def acquire(
     priority: int = 0,
     reservation: float = LONG,
     ended: Ended | None = None,
-    facts: str = "",
+    info: str = "",
     from_damaged: bool = False,
     abstains: bool = False,
 ) -> Acquire:
@@ -43,7 +43,7 @@ def acquire(
         priority=priority,
         reservation=reservation,
         ended=ended,
-        facts=facts,
+        info=info,
         from_damaged=from_damaged,
         abstains=abstains,
     )
@@ -59,7 +59,7 @@ def renew(
     lease_duration: float = LONG,
     priority: int = 0,
     preempted: bool = False,
-    facts: str = "",
+    info: str = "",
 ) -> Renew:
     return Renew(
         election=election,
@@ -69,7 +69,7 @@ def renew(
         lease_duration=lease_duration,
         priority=priority,
         preempted=preempted,
-        facts=facts,
+        info=info,
     )
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from celery_leader.core.candidate_info import facts_from
+from celery_leader.core.candidate_info import read_candidate_info
 from celery_leader.core.lease import (
     Acquire,
     Announcement,
@@ -21,7 +21,6 @@ from celery_leader.core.lease import (
     Granted,
     Missing,
     Namesake,
-    Order,
     Record,
     Refused,
     Release,
@@ -30,11 +29,12 @@ from celery_leader.core.lease import (
     Reply,
     Request,
     State,
+    StepDown,
     latest_term,
     life_of,
 )
 from celery_leader.errors import LeaderError, StoreUnavailable
-from celery_leader.store.history import Reign, reigns
+from celery_leader.store.history import PastLeadership, past_leaderships
 from celery_leader.store.register import Candidate
 
 #: In place of a priority.
@@ -100,7 +100,7 @@ class FakeStore:
         self._seen: dict[str, dict[str, int]] = {}
         self._priorities: dict[str, dict[str, int]] = {}
         self._held: dict[str, dict[str, int]] = {}
-        self._facts: dict[str, dict[str, tuple[str, str]]] = {}
+        self._info: dict[str, dict[str, tuple[str, str]]] = {}
         self._history_size = history_size
         self._requests_to_lose = 0
         self._replies_to_lose = 0
@@ -127,7 +127,7 @@ class FakeStore:
         self._seen.clear()
         self._priorities.clear()
         self._held.clear()
-        self._facts.clear()
+        self._info.clear()
 
     def copy_of(self, election: str) -> Row | None:
         """The record as a replica may have it."""
@@ -180,16 +180,16 @@ class FakeStore:
                 max(0.0, now - at / 1000),
                 _shown(priorities.get(place, 0)),
                 self._held_for(election, _node_of(place)),
-                facts_from(self._facts.get(election, {}).get(place, ("", ""))[1]),
+                read_candidate_info(self._info.get(election, {}).get(place, ("", ""))[1]),
                 self._life_at(election, place),
             )
             for place, at in latest_first
         ]
 
-    def history_of(self, election: str, count: int) -> list[Reign]:
+    def history_of(self, election: str, count: int) -> list[PastLeadership]:
         """The last ``count`` leaderships, the latest first."""
         lines = self.history.get(election, [])
-        return reigns(lines, self.read(election), self._now())[:count]
+        return past_leaderships(lines, self.read(election), self._now())[:count]
 
     def ask(self, election: str, successor: str | None) -> Record:
         """Have the leader give way, to ``successor`` if one is named."""
@@ -243,7 +243,7 @@ class FakeStore:
             raise LeaderError("takes part")
         if row is not None and row.state != "released" and row.expires_at - now > -lease:
             raise LeaderError("is not over")
-        kept = (self.rows, self.history, self._seen, self._priorities, self._held, self._facts)
+        kept = (self.rows, self.history, self._seen, self._priorities, self._held, self._info)
         found = [each.pop(election, None) for each in kept]  # type: ignore[attr-defined]
         return any(each is not None for each in found)
 
@@ -298,7 +298,10 @@ class FakeStore:
         watched = request.watched == (term, row.renewals)
         silent = watched and request.silent
         refusal = dataclasses.replace(
-            self._refusal(request.election, row), held_for=held, known=known, namesake=namesake
+            self._refusal(request.election, row),
+            held_for=held,
+            info_stored=known,
+            namesake=namesake,
         )
         overtaken = ours and request.attempt <= row.attempt
         if overtaken or held is not None or request.abstains:
@@ -316,7 +319,7 @@ class FakeStore:
             row.attempt = request.attempt
             row.expires_at = self._now_ms() + _ms(request.lease_duration)
             tail = self._tail(request.election)
-            return Granted(row.term, tail, self._now(), known=known, namesake=namesake)
+            return Granted(row.term, tail, self._now(), info_stored=known, namesake=namesake)
         if silent or (watched and left <= 0):
             return self._succeed(request, row, refusal)
         return refusal
@@ -386,7 +389,7 @@ class FakeStore:
         place = self._place_of(request.election, request.holder, request.nonce)
         known = self._known(request.election, place, request.nonce)
         namesake = self._namesake(request.election, place, _ms(request.lease_duration))
-        return Granted(term, event, self._now(), known=known, namesake=namesake)
+        return Granted(term, event, self._now(), info_stored=known, namesake=namesake)
 
     def _renew(self, request: Renew) -> Reply:
         row = self._sound(request.election)
@@ -407,13 +410,13 @@ class FakeStore:
         place = self._note_seen(request, row.holder)
         order = None
         if row.asked:
-            order = Order(row.asked, row.asked_for or None)
+            order = StepDown(row.asked, row.asked_for or None)
         elif self._held_for(request.election, row.holder) is not None:
-            order = Order("held", None)
+            order = StepDown("held", None)
         elif request.preempted:
             best = self._foremost(request.election, row.holder, row.lease)
             if best is not None and best.highest > request.priority:
-                order = Order("outranked", best.node)
+                order = StepDown("outranked", best.node)
         known = self._known(request.election, place, request.nonce)
         namesake = self._namesake(request.election, place, row.lease)
         tail = self._tail(request.election)
@@ -473,22 +476,22 @@ class FakeStore:
 
     def _note_seen(self, request: Acquire | Renew, node: str) -> str:
         election, lease = request.election, _ms(request.lease_duration)
-        place, own = self._take_place(election, node, request.nonce, lease, bool(request.facts))
+        place, own = self._take_place(election, node, request.nonce, lease, bool(request.info))
         seen = self._seen.setdefault(election, {})
         seen[place] = now = self._now_ms()
         abstains = isinstance(request, Acquire) and request.abstains
         self._priorities.setdefault(election, {})[place] = (
             ABSTAINS if abstains else request.priority
         )
-        facts = self._facts.setdefault(election, {})
-        if request.facts or (not own and (place != node or place in facts)):
-            facts[place] = request.nonce, request.facts
+        info = self._info.setdefault(election, {})
+        if request.info or (not own and (place != node or place in info)):
+            info[place] = request.nonce, request.info
         for other in [other for other, at in seen.items() if abs(now - at) >= 3 * lease]:
             self._forget(election, other)
         return place
 
     def _owner(self, election: str, place: str) -> str | None:
-        kept = self._facts.get(election, {}).get(place)
+        kept = self._info.get(election, {}).get(place)
         return None if kept is None else kept[0]
 
     def _place_of(self, election: str, node: str, nonce: str) -> str:
@@ -523,8 +526,8 @@ class FakeStore:
         at = self._lives(election, other, lease)
         if at is None:
             return None
-        facts = facts_from(self._facts.get(election, {}).get(other, ("", ""))[1])
-        return Namesake(at / 1000, facts.place if facts else "")
+        info = read_candidate_info(self._info.get(election, {}).get(other, ("", ""))[1])
+        return Namesake(at / 1000, info.place if info else "")
 
     def _life_at(self, election: str, place: str) -> str:
         nonce = self._owner(election, place)
@@ -538,11 +541,11 @@ class FakeStore:
                 return
 
     def _forget(self, election: str, place: str) -> None:
-        for register in (self._seen, self._priorities, self._facts):
+        for register in (self._seen, self._priorities, self._info):
             register.get(election, {}).pop(place, None)  # type: ignore[attr-defined]
 
     def _known(self, election: str, place: str, nonce: str) -> bool:
-        owner, said = self._facts.get(election, {}).get(place, ("", ""))
+        owner, said = self._info.get(election, {}).get(place, ("", ""))
         return owner == nonce and bool(said)
 
     def _held_for(self, election: str, node: str) -> float | None:

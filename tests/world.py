@@ -109,7 +109,7 @@ class Node:
             app="proj|1",
             priority=self.priority,
             preempt=True,
-            facts="{}",
+            info="{}",
             chance=random.Random(self.seed),
         )
 
@@ -169,7 +169,7 @@ class Node:
 
     def news(self) -> list[Announcement]:
         """What it has not heard yet, and listens for."""
-        if self.election.gives_way or not self.election.campaigning:
+        if self.election.step_down_requested or not self.election.campaigning:
             return []
         return self.world.store.news({NAME: self.election.cursor})
 

@@ -17,7 +17,7 @@ from celery_leader.core.lease import Granted, Reply, Request
 from celery_leader.core.timing import Timing
 from celery_leader.runtime.lease_source import LeaseSource
 from celery_leader.store.client import RedisClient
-from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.scripts import Keys
 from tests.redis_process import RedisServer
 from tests.waiting import wait_until
@@ -167,7 +167,7 @@ def _campaigning(name: str, number: int, *, lease: float) -> Election:
     return election
 
 
-def _perform(store: RedisStore, election: Election, moment: float) -> float:
+def _perform(store: RedisLeaseStore, election: Election, moment: float) -> float:
     """Do what ``election`` wants at ``moment``; the moment."""
     request = election.next_action(moment)
     assert isinstance(request, Request), request
@@ -184,7 +184,7 @@ def _cpu_of(server: RedisServer, act: Callable[[], object]) -> float:
         return cpu_used(client) - before
 
 
-def _store(server: RedisServer) -> RedisStore:
+def _store(server: RedisServer) -> RedisLeaseStore:
     source = LeaseSource(Connection(server.url), setting="broker_url", operation_timeout=60.0)
     client = RedisClient(source.connect, setting="broker_url", operation_timeout=60.0)
-    return RedisStore(client, Keys("celery"), history_size=_HISTORY)
+    return RedisLeaseStore(client, Keys("celery"), history_size=_HISTORY)

@@ -23,7 +23,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import ResponseError
 
 from celery_leader.core.events import Dispatched, DispatchRefused
-from celery_leader.core.watchdog import BrokerPulse
+from celery_leader.core.watchdog import BrokerHeartbeat
 from celery_leader.errors import NotLeader, StoreUnavailable
 from celery_leader.runtime.clock import now
 from celery_leader.runtime.leadership import Leadership, node_name
@@ -34,7 +34,7 @@ from celery_leader.store.client import RedisClient, without_echo
 from celery_leader.store.schedule_store import (
     Answer,
     Calls,
-    Mandate,
+    FencingToken,
     Outcome,
     Push,
     ScheduleStore,
@@ -100,7 +100,7 @@ class Dispatcher:
         app: Celery,
         leadership: Leadership,
         campaign: Campaign | None,
-        broker: BrokerPulse | None = None,
+        broker: BrokerHeartbeat | None = None,
     ) -> None:
         self._app = app
         self._leadership = leadership
@@ -148,7 +148,7 @@ class Dispatcher:
         if self._store is None or (ownership.before == ownership.text and not ownership.unused):
             return True
         outcome = self._store.register(
-            self._mandate(term),
+            self._token(term),
             ownership.id,
             ownership.before,
             ownership.text,
@@ -164,7 +164,7 @@ class Dispatcher:
         """
         if self._store is None or not states:
             return True
-        return self._agreed(self._store.anchor(self._mandate(term), states), term)
+        return self._agreed(self._store.anchor(self._token(term), states), term)
 
     def forget(self, term: int, entries: Sequence[str]) -> bool:
         """Remove entries from the shared schedule; whether Redis agreed.
@@ -174,7 +174,7 @@ class Dispatcher:
         """
         if self._store is None or not entries:
             return True
-        return self._agreed(self._store.forget(self._mandate(term), entries), term)
+        return self._agreed(self._store.forget(self._token(term), entries), term)
 
     # -- sending -----------------------------------------------------------------------
 
@@ -236,11 +236,11 @@ class Dispatcher:
         """
         if self._store is None:
             return True
-        mandate = self._mandate(term)
+        token = self._token(term)
         try:
-            self._store.forget(mandate, [_PROBE])
-            outcome = self._store.anchor(mandate, {_PROBE: ("", "{}")})
-            self._store.forget(mandate, [_PROBE])
+            self._store.forget(token, [_PROBE])
+            outcome = self._store.anchor(token, {_PROBE: ("", "{}")})
+            self._store.forget(token, [_PROBE])
             self.producer()
         except StoreUnavailable:
             return False
@@ -316,7 +316,7 @@ class Dispatcher:
         self, buffer: PublishBuffer, term: int, dispatch: Dispatch, publish: Publish
     ) -> Outcome:
         if not dispatch.empty:
-            delivery = _Delivery(self._store_of_mine, self._mandate(term), dispatch, self._tell)
+            delivery = _Delivery(self._store_of_mine, self._token(term), dispatch, self._tell)
             with buffer.handing_to(delivery):
                 self._publish(dispatch, publish, delivery)
             if delivery.outcome is not None:
@@ -336,7 +336,7 @@ class Dispatcher:
     def _move(self, term: int, dispatch: Dispatch, old: str, new: str) -> Outcome:
         """Write the state of a tick, with no message."""
         try:
-            answer = self._store_of_mine.dispatch(self._mandate(term), dispatch.entry, old, new, [])
+            answer = self._store_of_mine.dispatch(self._token(term), dispatch.entry, old, new, [])
         except StoreUnavailable:
             dispatch.in_doubt = True
             raise
@@ -491,9 +491,9 @@ class Dispatcher:
         events = self._app.conf.event_exchange in target and "task_send_sent_event needs it: "
         return f"; {events or ''}give the Redis user of the broker {right}"
 
-    def _mandate(self, term: int) -> Mandate:
+    def _token(self, term: int) -> FencingToken:
         assert self._campaign is not None
-        return Mandate(self._campaign.election.nonce, term)
+        return FencingToken(self._campaign.election.nonce, term)
 
     def _agreed(self, outcome: Outcome, term: int) -> bool:
         if outcome in _AGREED:
@@ -502,7 +502,7 @@ class Dispatcher:
         logger.info("%s: dispatch refused, term %d: %s", BEAT, term, outcome.value)
         if outcome is not Outcome.CLAIMED:
             gone = outcome is Outcome.MISSING
-            self._leadership.contradicted(self._campaign, term, gone=gone)
+            self._leadership.lease_rejected(self._campaign, term, gone=gone)
         return False
 
 
@@ -512,12 +512,12 @@ class _Delivery:
     def __init__(
         self,
         store: ScheduleStore,
-        mandate: Mandate,
+        token: FencingToken,
         dispatch: Dispatch,
         tell: Callable[[str, str, str, str], None],
     ) -> None:
         self._store = store
-        self._mandate = mandate
+        self._token = token
         self._dispatch = dispatch
         self._tell = tell
         #: What Redis said; ``None`` if it was not asked, or did not answer.
@@ -561,9 +561,7 @@ class _Delivery:
 
     def _ask(self, pushes: list[Push]) -> Answer:
         dispatch = self._dispatch
-        return self._store.dispatch(
-            self._mandate, dispatch.entry, dispatch.old, dispatch.new, pushes
-        )
+        return self._store.dispatch(self._token, dispatch.entry, dispatch.old, dispatch.new, pushes)
 
 
 class _Work:

@@ -29,8 +29,8 @@ from celery import beat, signals
 from celery.schedules import crontab, schedule
 from celery.utils import uuid
 
-from celery_leader.core.changes import Change, Deposed, Elected, GiveWay
-from celery_leader.core.watchdog import BrokerPulse, Pulse, Requirement
+from celery_leader.core.changes import Change, Deposed, Elected, StepDownRequested
+from celery_leader.core.watchdog import BrokerHeartbeat, Heartbeat, Requirement
 from celery_leader.errors import LeaderError, StoreUnavailable, kind_of
 from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime import remote_control as control
@@ -123,12 +123,12 @@ class LeaderMixin:
         self._foreign: dict[str, str] = {}
         self._farewell: threading.Event | None = None
         self._elected = threading.Event()
-        self._order: GiveWay | None = None
+        self._order: StepDownRequested | None = None
         self._turn = threading.Lock()
         # Set in the process that ``celery worker -B`` makes, and in no other.
         self._worker_pid = worker_pid()
         self._campaign: Campaign | None = None
-        self._pulse: Pulse | None = None
+        self._heartbeat: Heartbeat | None = None
         self._clock: WallClock | None = None
         # Where the future begins by Redis's clock, counted from the clock that is never set.
         self._future = math.inf
@@ -150,11 +150,11 @@ class LeaderMixin:
             serve_metrics(app)
         signals.beat_init.connect(self._on_beat_init)
         node = self._leadership.beat_node_name()
-        self._pulse = self._leadership.new_pulse("the beat")
+        self._heartbeat = self._leadership.new_heartbeat("the beat")
         self._show_life()
-        broker, self._clock = self._new_broker_pulse(), self._new_clock()
+        broker, self._clock = self._new_broker_heartbeat(), self._new_clock()
         requirements: list[Requirement] = [
-            each for each in (self._pulse, broker, self._clock) if each is not None
+            each for each in (self._heartbeat, broker, self._clock) if each is not None
         ]
         self._campaign = self._leadership.campaign(
             BEAT,
@@ -194,11 +194,11 @@ class LeaderMixin:
             return None
         return self._campaign.term()
 
-    def _new_broker_pulse(self) -> BrokerPulse | None:
-        """The broker's pulse; ``None`` where an outage of the broker ends the lease anyway."""
+    def _new_broker_heartbeat(self) -> BrokerHeartbeat | None:
+        """The broker's heartbeat; ``None`` where an outage of the broker ends the lease anyway."""
         if self._leadership.leases_on_broker:
             return None
-        return BrokerPulse(self._leadership.settings.timing.lease_duration)
+        return BrokerHeartbeat(self._leadership.settings.timing.lease_duration)
 
     def _new_clock(self) -> WallClock | None:
         """The clock that this beat goes by; ``None`` if it is not to be compared with Redis's."""
@@ -239,8 +239,8 @@ class LeaderMixin:
 
     def _show_life(self, rest: float = 0.0) -> None:
         """Tell the watchdog that this beat moves, and may now rest."""
-        if self._pulse is not None:
-            self._pulse.beat(now(), rest)
+        if self._heartbeat is not None:
+            self._heartbeat.beat(now(), rest)
 
     def _one_turn(self, *args: Any, **kwargs: Any) -> float:
         self._end_without_worker()
@@ -612,7 +612,7 @@ class LeaderMixin:
                 self._elected.set()
             case Deposed():
                 self._elected.clear()
-            case GiveWay():
+            case StepDownRequested():
                 # Between two turns the service sleeps, for minutes where nothing is due.
                 self._order = change
                 self._give_way()

@@ -22,7 +22,7 @@ Setting = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class CandidateInfo:
     """Where a candidate runs, what it runs, and the settings that all should share.
 
     Attributes:
@@ -58,7 +58,7 @@ class Facts:
         return text if len(text) <= MOST_BYTES else ""
 
 
-def facts_from(text: str) -> Facts | None:
+def read_candidate_info(text: str) -> CandidateInfo | None:
     """What ``text`` says, or ``None`` if it is none of ours."""
     try:
         said = json.loads(text, parse_constant=_refuse)
@@ -66,7 +66,7 @@ def facts_from(text: str) -> Facts | None:
         return None
     if not isinstance(said, dict):
         return None
-    return Facts(
+    return CandidateInfo(
         host=_string(said.get("host")),
         pid=_whole(said.get("pid")),
         role=_string(said.get("role")),

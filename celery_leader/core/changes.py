@@ -47,7 +47,7 @@ class Followed:
 
 
 @dataclass(frozen=True, slots=True)
-class GiveWay:
+class StepDownRequested:
     """While this candidate leads with ``term``, it is to give the lease up: see ``step_down``.
 
     Said once for each such order. ``reason`` is ``resigned`` or ``transferred`` (somebody asked
@@ -71,4 +71,4 @@ class Copied:
     term: int
 
 
-Change = Elected | Deposed | Followed | GiveWay | Copied
+Change = Elected | Deposed | Followed | StepDownRequested | Copied

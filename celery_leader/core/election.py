@@ -28,14 +28,13 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .changes import Change, Copied, Deposed, Elected, Followed, GiveWay
+from .changes import Change, Copied, Deposed, Elected, Followed, StepDownRequested
 from .lease import (
     Acquire,
     Announcement,
     Ended,
     Granted,
     Missing,
-    Order,
     Record,
     Refused,
     Release,
@@ -44,11 +43,12 @@ from .lease import (
     Reply,
     Request,
     State,
+    StepDown,
     cursor_order,
     latest_term,
     life_of,
 )
-from .observed_leader import KnownLeader
+from .observed_leader import ObservedLeader
 from .timing import Timing
 
 
@@ -70,7 +70,7 @@ class Election:
         app: tells projects that share a store apart.
         priority: the higher comes first at a handover or an expiry.
         preempt: whether to say when a candidate of higher priority is there.
-        facts: what this candidate says of itself in the register.
+        info: what this candidate says of itself in the register.
         chance: where jitter comes from; a simulator passes a seeded one.
         new_nonce: names another life, should this one turn out to be lived twice.
     """
@@ -85,7 +85,7 @@ class Election:
         app: str = "",
         priority: int = 0,
         preempt: bool = False,
-        facts: str = "",
+        info: str = "",
         chance: random.Random | None = None,
         new_nonce: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
@@ -94,15 +94,15 @@ class Election:
         self.timing = timing
         self.cursor = "0-0"
         self.record: Record | None = None
-        self.known = KnownLeader()
+        self.observed_leader = ObservedLeader()
         self._nonce = nonce
         self._life = life_of(nonce)
         self._new_nonce = new_nonce
         self._app = app
         self._priority = priority
         self._preempt = preempt
-        self._facts = facts
-        self._introduced = False
+        self._info = info
+        self._info_stored = False
         self._chance = chance or random.Random()
         self._attempt = 0
         self._changes: list[Change] = []
@@ -114,7 +114,7 @@ class Election:
         self._renew_at = 0.0
         self._failures = 0
         self._rewriting = False
-        self._order: Order | None = None
+        self._order: StepDown | None = None
         # As a candidate.
         self._campaigning = False
         self._abstains = False
@@ -171,7 +171,7 @@ class Election:
         return self._campaigning and not self._abstains
 
     @property
-    def gives_way(self) -> bool:
+    def step_down_requested(self) -> bool:
         """Whether this candidate leads and knows that it is to give the lease up."""
         return self._order is not None
 
@@ -231,10 +231,10 @@ class Election:
         self._reason = reason
         self._ask_at = now
 
-    def introduce(self, facts: str) -> None:
-        """Say ``facts`` of itself from now on."""
-        self._facts = facts
-        self._introduced = False
+    def introduce(self, info: str) -> None:
+        """Say ``info`` of itself from now on."""
+        self._info = info
+        self._info_stored = False
 
     def step_down(
         self, now: float, successor: str | None = None, reason: str | None = None
@@ -284,7 +284,7 @@ class Election:
         # A hold is for all lives of a node, and earlier versions wrote no life: compare names.
         return news.life == self._life if news.life else news.node == self.holder
 
-    def contradicted(self, term: int, now: float, *, gone: bool) -> None:
+    def lease_rejected(self, term: int, now: float, *, gone: bool) -> None:
         """The store refused an act done with ``term``.
 
         ``gone``: because the record is not there, which proves nothing; otherwise
@@ -341,7 +341,7 @@ class Election:
             priority=self._priority,
             reservation=self.timing.reservation,
             ended=self._what_ended(now),
-            facts="" if self._introduced else self._facts,
+            info="" if self._info_stored else self._info,
             abstains=self._abstains,
         )
 
@@ -361,7 +361,7 @@ class Election:
             lease_duration=self.timing.lease_duration,
             priority=self._priority,
             preempted=self._preempt,
-            facts="" if self._introduced else self._facts,
+            info="" if self._info_stored else self._info,
         )
 
     def _release(self) -> Release:
@@ -383,10 +383,10 @@ class Election:
         return now >= self._makes_record_at(now)
 
     def _makes_record_at(self, now: float) -> float:
-        return self._missing_from(now) + self._mourning
+        return self._missing_from(now) + self.missing_record_wait
 
     @property
-    def _mourning(self) -> float:
+    def missing_record_wait(self) -> float:
         """How long a record must be missing before this candidate makes one.
 
         A record that was there and is gone proves nothing: whoever held it may
@@ -400,7 +400,7 @@ class Election:
         Whoever was paused or cut off since may have missed a whole leadership.
         """
         since = self._missing_since
-        return now if since is None or now > since + 2 * self._mourning else since
+        return now if since is None or now > since + 2 * self.missing_record_wait else since
 
     # -- what came of it ----------------------------------------------------
 
@@ -417,18 +417,18 @@ class Election:
             self._untold = None
         match request, reply:
             case Release(), _:
-                self._introduced = self._introduced and not request.leaving
+                self._info_stored = self._info_stored and not request.leaving
                 self._releasing = False
                 # Who stepped down lets the others ask first.
                 self._ask_at = now + (self.timing.reservation if self._campaigning else 0.0)
             case _, Granted():
                 self._granted(request, reply, sent_at=sent_at, now=now)
             case _, Refused():
-                self._introduced = self._is_known(request, reply.known)
+                self._info_stored = self._is_known(request, reply.info_stored)
                 self._refused(request, reply, now=now, gained=gained)
                 self._wait_for_hold(reply.held_for, now)
             case _, Missing():
-                self._introduced = self._is_known(request, reply.known)
+                self._info_stored = self._is_known(request, reply.info_stored)
                 if reply.damaged:
                     # Whoever wrote the record that was there may lead for a lease.
                     self._saw(0, self.timing.lease_duration)
@@ -483,7 +483,7 @@ class Election:
         self._move_cursor(reply.cursor, reply.server_time)
         self._saw(reply.term, timing.lease_duration)
         self._see_lease_run_out(now)
-        self._introduced = self._is_known(request, reply.known)
+        self._info_stored = self._is_known(request, reply.info_stored)
         self._missing_since = None
         self._watched = None
         self._failures = 0
@@ -506,12 +506,12 @@ class Election:
             if self._term is None:
                 self._elected_at = sent_at
             self._term = reply.term
-            self.known.leads(self.holder, reply.term, now)
+            self.observed_leader.leads(self.holder, reply.term, now)
             self._changes.append(Elected(reply.term))
-        order, before = reply.order, self._order
+        order, before = reply.step_down, self._order
         self._order = order
         if order is not None and order != before:
-            self._changes.append(GiveWay(reply.term, order.reason, order.successor))
+            self._changes.append(StepDownRequested(reply.term, order.reason, order.successor))
 
     def _refused(
         self, request: Acquire | Renew | Release, reply: Refused, *, now: float, gained: float
@@ -548,7 +548,7 @@ class Election:
         # Either it has run out for us, and the store's clock does not agree yet, or we
         # asked early: a held lease is not to be had before both agree.
         over_at = min(now + max(record.remaining, 0.001), max(self._silent_at, now))
-        if record.state is State.HELD:
+        if record.state is State.TAKEN:
             over_at = max(over_at, self._run_out_at)
         self._ask_at = over_at + self._jitter()
 
@@ -558,7 +558,7 @@ class Election:
             self._depose("lost", now)
         self._nonce = self._new_nonce()
         self._life = life_of(self._nonce)
-        self._introduced = False
+        self._info_stored = False
         self._changes.append(Copied(self._seen_term))
 
     def _missing(self, now: float) -> None:
@@ -569,7 +569,7 @@ class Election:
             self._rewriting = True
             self._renew_at = now
             return
-        self.known.nobody(now)
+        self.observed_leader.nobody(now)
         self._missing_since = self._missing_from(now)
         self._ask_at = self._makes_record_at(now) + self._jitter()
 
@@ -585,7 +585,7 @@ class Election:
         deposed = Deposed(self._term, reason, at - self._elected_at)
         self._changes.append(deposed)
         self._untold = deposed, at
-        self.known.nobody(at)
+        self.observed_leader.nobody(at)
         self._term = None
         self._valid_until = 0.0
         self._failures = 0
@@ -613,38 +613,38 @@ class Election:
         latest = latest_term(server_time)
         if self._seen_term > latest:
             self._seen_term = 0
-        if self.known.term > latest:
-            self.known.term = 0
+        if self.observed_leader.term > latest:
+            self.observed_leader.term = 0
 
     def _see_lease_run_out(self, now: float) -> None:
         if self._watched is not None and now >= self._run_out_at:
-            self.known.nobody(self._run_out_at)
+            self.observed_leader.nobody(self._run_out_at)
 
     def _look_at_who_leads(self, record: Record, now: float) -> None:
         self._see_lease_run_out(now)
         if record.led:
             self._hear_of(record.holder, record.term, now, ours=record.life == self._life)
         else:
-            self.known.nobody(now)
+            self.observed_leader.nobody(now)
 
     def _heard_who_leads(self, news: Announcement, now: float) -> None:
-        if news.term < self.known.term:
+        if news.term < self.observed_leader.term:
             return  # of before what is known
         if news.kind == "elected":
             self._see_lease_run_out(now)
             self._hear_of(news.node, news.term, now, ours=self._is_ours(news))
         elif news.kind in ("resigned", "reserved"):
-            self.known.nobody(now)
+            self.observed_leader.nobody(now)
 
     def _hear_of(self, leader: str, term: int, now: float, *, ours: bool) -> None:
-        if self.known.leads(leader, term, now) and not ours:
+        if self.observed_leader.leads(leader, term, now) and not ours:
             self._changes.append(Followed(term, leader))
 
     def _is_known(self, request: Request, known: bool) -> bool:
         """Whether the store knows what this candidate says of itself now."""
         if isinstance(request, Release):
-            return self._introduced
-        return known and (self._introduced or request.facts == self._facts)
+            return self._info_stored
+        return known and (self._info_stored or request.info == self._info)
 
     def _jitter(self) -> float:
         return self._chance.uniform(0.0, self.timing.election_jitter)

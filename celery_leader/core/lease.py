@@ -41,7 +41,7 @@ def latest_term(server_time: float) -> int:
 class State(enum.Enum):
     """What a record says of its lease."""
 
-    HELD = "held"
+    TAKEN = "held"
     RELEASED = "released"
     RESERVED = "reserved"
 
@@ -76,7 +76,7 @@ class Record:
     @property
     def led(self) -> bool:
         """Whether somebody leads, by the store's clock."""
-        return self.state is State.HELD and self.remaining > 0
+        return self.state is State.TAKEN and self.remaining > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Acquire:
         priority: a live candidate of a higher one comes first when a lease is over.
         reservation: how long, in seconds, the lease is then kept for that one.
         ended: what became of this candidate's last leadership, where the store was not told.
-        facts: what this candidate says of itself, where the store does not know it yet.
+        info: what this candidate says of itself, where the store does not know it yet.
         abstains: it only shows that it is there: it is not granted the lease, and comes first
             to nobody.
     """
@@ -132,7 +132,7 @@ class Acquire:
     priority: int
     reservation: float
     ended: Ended | None = None
-    facts: str = ""
+    info: str = ""
     from_damaged: bool = False
     abstains: bool = False
 
@@ -143,7 +143,7 @@ class Renew:
 
     Attributes:
         preempted: ask also whether a live candidate's priority is above ``priority``.
-        facts: what this candidate says of itself, where the store does not know it yet.
+        info: what this candidate says of itself, where the store does not know it yet.
     """
 
     election: str
@@ -153,7 +153,7 @@ class Renew:
     lease_duration: float
     priority: int
     preempted: bool
-    facts: str = ""
+    info: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ Request = Acquire | Renew | Release
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class StepDown:
     """What a leader is told to give way for, and to whom.
 
     ``reason`` is ``resigned`` or ``transferred`` (somebody gave that order), ``held`` (its
@@ -209,16 +209,16 @@ class Granted:
     """The lease is the asker's from now, with this term.
 
     Attributes:
-        order: what a ``Renew`` is to be told; the lease is renewed all the same.
-        known: whether the store has what the asker says of itself.
+        step_down: what a ``Renew`` is to be told; the lease is renewed all the same.
+        info_stored: whether the store has what the asker says of itself.
         namesake: another life of its node, if there is one.
     """
 
     term: int
     cursor: str
     server_time: float
-    order: Order | None = None
-    known: bool = True
+    step_down: StepDown | None = None
+    info_stored: bool = True
     namesake: Namesake | None = None
 
 
@@ -232,7 +232,7 @@ class Refused:
     record: Record
     server_time: float
     held_for: float | None = None
-    known: bool = True
+    info_stored: bool = True
     namesake: Namesake | None = None
 
 
@@ -245,7 +245,7 @@ class Missing:
 
     server_time: float
     held_for: float | None = None
-    known: bool = True
+    info_stored: bool = True
     namesake: Namesake | None = None
     damaged: bool = False
 

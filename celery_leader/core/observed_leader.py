@@ -8,7 +8,7 @@ heard of; a candidate that was paused or cut off misses some.
 from __future__ import annotations
 
 
-class KnownLeader:
+class ObservedLeader:
     """What one candidate has heard of who leads.
 
     Attributes:

@@ -53,7 +53,7 @@ class Requirement(Protocol):
         """When there can be something new to see."""
 
 
-class Pulse:
+class Heartbeat:
     """The signs of life of one thing that a process needs in order to lead.
 
     Args:
@@ -121,7 +121,7 @@ class Pulse:
         return self._silent_at if self._doubted is None else now + self._grace / 5
 
 
-class BrokerPulse(Pulse):
+class BrokerHeartbeat(Heartbeat):
     """The answers of the broker, whose silence counts only while one is expected.
 
     Args:

@@ -20,7 +20,7 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 
 from celery_leader.errors import LeaderError
 from celery_leader.runtime.leadership import Leadership, app_identity, leadership_of
-from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.tasks.leader_only import adopt_tasks
 
 from .overview import Overview
@@ -107,7 +107,9 @@ def named(leadership: Leadership, election: str | None) -> list[str]:
     return [election]
 
 
-def overviews_of(leadership: Leadership, store: RedisStore, names: Sequence[str]) -> list[Overview]:
+def overviews_of(
+    leadership: Leadership, store: RedisLeaseStore, names: Sequence[str]
+) -> list[Overview]:
     """The elections of these names, in one round trip.
 
     Raises:
@@ -115,7 +117,9 @@ def overviews_of(leadership: Leadership, store: RedisStore, names: Sequence[str]
     """
     timing, app = leadership.settings.timing, app_identity(leadership.app)
     return [
-        Overview(name, survey.record, survey.candidates, survey.held, timing, survey.reigns, app)
+        Overview(
+            name, survey.record, survey.candidates, survey.held, timing, survey.leaderships, app
+        )
         for name, survey in store.survey(names, 2).items()
     ]
 

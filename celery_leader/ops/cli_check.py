@@ -15,7 +15,7 @@ from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.clock import now
 from celery_leader.runtime.leadership import Leadership, Visit, app_identity
 from celery_leader.runtime.schedulers import unread
-from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.tasks.leader_only import installed
 
 from . import doctor as clinic
@@ -136,7 +136,7 @@ def _findings(leadership: Leadership, wanted: list[Wanted]) -> list[Finding]:
         return [finding for each in wanted for finding in _found(leadership, store, each)]
 
 
-def _found(leadership: Leadership, store: RedisStore, wanted: Wanted) -> list[Finding]:
+def _found(leadership: Leadership, store: RedisLeaseStore, wanted: Wanted) -> list[Finding]:
     timing = leadership.settings.timing
 
     def examined(elections: Iterable[str]) -> list[Finding]:

@@ -26,9 +26,9 @@ from .cli_base import (
     refusing,
     wall_clock,
 )
-from .overview import Overview, history_sheet, reign_as_json
+from .overview import Overview, history_sheet, past_as_json
 from .table import at_a_terminal, live, show
-from .watch import REIGNS, Diary, Look, Picture, Stream, looks
+from .watch import LEADERSHIPS, Diary, Look, Picture, Stream, looks
 
 
 @command
@@ -76,9 +76,11 @@ def history(ctx: click.Context, as_json: bool, election: str | None, limit: int)
         with leadership.visit() as store:
             surveys = store.survey(names, limit)
     if as_json:
-        print_json({name: [reign_as_json(each) for each in surveys[name].reigns] for name in names})
+        print_json(
+            {name: [past_as_json(each) for each in surveys[name].leaderships] for name in names}
+        )
         return
-    sheets = [history_sheet(name, surveys[name].reigns) for name in names]
+    sheets = [history_sheet(name, surveys[name].leaderships) for name in names]
     show(sheets, color=not ctx.obj.no_color)
 
 
@@ -133,7 +135,7 @@ def _follow(ctx: click.Context, seen: Iterator[Look | tuple[float, str]], as_jso
 
 
 def _look(leadership: Leadership, visit: Visit, names: Sequence[str]) -> Look:
-    surveys = visit.store.survey(names, REIGNS)
+    surveys = visit.store.survey(names, LEADERSHIPS)
     dispatched = None
     if BEAT in names:
         dispatched = ScheduleStore(visit.client.run, visit.keys, BEAT).dispatched()
@@ -144,7 +146,7 @@ def _look(leadership: Leadership, visit: Visit, names: Sequence[str]) -> Look:
             Overview(name, s.record, s.candidates, s.held, timing, app=app)
             for name, s in surveys.items()
         ],
-        {name: s.reigns for name, s in surveys.items()},
+        {name: s.leaderships for name, s in surveys.items()},
         dispatched,
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from celery_leader.core.identity import Kin, called
 from celery_leader.core.timing import Timing
-from celery_leader.core.watchdog import BrokerPulse
+from celery_leader.core.watchdog import BrokerHeartbeat
 
 from .overview import Overview, mixed_settings, mixed_versions, some, span, told
 from .probe import Server
@@ -448,7 +448,7 @@ def _unfit(overview: Overview) -> Iterator[Finding]:
         f"{unfit.node} gave its lease up, since it was not fit to lead: {unfit.reason}"
         + ("; nobody takes part now" if alone else ""),
         "bring its broker, or its way there, back: it takes part again by itself"
-        if unfit.reason == BrokerPulse.reason
+        if unfit.reason == BrokerHeartbeat.reason
         else "see its log: it takes part again when that is over",
     )
 
@@ -456,11 +456,11 @@ def _unfit(overview: Overview) -> Iterator[Finding]:
 def _abstaining(fleet: Fleet) -> Iterator[Finding]:
     for overview in fleet.overviews:
         for each in overview.candidates:
-            if each.facts and each.facts.unfit:
+            if each.info and each.info.unfit:
                 yield Finding(
                     Severity.WARNING,
                     overview.election,
-                    f"{each.node} does not campaign: {each.facts.unfit}",
+                    f"{each.node} does not campaign: {each.info.unfit}",
                     "set the wrong clock right, and keep it so (NTP); it campaigns again by itself",
                 )
 
@@ -501,9 +501,9 @@ def _namesakes(fleet: Fleet) -> Iterator[Finding]:
 
 def _schedulers(fleet: Fleet) -> Iterator[Finding]:
     everybody = [each for o in fleet.overviews for each in o.candidates]
-    said = {each.node: each.facts for each in everybody if each.facts}
-    beats = {node: facts for node, facts in said.items() if facts.role == "beat"}
-    unfenced = sorted(node for node, facts in beats.items() if not facts.fenced)
+    said = {each.node: each.info for each in everybody if each.info}
+    beats = {node: info for node, info in said.items() if info.role == "beat"}
+    unfenced = sorted(node for node, info in beats.items() if not info.fenced)
     if unfenced:
         doubled = len(beats) > 1
         used = some({beats[node].scheduler for node in unfenced})
@@ -515,7 +515,7 @@ def _schedulers(fleet: Fleet) -> Iterator[Finding]:
             "start beats with a scheduler of this package: -S leader, leader-django or"
             ' leader-redbeat (in Django: CELERY_BEAT_SCHEDULER = "leader-django")',
         )
-    fenced = {facts.scheduler for facts in beats.values() if facts.fenced and facts.scheduler}
+    fenced = {info.scheduler for info in beats.values() if info.fenced and info.scheduler}
     if len(fenced) > 1:
         yield Finding(
             Severity.WARNING,

@@ -15,7 +15,7 @@ from celery_leader.core.identity import Kin, called, kinship
 from celery_leader.core.lease import Record, State
 from celery_leader.core.timing import Timing
 from celery_leader.core.watchdog import UNFIT
-from celery_leader.store.history import Reign
+from celery_leader.store.history import PastLeadership
 from celery_leader.store.register import Candidate
 
 from .health import patience
@@ -37,7 +37,7 @@ class Overview:
         candidates: who was heard of lately.
         held: nodes that are kept out, candidates or not, and for how many seconds more.
         timing: the durations that this app's candidates go by.
-        reigns: the latest leaderships, the latest first.
+        leaderships: the latest leaderships, the latest first.
         app: what tells the app that looks from others, as ``identity`` has it.
     """
 
@@ -46,7 +46,7 @@ class Overview:
     candidates: Sequence[Candidate]
     held: Mapping[str, float] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
-    reigns: Sequence[Reign] = ()
+    leaderships: Sequence[PastLeadership] = ()
     app: str = ""
 
     @property
@@ -60,12 +60,12 @@ class Overview:
         return bool(self.record or self.candidates)
 
     @property
-    def unfit(self) -> Reign | None:
+    def unfit(self) -> PastLeadership | None:
         """The leadership that ended last, if its node gave it up as not fit to lead.
 
         Such a node takes no part until it is fit again; ``None`` once it does.
         """
-        ended = [reign for reign in self.reigns if not reign.lasts]
+        ended = [past for past in self.leaderships if not past.lasts]
         there = {each.node for each in self.candidates}
         if not ended or ended[0].reason not in UNFIT or ended[0].node in there:
             return None
@@ -73,7 +73,7 @@ class Overview:
 
     def apps(self, kin: Kin) -> list[str]:
         """The apps that take part, or took part last, and are such kin of the app that looks."""
-        found = {each.facts.app for each in self.candidates if each.facts}
+        found = {each.info.app for each in self.candidates if each.info}
         if self.record is not None:
             found.add(self.record.app)
         return sorted(app for app in found if app and kinship(self.app, app) is kin)
@@ -81,7 +81,7 @@ class Overview:
     def nodes_of(self, apps: Iterable[str]) -> list[str]:
         """The nodes of these apps, as far as they are known."""
         of = set(apps)
-        found = {each.node for each in self.candidates if each.facts and each.facts.app in of}
+        found = {each.node for each in self.candidates if each.info and each.info.app in of}
         if self.record is not None and self.record.app in of:
             found.add(self.record.holder)
         return sorted(found)
@@ -149,9 +149,9 @@ class Overview:
         candidates = {each.node for each in self.candidates}
         unfenced = [
             f"{each.node} sends every ordinary periodic task, leading or not: its scheduler is"
-            f" {each.facts.scheduler}"
+            f" {each.info.scheduler}"
             for each in sorted(self.candidates, key=lambda each: each.node)
-            if each.facts and not each.facts.fenced
+            if each.info and not each.info.fenced
         ]
         lines = [
             f"{node} is {_held(seconds)}, and no candidate at present"
@@ -166,9 +166,9 @@ class Overview:
             for node, places in self.namesakes().items()
         ]
         lines += [
-            f"{each.node} does not campaign: {each.facts.unfit}"
+            f"{each.node} does not campaign: {each.info.unfit}"
             for each in self.candidates
-            if each.facts and each.facts.unfit
+            if each.info and each.info.unfit
         ]
         lines += [
             f"candidates differ in {name}: {told(values)}"
@@ -206,7 +206,7 @@ class Overview:
         }
 
     def _candidate_as_json(self, candidate: Candidate) -> dict[str, Any]:
-        facts = candidate.facts
+        info = candidate.info
         return {
             "node": candidate.node,
             "life": candidate.life or None,
@@ -214,14 +214,14 @@ class Overview:
             "held": candidate.held_for is not None,
             "seconds_since_seen": round(candidate.seen_ago, 3),
             "priority": candidate.priority,
-            "unfit": facts.unfit or None if facts else None,
-            "role": facts.role if facts else None,
-            "host": facts.host if facts else None,
-            "pid": facts.pid if facts else None,
-            "scheduler": facts.scheduler or None if facts else None,
-            "fenced": facts.fenced if facts and facts.role == "beat" else None,
-            "versions": dict(facts.versions) if facts else {},
-            "settings": dict(facts.settings) if facts else {},
+            "unfit": info.unfit or None if info else None,
+            "role": info.role if info else None,
+            "host": info.host if info else None,
+            "pid": info.pid if info else None,
+            "scheduler": info.scheduler or None if info else None,
+            "fenced": info.fenced if info and info.role == "beat" else None,
+            "versions": dict(info.versions) if info else {},
+            "settings": dict(info.settings) if info else {},
         }
 
 
@@ -235,7 +235,7 @@ def mixed_settings(candidates: Iterable[Candidate]) -> dict[str, dict[str, list[
     """Settings that should be the same everywhere and are not: value to nodes, by name."""
     found: dict[str, dict[str, list[str]]] = {}
     for each in candidates:
-        for name, value in (each.facts.settings if each.facts else {}).items():
+        for name, value in (each.info.settings if each.info else {}).items():
             if name not in _OWN:
                 found.setdefault(name, {}).setdefault(str(value), []).append(each.node)
     return {name: values for name, values in sorted(found.items()) if len(values) > 1}
@@ -245,7 +245,7 @@ def mixed_versions(candidates: Iterable[Candidate]) -> dict[str, dict[str, list[
     """Packages of which candidates run different versions: version to nodes, by package."""
     found: dict[str, dict[str, list[str]]] = {}
     for each in candidates:
-        for package, version in (each.facts.versions if each.facts else {}).items():
+        for package, version in (each.info.versions if each.info else {}).items():
             found.setdefault(package, {}).setdefault(version, []).append(each.node)
     return {package: values for package, values in sorted(found.items()) if len(values) > 1}
 
@@ -265,56 +265,56 @@ def some(names: Iterable[str], most: int = 3) -> str:
 # -- history ------------------------------------------------------------------
 
 
-def history_sheet(election: str, reigns: Sequence[Reign]) -> Sheet:
+def history_sheet(election: str, leaderships: Sequence[PastLeadership]) -> Sheet:
     """Who led ``election``, from when, until when, and why no longer."""
     rows = [
         (
-            f"{'*' if reign.lasts else ' '} {reign.node}",
-            moment(reign.elected_at),
-            "" if reign.ended_at is None else f"to {moment(reign.ended_at)}",
-            _lasted(reign),
-            _why(reign),
-            f"term {reign.term}",
+            f"{'*' if past.lasts else ' '} {past.node}",
+            moment(past.elected_at),
+            "" if past.ended_at is None else f"to {moment(past.ended_at)}",
+            _lasted(past),
+            _why(past),
+            f"term {past.term}",
         )
-        for reign in reigns
+        for past in leaderships
     ]
     columns = ("node", "from", "to", "for", "why it ended", "term")
     title = f"{election}:" if rows else f"{election}: nobody has led yet"
     return Sheet(title, columns, rows, style="bold" if rows else "dim", styles=_STYLES)
 
 
-def reign_as_json(reign: Reign) -> dict[str, Any]:
+def past_as_json(past: PastLeadership) -> dict[str, Any]:
     """One leadership, for scripts."""
     return {
-        "node": reign.node,
-        "term": reign.term,
-        "from": iso(reign.elected_at),
-        "to": None if reign.ended_at is None else iso(reign.ended_at),
-        "reason": reign.reason,
-        "successor": reign.successor,
+        "node": past.node,
+        "term": past.term,
+        "from": iso(past.elected_at),
+        "to": None if past.ended_at is None else iso(past.ended_at),
+        "reason": past.reason,
+        "successor": past.successor,
     }
 
 
-def changes(histories: Mapping[str, Sequence[Reign]]) -> list[tuple[float, str]]:
+def changes(histories: Mapping[str, Sequence[PastLeadership]]) -> list[tuple[float, str]]:
     """What happened in elections, the latest first: when, and a line that says it."""
     lines = []
-    for election, reigns in histories.items():
-        for reign in reigns:
-            lines.append((reign.elected_at, f"{election}: {reign.node} elected, term {reign.term}"))
-            if not reign.lasts and reign.ended_at is not None:
-                ended = f"{election}: {reign.node} led for {_lasted(reign)}: {_why(reign)}"
-                lines.append((reign.ended_at, ended))
+    for election, leaderships in histories.items():
+        for past in leaderships:
+            lines.append((past.elected_at, f"{election}: {past.node} elected, term {past.term}"))
+            if not past.lasts and past.ended_at is not None:
+                ended = f"{election}: {past.node} led for {_lasted(past)}: {_why(past)}"
+                lines.append((past.ended_at, ended))
     return sorted(lines, reverse=True)
 
 
-def _why(reign: Reign) -> str:
-    if reign.reason is None:
+def _why(past: PastLeadership) -> str:
+    if past.reason is None:
         return "leads"
-    return f"{reign.reason}, to {reign.successor}" if reign.successor else reign.reason
+    return f"{past.reason}, to {past.successor}" if past.successor else past.reason
 
 
-def _lasted(reign: Reign) -> str:
-    return "" if reign.ended_at is None else span(reign.ended_at - reign.elected_at)
+def _lasted(past: PastLeadership) -> str:
+    return "" if past.ended_at is None else span(past.ended_at - past.elected_at)
 
 
 # -- words ----------------------------------------------------------------------
@@ -355,10 +355,10 @@ def _finite(seconds: float | None) -> float | None:
 
 
 def _runs(candidate: Candidate) -> str:
-    return candidate.facts.place if candidate.facts else ""
+    return candidate.info.place if candidate.info else ""
 
 
 def _versions(candidate: Candidate) -> str:
-    versions = candidate.facts.versions if candidate.facts else {}
+    versions = candidate.info.versions if candidate.info else {}
     named = [(package, versions.get(package)) for package in ("celery_leader", "celery")]
     return ", ".join(f"{package} {version}" for package, version in named if version)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_leader.errors import StoreUnavailable
-from celery_leader.store.history import Reign
+from celery_leader.store.history import PastLeadership
 
-from .overview import Overview, changes, iso, moment, reign_as_json
+from .overview import Overview, changes, iso, moment, past_as_json
 from .table import Sheet
 
 #: Of each election, to tell its last changes from.
-REIGNS = 10
+LEADERSHIPS = 10
 _LINES = 8  # of last changes, at a terminal
 _LOOKS = 10  # that the rate of dispatches is counted over
 _CANDIDATES = 15  # of each election, at a terminal
@@ -39,7 +39,7 @@ class Look:
 
     at: float
     overviews: Sequence[Overview] = ()
-    histories: dict[str, list[Reign]] = field(default_factory=dict)
+    histories: dict[str, list[PastLeadership]] = field(default_factory=dict)
     dispatched: int | None = None
 
 
@@ -143,8 +143,8 @@ class Stream:
             "error": None,
             "elections": [each.as_json() for each in look.overviews],
             "last_changes": {
-                election: [reign_as_json(reign) for reign in reigns]
-                for election, reigns in look.histories.items()
+                election: [past_as_json(past) for past in leaderships]
+                for election, leaderships in look.histories.items()
             },
             "dispatched_per_second": None if rate is None else round(rate, 3),
         }

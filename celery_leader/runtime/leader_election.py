@@ -12,7 +12,7 @@ from types import TracebackType
 
 from celery import Celery
 
-from celery_leader.core.changes import Change, GiveWay
+from celery_leader.core.changes import Change, StepDownRequested
 from celery_leader.core.names import check_name, check_node
 from celery_leader.errors import LeaderError, NotLeader
 
@@ -156,7 +156,7 @@ class LeaderElection:
 
     def _on_change(self, change: Change) -> None:
         # What runs in this leader's name is its caller's, who asks; nothing here could wait for it.
-        if isinstance(change, GiveWay) and self._campaign is not None:
+        if isinstance(change, StepDownRequested) and self._campaign is not None:
             self._leadership.step_down(self._campaign, change.successor, change.reason)
 
     def __enter__(self) -> LeaderElection:

@@ -31,18 +31,18 @@ from celery import Celery, _state
 from celery.local import Proxy
 from celery.utils.nodenames import host_format, nodename, nodesplit
 
-from celery_leader.core.candidate_info import Facts
-from celery_leader.core.changes import GiveWay
+from celery_leader.core.candidate_info import CandidateInfo
+from celery_leader.core.changes import StepDownRequested
 from celery_leader.core.election import Election
 from celery_leader.core.events import Event, LeaderChanged, LeaderElected, Observer, Standing
 from celery_leader.core.identity import Kin, called, identity, kinship
 from celery_leader.core.lease import Record
 from celery_leader.core.names import check_name, check_node
-from celery_leader.core.watchdog import Pulse, Requirement
+from celery_leader.core.watchdog import Heartbeat, Requirement
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.signals import Delivery
 from celery_leader.store.client import RedisClient
-from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.register import Candidate
 from celery_leader.store.scripts import Keys
 
@@ -125,7 +125,7 @@ class Visit:
     """
 
     client: RedisClient
-    store: RedisStore
+    store: RedisLeaseStore
     keys: Keys
     setting: str
     address: str
@@ -158,7 +158,7 @@ class Leadership:
         self._observers: list[Observer] = []
         self._delivery = Delivery()
         #: Elections whose lease is to be given up, once no body needs it, and why.
-        self.giving_way: dict[str, GiveWay] = {}
+        self.giving_way: dict[str, StepDownRequested] = {}
         #: Seconds that Redis may take over one answer to a visit, if not as for a lease.
         self.visit_timeout: float | None = None
         #: Elections that leader-only tasks name, filled in as tasks are found.
@@ -504,8 +504,8 @@ class Leadership:
             runner = self._running()
             self._nodes.add(holder)
             priority = self.settings.priority if priority is None else priority
-            facts = self._facts(role, priority, scheduler=scheduler, fenced=fenced)
-            campaign = self._new_campaign(check_name(election), check_node(holder), facts, priority)
+            info = self._info(role, priority, scheduler=scheduler, fenced=fenced)
+            campaign = self._new_campaign(check_name(election), check_node(holder), info, priority)
             campaign.requirements += requirements
             if listener is not None:
                 campaign.listeners.append(listener)
@@ -513,10 +513,10 @@ class Leadership:
         runner.start(campaign)
         return campaign
 
-    def new_pulse(self, what: str) -> Pulse | None:
-        """The pulse of ``what``; ``None`` where ``leader_watchdog`` is off."""
+    def new_heartbeat(self, what: str) -> Heartbeat | None:
+        """The heartbeat of ``what``; ``None`` where ``leader_watchdog`` is off."""
         patience = self.settings.watchdog
-        return Pulse(what, patience) if patience else None
+        return Heartbeat(what, patience) if patience else None
 
     def look_around(self) -> None:
         """Have the election's thread see now whether this process is fit to lead."""
@@ -592,10 +592,10 @@ class Leadership:
             self._page.forget(election)
         return was_there
 
-    def contradicted(self, campaign: Campaign, term: int, *, gone: bool) -> None:
+    def lease_rejected(self, campaign: Campaign, term: int, *, gone: bool) -> None:
         """Redis refused something done with ``term``: it is over, or its record is gone."""
         if self._runner is not None:
-            self._runner.contradicted(campaign, term, gone=gone)
+            self._runner.lease_rejected(campaign, term, gone=gone)
 
     def client_beside(self) -> RedisClient:
         """A connection to where the elections' own goes, for one thread of the caller's.
@@ -704,8 +704,8 @@ class Leadership:
             operation_timeout=self.settings.timing.operation_timeout,
         )
 
-    def _store(self, client: RedisClient, keys: Keys) -> RedisStore:
-        return RedisStore(
+    def _store(self, client: RedisClient, keys: Keys) -> RedisLeaseStore:
+        return RedisLeaseStore(
             client,
             keys,
             history_size=self.settings.history_size,
@@ -732,7 +732,7 @@ class Leadership:
             client.close()
 
     @contextlib.contextmanager
-    def visit(self) -> Iterator[RedisStore]:
+    def visit(self) -> Iterator[RedisLeaseStore]:
         """A store over a connection of its own, for any thread, closed at the end."""
         with self.visit_server() as visit:
             yield visit.store
@@ -751,7 +751,7 @@ class Leadership:
             atexit.register(_resign_at_exit, weakref.ref(self))
         return self._runner
 
-    def _new_campaign(self, name: str, holder: str, facts: Facts, priority: int) -> Campaign:
+    def _new_campaign(self, name: str, holder: str, info: CandidateInfo, priority: int) -> Campaign:
         election = Election(
             name,
             holder=holder,
@@ -760,15 +760,15 @@ class Leadership:
             app=app_identity(self.app),
             priority=priority,
             preempt=self.settings.preempt,
-            facts=facts.text(),
+            info=info.text(),
         )
         belief = self._allotted.pop(name) if name in self._allotted else self._new_belief(name)
-        return Campaign(election, belief, facts)
+        return Campaign(election, belief, info)
 
-    def _facts(self, role: str, priority: int, **of_beat: Any) -> Facts:
+    def _info(self, role: str, priority: int, **of_beat: Any) -> CandidateInfo:
         """What a candidate of this process says of itself; no address, no password."""
         settings = self.settings
-        return Facts(
+        return CandidateInfo(
             host=socket.gethostname(),
             pid=os.getpid(),
             role=role,

@@ -20,8 +20,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from celery_leader.core.candidate_info import Facts
-from celery_leader.core.changes import Change, Copied, Deposed, Elected, Followed, GiveWay
+from celery_leader.core.candidate_info import CandidateInfo
+from celery_leader.core.changes import Change, Copied, Deposed, Elected, Followed, StepDownRequested
 from celery_leader.core.election import Election, Wait
 from celery_leader.core.events import (
     LeaderChanged,
@@ -64,9 +64,11 @@ _FLAP = "%s: Redis answers again after %d failed attempt(s)"
 class Campaign:
     """One election in the hands of a runner: what other threads may see and ask of it."""
 
-    def __init__(self, election: Election, belief: Belief, facts: Facts | None = None) -> None:
+    def __init__(
+        self, election: Election, belief: Belief, info: CandidateInfo | None = None
+    ) -> None:
         self.election = election
-        self._facts = facts
+        self._info = info
         self.belief = belief
         self.listeners: list[Listener] = []
         self.led = threading.Event()
@@ -94,13 +96,13 @@ class Campaign:
 
     def say_unfit(self, trouble: str) -> None:
         """Have the register say why this candidate does not campaign; empty: it does."""
-        if self._facts is not None:
-            self.election.introduce(replace(self._facts, unfit=trouble).text())
+        if self._info is not None:
+            self.election.introduce(replace(self._info, unfit=trouble).text())
 
     def standing(self, last_contact: float | None, *, giving_way: bool) -> Standing:
         """How this candidate stands at this moment, for people to see; no I/O."""
         moment, election, term = now(), self.election, self.term()
-        known, renewed_at = election.known, election.renewed_at
+        known, renewed_at = election.observed_leader, election.renewed_at
         return Standing(
             election=election.name,
             node=election.holder,
@@ -242,7 +244,7 @@ class Runner:
         self._orders.append(_Reconnect())
         self.wake()
 
-    def contradicted(self, campaign: Campaign, term: int, *, gone: bool) -> None:
+    def lease_rejected(self, campaign: Campaign, term: int, *, gone: bool) -> None:
         """The store refused an act done with ``term``: another leads, or the record is gone."""
         if not gone:
             campaign.belief.withdraw()
@@ -382,7 +384,7 @@ class Runner:
                 case _Reconnect():
                     self._store.close()
                 case _Contradicted(campaign, term, gone):
-                    campaign.election.contradicted(term, now(), gone=gone)
+                    campaign.election.lease_rejected(term, now(), gone=gone)
 
     def _perform(self, due: list[tuple[Campaign, Request]]) -> None:
         sent_at = now()
@@ -411,7 +413,7 @@ class Runner:
         leads = False
         for campaign in self._campaigns:
             election = campaign.election
-            if election.campaigning and not election.gives_way:
+            if election.campaigning and not election.step_down_requested:
                 leads = leads or election.term(now()) is not None
                 cursor = followed.get(election.name, election.cursor)
                 followed[election.name] = min(cursor, election.cursor, key=cursor_order)
@@ -591,7 +593,7 @@ def _log(campaign: Campaign, change: Change) -> None:
                 node,
                 extra=fields,
             )
-        case GiveWay(_, reason, successor):
+        case StepDownRequested(_, reason, successor):
             fields |= {"leader_reason": reason, "leader_successor": successor}
             why = _why(reason, successor)
             logger.info(

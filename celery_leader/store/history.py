@@ -30,7 +30,7 @@ _GUESSES = (None, EXPIRED, RECORD_LOST)
 
 
 @dataclass(frozen=True, slots=True)
-class Reign:
+class PastLeadership:
     """One leadership. Moments are seconds since 1970 by the store's clock.
 
     Attributes:
@@ -55,7 +55,9 @@ class Reign:
         return self.reason is None
 
 
-def reigns(lines: Iterable[Announcement], record: Record | None, read_at: float) -> list[Reign]:
+def past_leaderships(
+    lines: Iterable[Announcement], record: Record | None, read_at: float
+) -> list[PastLeadership]:
     """The leaderships in ``lines`` (the oldest first), the latest first.
 
     Args:
@@ -63,7 +65,7 @@ def reigns(lines: Iterable[Announcement], record: Record | None, read_at: float)
         record: the election's record as it stood at ``read_at``.
         read_at: a moment of the store's clock.
     """
-    found: dict[int, Reign] = {}
+    found: dict[int, PastLeadership] = {}
     current: int | None = None
     for line in _credible(list(lines), record, read_at):
         if line.kind == "elected":
@@ -74,7 +76,7 @@ def reigns(lines: Iterable[Announcement], record: Record | None, read_at: float)
                     former, ended_at=ended_at, reason=line.reason or EXPIRED
                 )
             current = line.term
-            found[current] = Reign(line.node, line.term, moment_of(line))
+            found[current] = PastLeadership(line.node, line.term, moment_of(line))
         elif line.kind in _ENDS and _is_end_of(found.get(line.term), line):
             found[line.term] = _ENDS[line.kind](found[line.term], line)
     last = found.get(current or 0)
@@ -82,9 +84,11 @@ def reigns(lines: Iterable[Announcement], record: Record | None, read_at: float)
         found[last.term] = _as_recorded(last, record, read_at)
     if record is not None and record.led:
         # Whatever the lines say, or do not say any more: this one leads.
-        begun = found.get(record.term) or Reign(record.holder, record.term, record.elected_at)
+        begun = found.get(record.term) or PastLeadership(
+            record.holder, record.term, record.elected_at
+        )
         found[record.term] = replace(begun, ended_at=None, reason=None, successor=None)
-    return sorted(found.values(), key=lambda reign: reign.term, reverse=True)
+    return sorted(found.values(), key=lambda past: past.term, reverse=True)
 
 
 def _credible(
@@ -136,40 +140,40 @@ def moment_of(line: Announcement) -> float:
     return int(line.cursor.partition("-")[0]) / 1000
 
 
-def _is_end_of(reign: Reign | None, line: Announcement) -> bool:
-    if reign is None or line.node != reign.node:
+def _is_end_of(past: PastLeadership | None, line: Announcement) -> bool:
+    if past is None or line.node != past.node:
         return False
     ended_at = moment_of(line) if line.ended_at is None else line.ended_at
-    return ended_at >= reign.elected_at - _CLOCKS_APART
+    return ended_at >= past.elected_at - _CLOCKS_APART
 
 
-def _resigned(reign: Reign, line: Announcement) -> Reign:
+def _resigned(past: PastLeadership, line: Announcement) -> PastLeadership:
     # Lines of the first format named no reason.
     reason = line.reason or "resigned"
-    return replace(reign, ended_at=moment_of(line), reason=reason, successor=line.successor)
+    return replace(past, ended_at=moment_of(line), reason=reason, successor=line.successor)
 
 
-def _reserved(reign: Reign, line: Announcement) -> Reign:
-    if not reign.lasts:
-        return reign
+def _reserved(past: PastLeadership, line: Announcement) -> PastLeadership:
+    if not past.lasts:
+        return past
     ended_at = moment_of(line) if line.ended_at is None else line.ended_at
-    return replace(reign, ended_at=ended_at, reason=EXPIRED, successor=line.successor)
+    return replace(past, ended_at=ended_at, reason=EXPIRED, successor=line.successor)
 
 
-def _told_late(reign: Reign, line: Announcement) -> Reign:
-    if reign.reason not in _GUESSES or (line.reason == "lost" and reign.reason is not None):
-        return reign
-    known = [moment for moment in (reign.ended_at, line.ended_at) if moment is not None]
-    return replace(reign, ended_at=min(known, default=None), reason=line.reason or EXPIRED)
+def _told_late(past: PastLeadership, line: Announcement) -> PastLeadership:
+    if past.reason not in _GUESSES or (line.reason == "lost" and past.reason is not None):
+        return past
+    known = [moment for moment in (past.ended_at, line.ended_at) if moment is not None]
+    return replace(past, ended_at=min(known, default=None), reason=line.reason or EXPIRED)
 
 
 _ENDS = {"resigned": _resigned, "reserved": _reserved, "ended": _told_late}
 
 
-def _as_recorded(reign: Reign, record: Record | None, read_at: float) -> Reign:
-    """The latest reign, of whose end no line tells."""
-    if record is None or record.term < reign.term:
-        return replace(reign, reason=RECORD_LOST)
-    if record.state is State.HELD and record.term == reign.term and record.remaining <= 0:
-        return replace(reign, ended_at=read_at + record.remaining, reason=EXPIRED)
-    return reign
+def _as_recorded(past: PastLeadership, record: Record | None, read_at: float) -> PastLeadership:
+    """The latest past, of whose end no line tells."""
+    if record is None or record.term < past.term:
+        return replace(past, reason=RECORD_LOST)
+    if record.state is State.TAKEN and record.term == past.term and record.remaining <= 0:
+        return replace(past, ended_at=read_at + record.remaining, reason=EXPIRED)
+    return past

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from celery_leader.core.candidate_info import facts_from
+from celery_leader.core.candidate_info import read_candidate_info
 from celery_leader.core.lease import (
     Acquire,
     Announcement,
@@ -20,7 +20,6 @@ from celery_leader.core.lease import (
     Granted,
     Missing,
     Namesake,
-    Order,
     Record,
     Refused,
     Release,
@@ -29,6 +28,7 @@ from celery_leader.core.lease import (
     Reply,
     Request,
     State,
+    StepDown,
     life_of,
 )
 from celery_leader.core.names import printable
@@ -36,7 +36,7 @@ from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.store.register import Candidate
 
 from .client import RedisClient, Script
-from .history import Reign, reigns
+from .history import PastLeadership, past_leaderships
 from .scripts import (
     ACQUIRE,
     ASK,
@@ -61,16 +61,16 @@ class Survey:
         record: who leads, or led last.
         candidates: who was heard of lately, the latest first.
         held: nodes that are kept out, and for how many seconds more.
-        reigns: who led, the latest first.
+        leaderships: who led, the latest first.
     """
 
     record: Record | None
     candidates: list[Candidate]
     held: dict[str, float]
-    reigns: list[Reign]
+    leaderships: list[PastLeadership]
 
 
-class RedisStore:
+class RedisLeaseStore:
     """The ``LeaseStore`` over a ``RedisClient``.
 
     Args:
@@ -158,7 +158,7 @@ class RedisStore:
 
     # -- what people ask ------------------------------------------------------
 
-    def survey(self, elections: Sequence[str], reign_count: int) -> dict[str, Survey]:
+    def survey(self, elections: Sequence[str], count: int) -> dict[str, Survey]:
         """All there is to see of ``elections``, in one round trip.
 
         Raises:
@@ -169,24 +169,24 @@ class RedisStore:
         for name in elections:
             keys = self._keys.election(name)
             calls += [
-                (HISTORY, keys, [8 * reign_count + 1]),
+                (HISTORY, keys, [8 * count + 1]),
                 (REGISTER, keys, []),
                 (HELD, keys, []),
             ]
         answers = self._client.run(calls)
         return {
-            name: self._surveyed(name, reign_count, answers[i : i + 3])
+            name: self._surveyed(name, count, answers[i : i + 3])
             for i, name in zip(range(0, len(answers), 3), elections, strict=True)
         }
 
-    def _surveyed(self, election: str, reign_count: int, answers: Sequence[Any]) -> Survey:
+    def _surveyed(self, election: str, count: int, answers: Sequence[Any]) -> Survey:
         for answer in answers:
             if isinstance(answer, StoreUnavailable):
                 raise answer
         record, found = self._history(election, answers[0])
-        return Survey(record, _candidates(answers[1]), _held_nodes(answers[2]), found[:reign_count])
+        return Survey(record, _candidates(answers[1]), _held_nodes(answers[2]), found[:count])
 
-    def history(self, election: str, count: int) -> list[Reign]:
+    def history(self, election: str, count: int) -> list[PastLeadership]:
         """The last ``count`` leaderships that are remembered, the latest first.
 
         Raises:
@@ -196,12 +196,14 @@ class RedisStore:
         _, found = self._history(election, self._run(HISTORY, election, [most]))
         return found[:count]
 
-    def _history(self, election: str, answer: list[Any]) -> tuple[Record | None, list[Reign]]:
+    def _history(
+        self, election: str, answer: list[Any]
+    ) -> tuple[Record | None, list[PastLeadership]]:
         what, server_us, fields, found = answer
         read_at = int(server_us) / 1e6
         record = None if what == b"missing" else _record(fields, read_at)
         lines = [_announcement(election, _text(cursor), flat) for cursor, flat in reversed(found)]
-        return record, reigns(lines, record, read_at)
+        return record, past_leaderships(lines, record, read_at)
 
     def ask(self, election: str, successor: str | None) -> Record:
         """Have the leader give way, to ``successor`` if one is named; the record as it is then.
@@ -309,7 +311,7 @@ class RedisStore:
                         self._history_size,
                         request.priority,
                         _ms(request.reservation),
-                        request.facts,
+                        request.info,
                         *_ended(request.ended),
                         int(request.from_damaged),
                         int(request.abstains),
@@ -326,7 +328,7 @@ class RedisStore:
                         _ms(request.lease_duration),
                         request.priority,
                         int(request.preempted),
-                        request.facts,
+                        request.info,
                     ],
                 )
             case Release():
@@ -387,7 +389,9 @@ def _reply(answer: list[Any]) -> Reply:
         case b"granted":
             record = _record(fields, server_time)
             renewed = len(told) > _OF_RENEWAL
-            order = Order(_text(told[1]), _text(told[2]) or None) if renewed and told[1] else None
+            order = (
+                StepDown(_text(told[1]), _text(told[2]) or None) if renewed and told[1] else None
+            )
             return Granted(
                 record.term, record.cursor, server_time, order, known, _namesake(told[-2:])
             )
@@ -411,8 +415,8 @@ def _namesake(told: list[Any]) -> Namesake | None:
     if not told or not told[0]:
         return None
     _, _, said = told[1].partition(b"|")
-    facts = facts_from(said.decode("utf-8", "replace"))
-    return Namesake(int(told[0]) / 1000, facts.place if facts else "")
+    info = read_candidate_info(said.decode("utf-8", "replace"))
+    return Namesake(int(told[0]) / 1000, info.place if info else "")
 
 
 def _seconds_held(millis: bytes) -> float | None:
@@ -445,7 +449,7 @@ def _record(fields: list[Any], server_time: float) -> Record:
 
 def _state(text: str) -> State:
     # One of a later version: the script has seen to it that it is not had before its time.
-    return State(text) if text in _STATES else State.HELD
+    return State(text) if text in _STATES else State.TAKEN
 
 
 def _announcement(election: str, cursor: str, fields: list[Any]) -> Announcement:
@@ -480,16 +484,16 @@ def _held_nodes(answer: list[Any]) -> dict[str, float]:
 
 
 def _candidate(
-    server_time: float, node: bytes, at: bytes, priority: bytes, held: bytes, facts: bytes
+    server_time: float, node: bytes, at: bytes, priority: bytes, held: bytes, info: bytes
 ) -> Candidate:
     ago = server_time - float(at) / 1000
-    nonce, says, said = facts.partition(b"|")
+    nonce, says, said = info.partition(b"|")
     return Candidate(
         node=_text(node),
         # A score can be anything that is a number, also infinity.
         seen_ago=max(0.0, min(ago, server_time)),
         priority=int(priority),
         held_for=_seconds_held(held),
-        facts=facts_from(said.decode("utf-8", "replace")),
+        info=read_candidate_info(said.decode("utf-8", "replace")),
         life=life_of(nonce.decode("utf-8", "surrogateescape")) if says else "",
     )

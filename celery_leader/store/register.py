@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from celery_leader.core.candidate_info import Facts
+from celery_leader.core.candidate_info import CandidateInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Candidate:
         seen_ago: how long ago it was last heard of, in seconds.
         priority: the higher comes first.
         held_for: it is kept out of the race for so many seconds (for ever: infinity).
-        facts: what it says of itself, if that can be read.
+        info: what it says of itself, if that can be read.
         life: tells it from another life of its node; empty where it says nothing of itself.
     """
 
@@ -24,5 +24,5 @@ class Candidate:
     seen_ago: float
     priority: int = 0
     held_for: float | None = None
-    facts: Facts | None = None
+    info: CandidateInfo | None = None
     life: str = ""

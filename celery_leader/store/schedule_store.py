@@ -157,7 +157,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Mandate:
+class FencingToken:
     """In whose name something is written: the candidate's nonce and its term."""
 
     nonce: str
@@ -219,7 +219,7 @@ class ScheduleStore:
         return int(_one(self._run([(DISPATCHED, [self._schedule], [])])))
 
     def dispatch(
-        self, mandate: Mandate, entry: str, old: str, new: str, pushes: Sequence[Push]
+        self, token: FencingToken, entry: str, old: str, new: str, pushes: Sequence[Push]
     ) -> Answer:
         """Claim a tick of ``entry``, advance its state and deliver its message, or do nothing.
 
@@ -228,7 +228,7 @@ class ScheduleStore:
         Raises:
             StoreUnavailable: nobody knows; call it again with the same arguments.
         """
-        call = self._dispatch_call(mandate, entry, old, new, pushes)
+        call = self._dispatch_call(token, entry, old, new, pushes)
         outcome, *refusals = _one(self._run([call]))
         return Answer(
             Outcome(outcome.decode()),
@@ -244,32 +244,31 @@ class ScheduleStore:
         reply = _one(self._run([(STATE, [self._schedule], [_as_stored(entry)])]))
         return str(reply.decode("utf-8", "surrogateescape"))
 
-    def anchor(self, mandate: Mandate, states: dict[str, tuple[str, str]]) -> Outcome:
+    def anchor(self, token: FencingToken, states: dict[str, tuple[str, str]]) -> Outcome:
         """Write ``(old, new)`` states of entries that have nothing to deliver.
 
         Raises:
             StoreUnavailable: nobody knows; call it again with the same arguments.
         """
         calls = [
-            self._dispatch_call(mandate, entry, old, new, ())
-            for entry, (old, new) in states.items()
+            self._dispatch_call(token, entry, old, new, ()) for entry, (old, new) in states.items()
         ]
         outcomes = [Outcome(_one([reply])[0].decode()) for reply in self._run(calls)]
         good = (Outcome.SENT, Outcome.REPEATED)
         return next((outcome for outcome in outcomes if outcome not in good), Outcome.SENT)
 
-    def forget(self, mandate: Mandate, entries: Sequence[str]) -> Outcome:
+    def forget(self, token: FencingToken, entries: Sequence[str]) -> Outcome:
         """Remove the state of entries.
 
         Raises:
             StoreUnavailable: nobody knows; call it again with the same arguments.
         """
-        args = [mandate.nonce, mandate.term, *map(_as_stored, entries)]
+        args = [token.nonce, token.term, *map(_as_stored, entries)]
         reply = self._run([(FORGET, [self._record, self._schedule], args)])
         return Outcome(_one(reply).decode())
 
     def register(
-        self, mandate: Mandate, project: str, old: str, new: str, unused: Sequence[str]
+        self, token: FencingToken, project: str, old: str, new: str, unused: Sequence[str]
     ) -> Outcome:
         """Keep ``new`` of ``project`` in the place of ``old``, and remove those ``unused``.
 
@@ -277,7 +276,7 @@ class ScheduleStore:
             StoreUnavailable: nobody knows; call it again with the same arguments.
         """
         keys = [self._record, self._projects]
-        who = [mandate.nonce, mandate.term]
+        who = [token.nonce, token.term]
         kept, gone = self._run(
             [
                 (DISPATCH, keys, [*who, *map(_as_stored, (project, old, new))]),
@@ -288,7 +287,7 @@ class ScheduleStore:
         return Outcome(_one([kept])[0].decode())
 
     def _dispatch_call(
-        self, mandate: Mandate, entry: str, old: str, new: str, pushes: Sequence[Push]
+        self, token: FencingToken, entry: str, old: str, new: str, pushes: Sequence[Push]
     ) -> tuple[Script, list[str], list[Any]]:
         keys = [self._prefix + push.key for push in pushes if push.is_to_a_key]
         deliveries = [
@@ -297,7 +296,7 @@ class ScheduleStore:
         return (
             DISPATCH,
             [self._record, self._schedule, *keys],
-            [mandate.nonce, mandate.term, *map(_as_stored, (entry, old, new)), *deliveries],
+            [token.nonce, token.term, *map(_as_stored, (entry, old, new)), *deliveries],
         )
 
 

@@ -18,7 +18,7 @@ from celery import Celery
 from kombu import Connection
 from redis.exceptions import AuthenticationError, ResponseError
 
-from celery_leader.core.watchdog import BrokerPulse
+from celery_leader.core.watchdog import BrokerHeartbeat
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.clock import now
 from celery_leader.runtime.leadership import Leadership
@@ -39,31 +39,31 @@ def link_of(leadership: Leadership) -> WorkerLink:
     timing = leadership.settings.timing
     if leadership.leases_where_consumed:
         # An outage ends the lease by itself, and a new connection may take Celery longer.
-        pulse = BrokerPulse(timing.lease_duration, _LEAST_BESIDE_RENEWALS)
-        return WorkerLink(pulse, None, lambda: False)
+        heartbeat = BrokerHeartbeat(timing.lease_duration, _LEAST_BESIDE_RENEWALS)
+        return WorkerLink(heartbeat, None, lambda: False)
 
     def needed() -> bool:
         # One more connection of each leader, and of who has lost its broker, is enough.
-        return pulse.awaited or any(each.term is not None for each in leadership.standings())
+        return heartbeat.awaited or any(each.term is not None for each in leadership.standings())
 
-    pulse = BrokerPulse(timing.lease_duration)
-    return WorkerLink(pulse, timing.renew_interval, needed)
+    heartbeat = BrokerHeartbeat(timing.lease_duration)
+    return WorkerLink(heartbeat, timing.renew_interval, needed)
 
 
 class WorkerLink:
     """What tells whether a worker's broker answers, from its first connection to its end.
 
     Args:
-        pulse: told of what is heard.
+        heartbeat: told of what is heard.
         asks_every: seconds from one question over another connection to the next; ``None``:
             the answers to renewals tell as much.
         needed: whether it matters at this moment whether the broker answers.
     """
 
     def __init__(
-        self, pulse: BrokerPulse, asks_every: float | None, needed: Callable[[], bool]
+        self, heartbeat: BrokerHeartbeat, asks_every: float | None, needed: Callable[[], bool]
     ) -> None:
-        self.pulse = pulse
+        self.heartbeat = heartbeat
         self._asks_every = asks_every
         self._needed = needed
         self._consumer: Any = None
@@ -73,7 +73,7 @@ class WorkerLink:
     def connected(self, c: Any) -> None:
         """The worker consumes from now on."""
         self._consumer = c
-        self.pulse.suspend()
+        self.heartbeat.suspend()
         askable = c.connection.transport.driver_type in _ASKABLE
         if askable and self._asks_every is not None and self._asking is None:
             self._asking = threading.Thread(target=self._ask, name="leader-broker", daemon=True)
@@ -83,12 +83,12 @@ class WorkerLink:
         """The worker's connection is gone."""
         self._consumer = None
         if not self._over.is_set():
-            self.pulse.expect(now())
+            self.heartbeat.expect(now())
 
     def end(self) -> None:
         """The worker goes, and needs no more of its broker than to say so."""
         self._over.set()
-        self.pulse.suspend()
+        self.heartbeat.suspend()
 
     def _ask(self) -> None:
         assert self._asks_every is not None
@@ -97,15 +97,15 @@ class WorkerLink:
             c = self._consumer
             if c is None or not self._needed():
                 continue
-            self.pulse.expect(now())
+            self.heartbeat.expect(now())
             try:
-                answered = answers(c.app, self.pulse.patience / 2)
+                answered = answers(c.app, self.heartbeat.patience / 2)
             except Exception:
                 # Without this thread, no answer would ever be heard again.
                 logger.exception("the broker cannot be asked whether it is there; trying on")
                 continue
             if answered and self._consumer is c:
-                self.pulse.suspend()
+                self.heartbeat.suspend()
 
 
 def answers(app: Celery, timeout: float) -> bool:

@@ -26,9 +26,9 @@ from celery.concurrency.solo import TaskPool as SoloPool
 from kombu import Consumer, Producer, Queue
 from kombu.common import ignore_errors, maybe_declare
 
-from celery_leader.core.changes import Change, Deposed, GiveWay
+from celery_leader.core.changes import Change, Deposed, StepDownRequested
 from celery_leader.core.events import Event
-from celery_leader.core.watchdog import Pulse
+from celery_leader.core.watchdog import Heartbeat
 from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime import remote_control as control
 from celery_leader.runtime.clock import now
@@ -112,8 +112,8 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._closing = False
         self._gone = threading.Event()
         self._nudge: Nudge | None = None
-        self._pulse = leadership.new_pulse("the event loop") if _loop_tells(c) else None
-        self._pulse_timer: Any = None
+        self._heartbeat = leadership.new_heartbeat("the event loop") if _loop_tells(c) else None
+        self._heartbeat_timer: Any = None
         self._link = link_of(leadership)
         self._events = WorkerEvents()
         self._wake_read, self._wake_write = os.pipe()
@@ -137,7 +137,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._campaigns is None:
             self._campaigns = {}
             self._leadership.observe(self._on_event)
-            requirements = [r for r in (self._pulse, self._link.pulse) if r is not None]
+            requirements = [r for r in (self._heartbeat, self._link.heartbeat) if r is not None]
             for name in self._eligible:
                 listener = functools.partial(self._on_change, name)
                 campaign = self._leadership.campaign(
@@ -197,23 +197,25 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """The loop begins: have the election thread able to wake it, and see that it moves."""
         hub.add_reader(self._wake_read, self._on_wake)
         self._consume_what_is_led()
-        pulse = self._pulse
-        if pulse is not None and not self._closing:
-            if self._pulse_timer is not None:
-                self._pulse_timer.cancel()
-            self._pulse_timer = hub.call_repeatedly(pulse.period, self._show_life, pulse)
-            self._show_life(pulse)
+        heartbeat = self._heartbeat
+        if heartbeat is not None and not self._closing:
+            if self._heartbeat_timer is not None:
+                self._heartbeat_timer.cancel()
+            self._heartbeat_timer = hub.call_repeatedly(
+                heartbeat.period, self._show_life, heartbeat
+            )
+            self._show_life(heartbeat)
 
-    def _show_life(self, pulse: Pulse) -> None:
-        pulse.beat(now())
+    def _show_life(self, heartbeat: Heartbeat) -> None:
+        heartbeat.beat(now())
 
     def _excuse_silence(self) -> None:
         """The event loop stands for a good reason: a lost connection, or the end."""
-        if self._pulse_timer is not None:
-            self._pulse_timer.cancel()
-            self._pulse_timer = None
-        if self._pulse is not None:
-            self._pulse.suspend()
+        if self._heartbeat_timer is not None:
+            self._heartbeat_timer.cancel()
+            self._heartbeat_timer = None
+        if self._heartbeat is not None:
+            self._heartbeat.suspend()
 
     def close(self, c: Any) -> None:
         """A shutdown begins: start nothing new, keep what is led while a body needs it."""
@@ -279,7 +281,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _on_change(self, name: str, change: Change) -> None:
         match change:
-            case GiveWay() if not self._closing:
+            case StepDownRequested() if not self._closing:
                 waits = name in self._leadership.giving_way
                 self._leadership.giving_way[name] = change
                 if waits:

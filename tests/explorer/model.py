@@ -22,7 +22,7 @@ from typing import Any
 from celery_leader.core.changes import Elected
 from celery_leader.core.election import Election, Wait
 from celery_leader.core.lease import Acquire, Missing, Release, Renew, Reply, Request
-from celery_leader.core.observed_leader import KnownLeader
+from celery_leader.core.observed_leader import ObservedLeader
 from celery_leader.core.timing import Timing
 from tests.fake_store import FakeStore, Row
 
@@ -103,7 +103,7 @@ class _Even:
         return low
 
 
-_NOBODY = KnownLeader()
+_NOBODY = ObservedLeader()
 _EVEN: Any = _Even()
 
 
@@ -219,7 +219,7 @@ class Model:
         election = Election(
             NAME, holder=f"node{i}", nonce=f"{i}/{life}", timing=self.timing, chance=_EVEN
         )
-        election.known = _NOBODY
+        election.observed_leader = _NOBODY
         election.campaign(float(now))
         return Candidate(election, life)
 
@@ -360,8 +360,8 @@ _LEFT_OUT = frozenset(
         "_changes",
         "_attempt",
         "_elected_at",
-        "_facts",
-        "_introduced",
+        "_info",
+        "_info_stored",
         "_reason",
         "_untold",
         "_renewed_at",
@@ -448,7 +448,7 @@ class _Normal:
         return max(offset - _AHEAD, furthest)
 
     def _since(self, election: Election, since: float | None) -> float | None:
-        wait = election._mourning
+        wait = election.missing_record_wait
         if since is None or self._state.now > since + 2 * wait:
             return None
         return since - self._state.now

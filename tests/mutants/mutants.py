@@ -408,7 +408,7 @@ MUTANTS = (
         "no answer is taken for a no",
         "runtime/runner.py",
         "campaign.election.unanswered(request, moment, lasting=reply.lasting)",
-        "campaign.election.contradicted(getattr(request, 'term', 0), moment, gone=False)",
+        "campaign.election.lease_rejected(getattr(request, 'term', 0), moment, gone=False)",
         _RUNNER,
     ),
     Mutant(
@@ -646,7 +646,7 @@ MUTANTS = (
         "a lost connection is not counted",
         "worker/broker_link.py",
         """        if not self._over.is_set():
-            self.pulse.expect(now())
+            self.heartbeat.expect(now())
 """,
         "",
         (_LINKS + "[broker-reset]",),
@@ -654,7 +654,7 @@ MUTANTS = (
     Mutant(
         "a silent broker is not asked",
         "worker/broker_link.py",
-        "answered = answers(c.app, self.pulse.patience / 2)",
+        "answered = answers(c.app, self.heartbeat.patience / 2)",
         "answered = True",
         (_LINKS + "[broker-mute]",),
     ),
@@ -662,7 +662,7 @@ MUTANTS = (
         "a worker that is connected again is not fit to lead",
         "worker/broker_link.py",
         """        self._consumer = c
-        self.pulse.suspend()
+        self.heartbeat.suspend()
 """,
         "        self._consumer = c\n",
         ("tests/unit/test_broker_link.py",),
@@ -671,7 +671,7 @@ MUTANTS = (
         "a shutdown waits for its broker's answers",
         "worker/broker_link.py",
         """        self._over.set()
-        self.pulse.suspend()
+        self.heartbeat.suspend()
 """,
         "        self._over.set()\n",
         ("tests/unit/test_broker_link.py",),

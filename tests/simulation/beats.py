@@ -119,7 +119,7 @@ class _Leadership:
         """Never without being elected."""
         return False
 
-    def contradicted(self, campaign: Any, term: int, *, gone: bool) -> None:
+    def lease_rejected(self, campaign: Any, term: int, *, gone: bool) -> None:
         """Redis has refused it."""
         self._world.deposed(self._node, term)
 

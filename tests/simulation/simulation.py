@@ -16,7 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 
-from celery_leader.core.changes import Elected, GiveWay
+from celery_leader.core.changes import Elected, StepDownRequested
 from celery_leader.core.election import Election, Wait
 from celery_leader.core.lease import (
     Acquire,
@@ -208,7 +208,7 @@ class Simulation:
         for change in actor.election.take_changes():
             self._note("%s: %s", actor.name, change)
             self.last_change_at = self.now
-            if isinstance(change, GiveWay):
+            if isinstance(change, StepDownRequested):
                 self._at(
                     self.now + self._chance(actor.number, actor.requests, 3).uniform(0, 3),
                     self._living(actor, partial(self._make_way, actor, change)),
@@ -234,7 +234,7 @@ class Simulation:
             timing=self.schedule.timing(number),
             priority=self.schedule.nodes[number].priority,
             preempt=True,
-            facts="{}",
+            info="{}",
             chance=self._chance(number, actor.life, 1),
         )
         actor.election.campaign(actor.local(self.now))
@@ -395,7 +395,7 @@ class Simulation:
 
     def _hear(self, actor: Actor) -> None:
         local, election = actor.local(self.now), actor.election
-        if actor.busy or actor.cut_off or not election.campaigning or election.gives_way:
+        if actor.busy or actor.cut_off or not election.campaigning or election.step_down_requested:
             return
         for line in self.store.news({NAME: election.cursor}):
             if cursor_order(line.cursor) > cursor_order(election.cursor):
@@ -439,7 +439,7 @@ class Simulation:
             )
 
     def _contradict(self, actor: Actor, term: int, *, gone: bool) -> None:
-        self._order(actor, lambda local: actor.election.contradicted(term, local, gone=gone))
+        self._order(actor, lambda local: actor.election.lease_rejected(term, local, gone=gone))
 
     # -- faults -----------------------------------------------------------------------
 
@@ -504,7 +504,7 @@ class Simulation:
         successor = None if number is None else self.actors[number].name
         self._order(actor, lambda local: actor.election.step_down(local, successor))
 
-    def _make_way(self, actor: Actor, order: GiveWay) -> None:
+    def _make_way(self, actor: Actor, order: StepDownRequested) -> None:
         """What a leader does that is told to give way, once it has the time."""
         self._order(
             actor,

@@ -15,7 +15,7 @@ from celery_leader.core.lease import LeaseStore
 from celery_leader.runtime.leadership import leadership_of
 from celery_leader.runtime.lease_source import LeaseSource
 from celery_leader.store.client import RedisClient
-from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.scripts import Keys
 from tests.fake_store import FakeStore
 from tests.redis_process import RedisServer
@@ -24,13 +24,13 @@ PREFIX = "acme:"
 SETTING = "broker_url"
 
 MakeApp = Callable[..., Celery]
-MakeStore = Callable[..., RedisStore]
+MakeStore = Callable[..., RedisLeaseStore]
 
 
 @pytest.fixture
 def make_store(redis_url: str) -> Iterator[MakeStore]:
     """Makes Redis stores the way an app does, each with a connection of its own."""
-    made: list[RedisStore] = []
+    made: list[RedisLeaseStore] = []
 
     def make(
         url: str = redis_url,
@@ -39,10 +39,10 @@ def make_store(redis_url: str) -> Iterator[MakeStore]:
         namespace: str = "celery",
         operation_timeout: float = 10.0,
         **options: Any,
-    ) -> RedisStore:
+    ) -> RedisLeaseStore:
         source = LeaseSource(Connection(url), setting=SETTING, operation_timeout=operation_timeout)
         client = RedisClient(source.connect, setting=SETTING, operation_timeout=operation_timeout)
-        store = RedisStore(client, Keys(namespace, prefix), **options)
+        store = RedisLeaseStore(client, Keys(namespace, prefix), **options)
         made.append(store)
         return store
 

@@ -23,7 +23,7 @@ from celery_leader.core.timing import LONGEST_LEASE, Timing
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.runtime.runner import Campaign, Runner
 from celery_leader.runtime.shared_memory import BeliefPage
-from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.lease_store import RedisLeaseStore
 from tests.asking import acquire
 from tests.redis_process import RedisServer
 from tests.store.conftest import MakeStore
@@ -55,7 +55,7 @@ class Fleet:
                     holder=f"node{i}",
                     nonce=uuid.uuid4().hex,
                     timing=TIMING,
-                    facts='{"host":"h"}',
+                    info='{"host":"h"}',
                     priority=i,
                     preempt=True,
                 ),
@@ -67,7 +67,7 @@ class Fleet:
             campaign.listeners.append(
                 lambda change, c=campaign, r=runner: (
                     r.step_down(c, change.successor, change.reason)
-                    if type(change).__name__ == "GiveWay"
+                    if type(change).__name__ == "StepDownRequested"
                     else None
                 )
             )
@@ -420,7 +420,7 @@ def _any_write(chance: random.Random, election: str) -> tuple[Any, ...]:
     return ("HSET", key(kind, election), chance.choice([*fields, "node0"]), value)
 
 
-def _named_for_deletion(store: RedisStore, election: str) -> str | None:
+def _named_for_deletion(store: RedisLeaseStore, election: str) -> str | None:
     """The key that somebody is told to delete, if anybody is told of one."""
     for act in (lambda: store.read(election), lambda: store.candidates(election)):
         try:

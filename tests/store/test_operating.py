@@ -11,11 +11,11 @@ from collections.abc import Callable
 import pytest
 
 from celery_leader import LeaderElection
-from celery_leader.core.candidate_info import MOST_BYTES, Facts, facts_from
-from celery_leader.core.lease import Ended, Granted, Order, Refused, Reply, Request
+from celery_leader.core.candidate_info import MOST_BYTES, CandidateInfo, read_candidate_info
+from celery_leader.core.lease import Ended, Granted, Refused, Reply, Request, StepDown
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.runtime.leadership import leadership_of
-from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.lease_store import RedisLeaseStore
 from tests.asking import LONG, NAME, acquire, release, renew
 from tests.fake_store import FakeStore
 from tests.readme import acl_rules
@@ -56,14 +56,14 @@ LEASE_COMMANDS = [
 
 
 @pytest.fixture(params=["memory", "redis"])
-def store(request: pytest.FixtureRequest) -> RedisStore | FakeStore:
+def store(request: pytest.FixtureRequest) -> RedisLeaseStore | FakeStore:
     if request.param == "memory":
         return FakeStore(time.time)
     make: MakeStore = request.getfixturevalue("make_store")
     return make()
 
 
-def lead(store: RedisStore | FakeStore, node: str = "a", attempt: int = 1) -> Granted:
+def lead(store: RedisLeaseStore | FakeStore, node: str = "a", attempt: int = 1) -> Granted:
     (reply,) = store.perform([acquire(node, attempt)])
     assert isinstance(reply, Granted), reply
     return reply
@@ -73,22 +73,24 @@ def lead(store: RedisStore | FakeStore, node: str = "a", attempt: int = 1) -> Gr
 
 
 def test_an_order_is_told_with_the_next_renewal_and_is_for_that_term_only(
-    store: RedisStore | FakeStore,
+    store: RedisLeaseStore | FakeStore,
 ) -> None:
     term = lead(store).term
     store.perform([acquire("b")])
     assert store.ask(NAME, "b").term == term
     (told,) = store.perform([renew("a", 2, term)])
     assert isinstance(told, Granted)
-    assert told.order == Order("transferred", "b")
+    assert told.step_down == StepDown("transferred", "b")
     store.perform([release("a", 3, successor="b", reason="transferred")])
     granted = lead(store, "b", 2)
     (told,) = store.perform([renew("b", 3, granted.term)])
     assert isinstance(told, Granted)
-    assert told.order is None
+    assert told.step_down is None
 
 
-def test_a_lease_is_not_transferred_to_who_cannot_have_it(store: RedisStore | FakeStore) -> None:
+def test_a_lease_is_not_transferred_to_who_cannot_have_it(
+    store: RedisLeaseStore | FakeStore,
+) -> None:
     with pytest.raises(LeaderError, match="nobody leads"):
         store.ask(NAME, None)
     term = lead(store).term
@@ -99,13 +101,13 @@ def test_a_lease_is_not_transferred_to_who_cannot_have_it(store: RedisStore | Fa
             store.ask(NAME, node)
     (told,) = store.perform([renew("a", 2, term)])
     assert isinstance(told, Granted)
-    assert told.order is None
+    assert told.step_down is None
 
 
 # -- holds ----------------------------------------------------------------------------------
 
 
-def test_a_held_node_is_refused_until_it_is_let_in(store: RedisStore | FakeStore) -> None:
+def test_a_held_node_is_refused_until_it_is_let_in(store: RedisLeaseStore | FakeStore) -> None:
     assert not store.hold(NAME, "a", None), "it is no candidate yet"
     (reply,) = store.perform([acquire("a")])
     assert not isinstance(reply, Granted)
@@ -118,7 +120,7 @@ def test_a_held_node_is_refused_until_it_is_let_in(store: RedisStore | FakeStore
     lead(store, "a", 2)
 
 
-def test_a_hold_with_a_duration_ends_by_itself(store: RedisStore | FakeStore) -> None:
+def test_a_hold_with_a_duration_ends_by_itself(store: RedisLeaseStore | FakeStore) -> None:
     store.hold(NAME, "a", 0.05)
     assert not isinstance(store.perform([acquire("a")])[0], Granted)
     wait_until(lambda: not store.held(NAME), what="the hold to end")
@@ -126,16 +128,16 @@ def test_a_hold_with_a_duration_ends_by_itself(store: RedisStore | FakeStore) ->
 
 
 def test_a_held_leader_keeps_its_lease_and_is_told_to_give_way(
-    store: RedisStore | FakeStore,
+    store: RedisLeaseStore | FakeStore,
 ) -> None:
     term = lead(store).term
     store.hold(NAME, "a", None)
     (told,) = store.perform([renew("a", 2, term)])
     assert isinstance(told, Granted)
-    assert told.order == Order("held", None)
+    assert told.step_down == StepDown("held", None)
 
 
-def test_a_lease_is_not_kept_for_a_held_successor(store: RedisStore | FakeStore) -> None:
+def test_a_lease_is_not_kept_for_a_held_successor(store: RedisLeaseStore | FakeStore) -> None:
     lead(store)
     store.hold(NAME, "b", None)
     store.perform([acquire("b", priority=5)])
@@ -146,12 +148,12 @@ def test_a_lease_is_not_kept_for_a_held_successor(store: RedisStore | FakeStore)
 # -- the history ------------------------------------------------------------------------------
 
 
-def history(store: RedisStore | FakeStore) -> list[tuple[str, str | None]]:
+def history(store: RedisLeaseStore | FakeStore) -> list[tuple[str, str | None]]:
     found = store.history_of(NAME, 10) if isinstance(store, FakeStore) else store.history(NAME, 10)
     return [(reign.node, reign.reason) for reign in found]
 
 
-def test_the_history_says_who_led_and_why_no_longer(store: RedisStore | FakeStore) -> None:
+def test_the_history_says_who_led_and_why_no_longer(store: RedisLeaseStore | FakeStore) -> None:
     lead(store)
     store.perform([release("a", 2, reason="stalled")])
     lead(store, "b")
@@ -161,7 +163,7 @@ def test_the_history_says_who_led_and_why_no_longer(store: RedisStore | FakeStor
 
 
 def test_what_a_leader_could_not_say_is_expired_until_it_is_back(
-    store: RedisStore | FakeStore,
+    store: RedisLeaseStore | FakeStore,
 ) -> None:
     (reply,) = store.perform([acquire("a", lease_duration=0.03)])
     assert isinstance(reply, Granted)
@@ -194,19 +196,19 @@ def test_lines_of_the_first_format_are_read(
 
 
 def test_facts_are_asked_for_once_per_life_and_go_with_the_candidate(
-    store: RedisStore | FakeStore,
+    store: RedisLeaseStore | FakeStore,
 ) -> None:
-    facts = Facts(host="h", pid=7, role="beat", settings={"leader_priority": 3})
+    info = CandidateInfo(host="h", pid=7, role="beat", settings={"leader_priority": 3})
     (first,) = store.perform([acquire("a")])
     assert isinstance(first, Granted)
-    assert not first.known
-    (second,) = store.perform([renew("a", 2, first.term, facts=facts.text())])
+    assert not first.info_stored
+    (second,) = store.perform([renew("a", 2, first.term, info=info.text())])
     assert isinstance(second, Granted)
-    assert second.known
-    assert [each.facts for each in store.candidates(NAME)] == [facts]
+    assert second.info_stored
+    assert [each.info for each in store.candidates(NAME)] == [info]
     (other,) = store.perform([acquire("a", nonce="another life")])
     assert isinstance(other, Refused)
-    assert not other.known
+    assert not other.info_stored
     store.perform([release("a", 1, nonce="another life", leaving=True)])
     assert store.candidates(NAME), "that was another life of it"
     store.perform([release("a", 3, leaving=True)])
@@ -214,20 +216,23 @@ def test_facts_are_asked_for_once_per_life_and_go_with_the_candidate(
 
 
 def test_what_is_no_fact_is_left_out() -> None:
-    assert facts_from("[" * 100_000) is None
-    assert facts_from('{"pid": NaN}') is None
-    assert facts_from('{"host": 5, "pid": "x", "versions": [], "settings": {"a": {}}}') == Facts()
-    read = facts_from('{"host": "a\\u001b[2Jb\\ud800"}')
+    assert read_candidate_info("[" * 100_000) is None
+    assert read_candidate_info('{"pid": NaN}') is None
+    assert (
+        read_candidate_info('{"host": 5, "pid": "x", "versions": [], "settings": {"a": {}}}')
+        == CandidateInfo()
+    )
+    read = read_candidate_info('{"host": "a\\u001b[2Jb\\ud800"}')
     assert read is not None
     assert read.host.isprintable()
-    assert Facts(host="x" * MOST_BYTES).text() == ""
+    assert CandidateInfo(host="x" * MOST_BYTES).text() == ""
 
 
 def test_a_candidate_says_no_password(make_app: MakeApp, redis_server: RedisServer) -> None:
     url = f"redis://:s3cret@127.0.0.1:{redis_server.port}/0"
-    facts = leadership_of(make_app(url))._facts("worker", 0)
-    assert "s3cret" not in facts.text()
-    assert facts.settings["leader_lease_duration"] == 25.0
+    info = leadership_of(make_app(url))._info("worker", 0)
+    assert "s3cret" not in info.text()
+    assert info.settings["leader_lease_duration"] == 25.0
 
 
 # -- damage ---------------------------------------------------------------------------------------
@@ -240,7 +245,7 @@ def test_a_key_of_a_wrong_type_is_named(
     store = make_store()
     with redis_server.client() as client:
         client.lpush(KEYS[kind], "x")
-    (reply,) = store.perform([acquire("a", priority=1, facts="{}")])
+    (reply,) = store.perform([acquire("a", priority=1, info="{}")])
     assert isinstance(reply, StoreUnavailable)
     assert KEYS[kind] in str(reply)
     assert "list" in str(reply)
@@ -258,7 +263,7 @@ def test_no_value_in_any_key_is_more_than_one_clear_refusal(
         with redis_server.client() as client:
             client.delete(*KEYS.values())
             term = lead(store).term
-            store.perform([acquire("b", priority=1, facts='{"host":"h"}')])
+            store.perform([acquire("b", priority=1, info='{"host":"h"}')])
             for kind in chance.sample(sorted(KEYS), 2):
                 _spoil(client, kind, chance)
         for act in (
@@ -318,7 +323,7 @@ def _spoil(client: object, kind: str, chance: random.Random) -> None:
 # -- the least that a user of Redis needs ---------------------------------------------------------
 
 
-def every_verb(store: RedisStore) -> None:
+def every_verb(store: RedisLeaseStore) -> None:
     """Everything that a candidate and an operator do; raises what is refused."""
 
     def do(*requests: Request) -> Reply:
@@ -328,10 +333,10 @@ def every_verb(store: RedisStore) -> None:
         return reply
 
     store.close()
-    reply = do(acquire("a", priority=1, facts="{}"))
+    reply = do(acquire("a", priority=1, info="{}"))
     assert isinstance(reply, Granted)
-    do(acquire("b", facts="{}", ended=Ended(1, "lost contact", 1.0)))
-    do(acquire("c", 1, nonce="c", facts="{}", priority=2))
+    do(acquire("b", info="{}", ended=Ended(1, "lost contact", 1.0)))
+    do(acquire("c", 1, nonce="c", info="{}", priority=2))
     do(renew("a", 2, reply.term, preempted=True))
     store.announcements({NAME: "0-0"}, 0.001, None)
     store.read(NAME)
@@ -348,8 +353,10 @@ def every_verb(store: RedisStore) -> None:
 
 
 @pytest.fixture
-def acl_store(own_redis: RedisServer, make_store: MakeStore) -> Callable[[list[str]], RedisStore]:
-    def make(commands: list[str]) -> RedisStore:
+def acl_store(
+    own_redis: RedisServer, make_store: MakeStore
+) -> Callable[[list[str]], RedisLeaseStore]:
+    def make(commands: list[str]) -> RedisLeaseStore:
         with own_redis.client() as client:
             client.flushall()
             client.execute_command(
@@ -362,7 +369,7 @@ def acl_store(own_redis: RedisServer, make_store: MakeStore) -> Callable[[list[s
 
 
 def test_a_user_with_the_commands_of_the_readme_can_do_all_there_is(
-    acl_store: Callable[[list[str]], RedisStore],
+    acl_store: Callable[[list[str]], RedisLeaseStore],
 ) -> None:
     commands = [f"+{command}" for command in LEASE_COMMANDS]
     assert acl_rules("leases") == ["~celery-leader:*", "-@all", *commands]
@@ -371,7 +378,7 @@ def test_a_user_with_the_commands_of_the_readme_can_do_all_there_is(
 
 @pytest.mark.parametrize("missing", [each for each in LEASE_COMMANDS if each != "type"])
 def test_none_of_these_commands_can_be_left_out(
-    missing: str, acl_store: Callable[[list[str]], RedisStore]
+    missing: str, acl_store: Callable[[list[str]], RedisLeaseStore]
 ) -> None:
     store = acl_store([command for command in LEASE_COMMANDS if command != missing])
     with pytest.raises(StoreUnavailable, match="may not do this"):
@@ -379,7 +386,7 @@ def test_none_of_these_commands_can_be_left_out(
 
 
 def test_type_is_what_names_a_key_of_a_wrong_type(
-    acl_store: Callable[[list[str]], RedisStore], own_redis: RedisServer
+    acl_store: Callable[[list[str]], RedisLeaseStore], own_redis: RedisServer
 ) -> None:
     for commands, named in (
         (LEASE_COMMANDS, True),

@@ -171,7 +171,7 @@ def test_a_cluster_of_one_shard_is_told_from_others_and_works_with_a_hash_tag(
                 what="the cluster to be complete",
             )
         store = make_store(server.url, prefix="{acme}:")
-        assert isinstance(store.perform([acquire("a", priority=1, facts="{}")])[0], Granted)
+        assert isinstance(store.perform([acquire("a", priority=1, info="{}")])[0], Granted)
         found = look(server.url, "{acme}:")
         assert (found.shards, found.one_slot, found.refused) == (1, True, {})
         assert not look(server.url, "acme:").one_slot

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from celery_leader.core.lease import Granted
-from celery_leader.store.schedule_store import Mandate, Push, ScheduleStore
+from celery_leader.store.schedule_store import FencingToken, Push, ScheduleStore
 from tests.asking import LONG, NAME, acquire, release
 from tests.fake_schedule import FakeSchedule, Lease
 from tests.store.conftest import MakeStore
@@ -25,10 +25,10 @@ def test_the_schedule_in_memory_answers_and_writes_as_the_scripts_do(make_store:
     nonces, term = ["life of n1", "life of n2"], 0
     sent = attempt = 0
     for step in range(STEPS):
-        mandate = Mandate(chance.choice(nonces), max(1, term + chance.choice([-1, 0, 0, 0, 1])))
+        token = FencingToken(chance.choice(nonces), max(1, term + chance.choice([-1, 0, 0, 0, 1])))
         entry, old, new = chance.choice(ENTRIES), *chance.sample(TEXTS, 2)
         if fake.lease is not None and chance.random() < 0.7:
-            mandate = Mandate(fake.lease.nonce, fake.lease.term)
+            token = FencingToken(fake.lease.nonce, fake.lease.term)
         if chance.random() < 0.7:
             old = fake.states.get(entry, "")
         match chance.choice(["dispatch", "dispatch", "anchor", "forget", "register", "elect"]):
@@ -46,14 +46,14 @@ def test_the_schedule_in_memory_answers_and_writes_as_the_scripts_do(make_store:
                 answers: list[Any] = [None, None]
             case "dispatch":
                 push = Push("LPUSH", "queue", f"message {step}".encode())
-                answers = [each.dispatch(mandate, entry, old, new, [push]) for each in stores]
+                answers = [each.dispatch(token, entry, old, new, [push]) for each in stores]
                 sent += answers[0].outcome.value == "sent"
             case "anchor":
-                answers = [each.anchor(mandate, {entry: (old, new)}) for each in stores]
+                answers = [each.anchor(token, {entry: (old, new)}) for each in stores]
             case "forget":
-                answers = [each.forget(mandate, [entry]) for each in stores]
+                answers = [each.forget(token, [entry]) for each in stores]
             case "register":
-                answers = [each.register(mandate, entry, old, new, [ENTRIES[0]]) for each in stores]
+                answers = [each.register(token, entry, old, new, [ENTRIES[0]]) for each in stores]
         assert answers[0] == answers[1], step
         real, ours = (each.load() for each in stores)
         assert (real.states, real.projects) == (ours.states, ours.projects), step

@@ -13,11 +13,11 @@ import redis
 
 from celery_leader.core.lease import Granted, LeaseStore, Request
 from celery_leader.errors import StoreUnavailable
-from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.schedule_store import (
     DISPATCH,
     Answer,
-    Mandate,
+    FencingToken,
     Outcome,
     Push,
     ScheduleStore,
@@ -37,7 +37,7 @@ OLD, NEW = "", '{"sequence": 1}'
 class Shared:
     """Leases and the schedule beside them, in one Redis."""
 
-    def __init__(self, leases: RedisStore, url: str) -> None:
+    def __init__(self, leases: RedisLeaseStore, url: str) -> None:
         self.leases = leases
         self.schedule = ScheduleStore(leases._client.run, leases._keys, NAME)
         self.redis = redis.Redis.from_url(url, decode_responses=True)
@@ -45,13 +45,13 @@ class Shared:
     def ask(self, request: Request) -> object:
         return self.leases.perform([request])[0]
 
-    def lead(self, holder: str, attempt: int = 1, lease: float = LONG) -> Mandate:
+    def lead(self, holder: str, attempt: int = 1, lease: float = LONG) -> FencingToken:
         reply = self.ask(acquire(holder, attempt, lease_duration=lease))
         assert isinstance(reply, Granted)
-        return Mandate(f"life of {holder}", reply.term)
+        return FencingToken(f"life of {holder}", reply.term)
 
-    def dispatch(self, mandate: Mandate, old: str = OLD, new: str = NEW) -> Outcome:
-        return self.schedule.dispatch(mandate, "tick", old, new, [MESSAGE]).outcome
+    def dispatch(self, token: FencingToken, old: str = OLD, new: str = NEW) -> Outcome:
+        return self.schedule.dispatch(token, "tick", old, new, [MESSAGE]).outcome
 
     @property
     def messages(self) -> int:
@@ -73,26 +73,26 @@ def test_a_leader_sends_and_its_state_moves_with_the_message(shared: Shared) -> 
 
 
 def test_a_dispatch_that_comes_twice_is_known_again(shared: Shared) -> None:
-    mandate = shared.lead("a")
-    assert shared.dispatch(mandate) is Outcome.SENT
-    assert shared.dispatch(mandate) is Outcome.REPEATED
+    token = shared.lead("a")
+    assert shared.dispatch(token) is Outcome.SENT
+    assert shared.dispatch(token) is Outcome.REPEATED
     assert shared.messages == 1
 
 
 def test_where_one_of_several_queues_is_something_else_no_queue_has_the_message(
     shared: Shared,
 ) -> None:
-    mandate = shared.lead("a")
+    token = shared.lead("a")
     shared.redis.set("odd", "no list")
     pushes = [MESSAGE, Push("PUBLISH", "topic", b"message"), Push("LPUSH", "odd", b"message")]
     with pytest.raises(StoreUnavailable, match="odd"):
-        shared.schedule.dispatch(mandate, "tick", OLD, NEW, pushes)
+        shared.schedule.dispatch(token, "tick", OLD, NEW, pushes)
     assert shared.nothing_happened()
 
 
 def test_a_tick_whose_state_is_another_is_not_sent(shared: Shared) -> None:
-    mandate = shared.lead("a")
-    assert shared.dispatch(mandate, old="of somebody else") is Outcome.CLAIMED
+    token = shared.lead("a")
+    assert shared.dispatch(token, old="of somebody else") is Outcome.CLAIMED
     assert shared.nothing_happened()
 
 
@@ -108,7 +108,7 @@ def test_the_term_before_sends_nothing_also_not_by_the_same_process(shared: Shar
 
 def test_another_sends_nothing_in_the_leaders_name(shared: Shared) -> None:
     leader = shared.lead("a")
-    another = Mandate("life of b", leader.term)
+    another = FencingToken("life of b", leader.term)
     assert shared.dispatch(another) is Outcome.REFUSED
     assert shared.nothing_happened()
 
@@ -183,8 +183,8 @@ def test_memory_and_redis_fence_alike(shared: Shared) -> None:
         nonce = f"life of {chance.choice([whose, whose, 'd'])}"
         beside = chance.choice([0, 0, 0, -1, 1])
         expected = memory.fenced_write(NAME, nonce, theirs + beside)
-        mandate = Mandate(nonce, ours + beside)
-        found = shared.schedule.dispatch(mandate, str(attempt), "", "x", []).outcome
+        token = FencingToken(nonce, ours + beside)
+        found = shared.schedule.dispatch(token, str(attempt), "", "x", []).outcome
         words = {Outcome.SENT: "accepted", Outcome.REFUSED: "refused", Outcome.MISSING: "missing"}
         assert words[found] == expected, f"step {attempt}"
         seen.add(expected)
@@ -214,15 +214,15 @@ def test_a_run_count_that_is_none_is_not_counted(shared: Shared, count: str) -> 
 
 
 def test_a_state_that_is_no_text_can_be_written_over_and_removed(shared: Shared) -> None:
-    mandate = shared.lead("a")
+    token = shared.lead("a")
     for entry in ("tick", b"\xff\xfe"):
         shared.redis.hset(shared.schedule._schedule, entry, b"\xff\x00\xc3")
     loaded = shared.schedule.load().states
     assert len(loaded) == 2
-    sent = shared.schedule.dispatch(mandate, "tick", loaded["tick"], NEW, [MESSAGE])
+    sent = shared.schedule.dispatch(token, "tick", loaded["tick"], NEW, [MESSAGE])
     assert sent.outcome is Outcome.SENT
     gone = [entry for entry in loaded if entry != "tick"]
-    assert shared.schedule.forget(mandate, gone) is Outcome.SENT
+    assert shared.schedule.forget(token, gone) is Outcome.SENT
     assert shared.schedule.load().states == {"tick": NEW}
 
 
@@ -279,16 +279,16 @@ def acl_shared(own_redis: RedisServer, make_store: MakeStore) -> Iterator[Callab
         each.redis.close()
 
 
-def every_dispatch(shared: Shared, mandate: Mandate) -> None:
+def every_dispatch(shared: Shared, token: FencingToken) -> None:
     """Everything that a beat has Redis do with its schedule; raises what is refused."""
     queued = [MESSAGE, Push("PEXPIRE", QUEUE, 60_000)]
     told = [Push("PUBLISH", "/0.news", b"message")]
     for entry, pushes in (("queued", queued), ("told", told)):
-        sent = shared.schedule.dispatch(mandate, entry, OLD, NEW, pushes)
+        sent = shared.schedule.dispatch(token, entry, OLD, NEW, pushes)
         assert sent == Answer(Outcome.SENT)
-    assert shared.schedule.anchor(mandate, {"idle": (OLD, NEW)}) is Outcome.SENT
+    assert shared.schedule.anchor(token, {"idle": (OLD, NEW)}) is Outcome.SENT
     assert set(shared.schedule.load().states) == {"queued", "told", "idle"}
-    assert shared.schedule.forget(mandate, ["idle"]) is Outcome.SENT
+    assert shared.schedule.forget(token, ["idle"]) is Outcome.SENT
     assert shared.schedule.dispatched() == 0
 
 
@@ -304,10 +304,10 @@ def test_a_user_with_the_commands_of_the_readme_can_dispatch_and_lead(
 def test_none_of_the_commands_of_a_dispatch_can_be_left_out(
     missing: str, acl_shared: Callable[..., Shared]
 ) -> None:
-    mandate = acl_shared().lead("a")
+    token = acl_shared().lead("a")
     lacking = acl_shared(without=missing)
     with pytest.raises(StoreUnavailable, match="may not do this"):
-        every_dispatch(lacking, mandate)
+        every_dispatch(lacking, token)
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=" ".join)
@@ -315,10 +315,10 @@ def test_whichever_call_of_a_dispatch_is_refused_its_message_is_sent_once(
     refusal: list[str], acl_shared: Callable[..., Shared], own_redis: RedisServer
 ) -> None:
     shared = acl_shared()
-    mandate = shared.lead("a")
+    token = shared.lead("a")
 
     def dispatch() -> Answer:
-        return shared.schedule.dispatch(mandate, "tick", OLD, NEW, SEVERAL)
+        return shared.schedule.dispatch(token, "tick", OLD, NEW, SEVERAL)
 
     with own_redis.client() as client:
         if refusal == ["full"]:
@@ -347,17 +347,17 @@ def test_a_first_push_that_is_refused_leaves_the_state_it_found(
     acl_shared: Callable[..., Shared], own_redis: RedisServer
 ) -> None:
     shared = acl_shared()
-    mandate = shared.lead("a")
-    shared.schedule.anchor(mandate, {"tick": (OLD, "found")})
+    token = shared.lead("a")
+    shared.schedule.anchor(token, {"tick": (OLD, "found")})
     lacking = acl_shared(without="lpush")
     with pytest.raises(StoreUnavailable, match="may not do this"):
-        lacking.schedule.dispatch(mandate, "tick", "found", NEW, [MESSAGE])
+        lacking.schedule.dispatch(token, "tick", "found", NEW, [MESSAGE])
     assert shared.redis.hgetall(shared.schedule._schedule) == {"tick": "found"}
 
 
 def test_what_is_refused_behind_the_first_push_is_told(acl_shared: Callable[..., Shared]) -> None:
-    mandate = acl_shared().lead("a")
+    token = acl_shared().lead("a")
     lacking = acl_shared(without="publish")
-    answer = lacking.schedule.dispatch(mandate, "tick", OLD, NEW, SEVERAL)
+    answer = lacking.schedule.dispatch(token, "tick", OLD, NEW, SEVERAL)
     assert answer.outcome is Outcome.SENT
     assert [(each.command, each.target) for each in answer.refusals] == [("PUBLISH", "/0.news")]

@@ -23,7 +23,7 @@ from celery_leader.core.election import Election, Wait
 from celery_leader.core.timing import Timing
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime import clock
-from celery_leader.store.schedule_store import Mandate, Outcome, ScheduleStore
+from celery_leader.store.schedule_store import FencingToken, Outcome, ScheduleStore
 from tests.store.conftest import MakeStore
 from tests.waiting import wait_until
 
@@ -50,7 +50,7 @@ class Elections(RuleBasedStateMachine):
         self.schedule = ScheduleStore(self.store._client.run, self.store._keys, self.name)
         self.lives = itertools.count()
         self.highest = 0
-        self.mandates: list[Mandate] = []
+        self.tokens: list[FencingToken] = []
         self.candidates = [self._new(i) for i in range(3)]
 
     def _new(self, i: int) -> Election:
@@ -64,7 +64,7 @@ class Elections(RuleBasedStateMachine):
             if isinstance(change, Elected):
                 assert change.term > self.highest, "a term came back"
                 self.highest = change.term
-                self.mandates.append(Mandate(election.nonce, change.term))
+                self.tokens.append(FencingToken(election.nonce, change.term))
 
     @rule(i=CANDIDATES, fate=st.sampled_from(["answered"] * 4 + ["lost", "not answered"]))
     def act(self, i: int, fate: str) -> None:
@@ -121,8 +121,8 @@ class Elections(RuleBasedStateMachine):
 
     @invariant()
     def nobody_writes_with_an_older_term(self) -> None:
-        for mandate in self.mandates[-4:-1]:
-            outcome = self.schedule.dispatch(mandate, "tick", "", "x", [])
+        for token in self.tokens[-4:-1]:
+            outcome = self.schedule.dispatch(token, "tick", "", "x", [])
             assert outcome in (Outcome.REFUSED, Outcome.MISSING)
 
     def teardown(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from celery_leader.core.candidate_info import Facts
+from celery_leader.core.candidate_info import CandidateInfo
 from celery_leader.core.lease import (
     Announcement,
     Ended,
@@ -18,18 +18,18 @@ from celery_leader.core.lease import (
     LeaseStore,
     Missing,
     Namesake,
-    Order,
     Record,
     Refused,
     Released,
     Reply,
     Request,
     State,
+    StepDown,
     life_of,
 )
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.store.history import moment_of
-from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.lease_store import RedisLeaseStore
 from tests.asking import LONG, NAME, acquire, release, renew
 from tests.fake_store import FakeStore
 from tests.store.conftest import MakeStore, Wake
@@ -89,7 +89,7 @@ def test_who_may_make_the_first_record_is_elected(store: LeaseStore) -> None:
     record = record_of(store)
     assert record.holder == "a"
     assert record.term == reply.term
-    assert record.state is State.HELD
+    assert record.state is State.TAKEN
     assert record.lease_duration == 25
     assert 0 < record.remaining <= 25
     assert record.led
@@ -124,13 +124,13 @@ def test_the_server_time_comes_with_every_answer(store: LeaseStore) -> None:
 
 
 def test_who_abstains_is_granted_nothing_and_comes_first_to_nobody(store: LeaseStore) -> None:
-    shown = acquire("b", abstains=True, priority=5, facts='{"host":"h"}')
+    shown = acquire("b", abstains=True, priority=5, info='{"host":"h"}')
     assert isinstance(ask(store, shown), Missing)
     term = granted(store, acquire("a")).term
     assert {each.node for each in store.candidates(NAME)} == {"a", "b"}
     refused(store, acquire("b", 2, abstains=True, priority=5))
     # It outranks nobody, and no lease is kept for it.
-    assert granted(store, renew("a", 2, term, preempted=True)).order is None
+    assert granted(store, renew("a", 2, term, preempted=True)).step_down is None
     ask(store, release("a", 3))
     assert record_of(store).state is State.RELEASED
     refused(store, acquire("b", 3, abstains=True, priority=5))
@@ -140,7 +140,7 @@ def test_who_abstains_is_granted_nothing_and_comes_first_to_nobody(store: LeaseS
 def test_who_abstains_does_not_outrank_a_priority_below_zero(store: LeaseStore) -> None:
     term = granted(store, acquire("a", priority=-5)).term
     refused(store, acquire("b", abstains=True))
-    assert granted(store, renew("a", 2, term, priority=-5, preempted=True)).order is None
+    assert granted(store, renew("a", 2, term, priority=-5, preempted=True)).step_down is None
     refused(store, acquire("c", priority=-5))
     ask(store, release("a", 3, leaving=True))
     # Those who campaign are equal, so the lease is kept for none of them.
@@ -582,8 +582,8 @@ def test_a_candidate_not_heard_of_for_three_leases_is_forgotten(store: LeaseStor
 # -- several lives of one node ------------------------------------------------------------------
 
 
-def facts(pid: int) -> str:
-    return Facts(host="web", pid=pid, role="worker").text()
+def info(pid: int) -> str:
+    return CandidateInfo(host="web", pid=pid, role="worker").text()
 
 
 def test_what_is_announced_says_of_which_life_it_is(store: LeaseStore) -> None:
@@ -601,48 +601,50 @@ def test_what_is_announced_says_of_which_life_it_is(store: LeaseStore) -> None:
 def test_living_nodes_of_one_name_each_have_a_place_and_are_told_of_each_other(
     store: LeaseStore,
 ) -> None:
-    term = granted(store, acquire("a", nonce="first", facts=facts(1))).term
-    reply = ask(store, acquire("a", nonce="second", facts=facts(2)))
+    term = granted(store, acquire("a", nonce="first", info=info(1))).term
+    reply = ask(store, acquire("a", nonce="second", info=info(2)))
     assert isinstance(reply, Refused)
     assert reply.namesake is None, "the first may have been killed just now"
     told = []
     for attempt in range(2, 5):
         leading = granted(store, renew("a", 10 * attempt, term, nonce="first"))
-        if not leading.known:
-            again = renew("a", 10 * attempt + 1, term, nonce="first", facts=facts(1))
+        if not leading.info_stored:
+            again = renew("a", 10 * attempt + 1, term, nonce="first", info=info(1))
             leading = granted(store, again)
         other = ask(store, acquire("a", attempt, nonce="second"))
         assert isinstance(other, Refused)
-        assert leading.known
-        assert other.known
+        assert leading.info_stored
+        assert other.info_stored
         assert leading.namesake is not None
         assert other.namesake is not None
         told.append((leading.namesake.place, other.namesake.place))
         assert sorted(
-            (each.node, each.life, each.facts.pid if each.facts else None)
+            (each.node, each.life, each.info.pid if each.info else None)
             for each in store.candidates(NAME)
         ) == sorted([("a", life_of("first"), 1), ("a", life_of("second"), 2)])
     assert told == [("worker, pid 2 on web", "worker, pid 1 on web")] * 3
     ask(store, release("a", 5, nonce="second", leaving=True))
     assert [each.life for each in store.candidates(NAME)] == [life_of("first")]
-    reply = granted(store, renew("a", 99, term, nonce="first", facts=facts(1)))
+    reply = granted(store, renew("a", 99, term, nonce="first", info=info(1)))
     assert reply.namesake is None
     assert [each.life for each in store.candidates(NAME)] == [life_of("first")]
 
 
 def test_who_comes_after_a_killed_node_of_its_name_has_its_place(store: LeaseStore) -> None:
-    granted(store, acquire("a", nonce="killed", facts=facts(1)))
+    granted(store, acquire("a", nonce="killed", info=info(1)))
     for attempt in range(1, 4):
-        reply = ask(store, acquire("a", attempt, nonce="next", facts=facts(2)))
+        reply = ask(store, acquire("a", attempt, nonce="next", info=info(2)))
         assert isinstance(reply, Refused)
         assert reply.namesake is None
         assert [each.life for each in store.candidates(NAME)] == [life_of("next")]
 
 
-def test_a_hold_and_a_transfer_mean_every_life_of_a_name(store: RedisStore | FakeStore) -> None:
-    term = granted(store, acquire("w", nonce="w", facts=facts(9))).term
+def test_a_hold_and_a_transfer_mean_every_life_of_a_name(
+    store: RedisLeaseStore | FakeStore,
+) -> None:
+    term = granted(store, acquire("w", nonce="w", info=info(9))).term
     for nonce in ("first", "second", "first"):
-        refused(store, acquire("a", 1, nonce=nonce, facts=facts(1) if nonce == "second" else ""))
+        refused(store, acquire("a", 1, nonce=nonce, info=info(1) if nonce == "second" else ""))
     assert len(store.candidates(NAME)) == 3
     store.hold(NAME, "a", None)
     assert [each.held_for for each in store.candidates(NAME) if each.node == "a"] == [
@@ -651,7 +653,7 @@ def test_a_hold_and_a_transfer_mean_every_life_of_a_name(store: RedisStore | Fak
     ]
     store.free(NAME, "a")
     store.ask(NAME, "a")
-    assert granted(store, renew("w", 2, term, nonce="w")).order == Order("transferred", "a")
+    assert granted(store, renew("w", 2, term, nonce="w")).step_down == StepDown("transferred", "a")
     ask(store, release("w", 3, nonce="w", successor="a"))
     granted(store, acquire("a", 9, nonce="second"))
 
@@ -669,9 +671,11 @@ def test_two_processes_of_one_nonce_are_one_candidate_whose_requests_count_once(
 # -- elections that nobody needs any more ------------------------------------------------------------
 
 
-def test_an_election_is_forgotten_when_nobody_lives_there(store: RedisStore | FakeStore) -> None:
+def test_an_election_is_forgotten_when_nobody_lives_there(
+    store: RedisLeaseStore | FakeStore,
+) -> None:
     assert not store.forget(NAME, LONG)
-    granted(store, acquire("a", facts=facts(1)))
+    granted(store, acquire("a", info=info(1)))
     with pytest.raises(LeaderError, match="takes part"):
         store.forget(NAME, LONG)
     ask(store, release("a", 2, leaving=True))
@@ -682,7 +686,7 @@ def test_an_election_is_forgotten_when_nobody_lives_there(store: RedisStore | Fa
 
 
 def test_an_election_is_not_forgotten_while_its_lease_may_be_believed_in(
-    store: RedisStore | FakeStore,
+    store: RedisLeaseStore | FakeStore,
 ) -> None:
     granted(store, acquire("a", lease_duration=SHORT))
     wait_until(lambda: record_of(store).remaining < -3 * SHORT, what="three leases to pass")
@@ -759,11 +763,11 @@ def test_a_candidate_not_heard_of_for_a_lease_and_a_half_is_not_waited_for(
 def test_a_leader_that_asks_is_told_who_has_a_higher_priority(store: LeaseStore) -> None:
     term = granted(store, acquire("a", priority=1)).term
     refused(store, acquire("low"))
-    assert granted(store, renew("a", 2, term, priority=1, preempted=True)).order is None
+    assert granted(store, renew("a", 2, term, priority=1, preempted=True)).step_down is None
     refused(store, acquire("high", priority=2))
-    assert granted(store, renew("a", 3, term, priority=1)).order is None, "it did not ask"
-    told = granted(store, renew("a", 4, term, priority=1, preempted=True)).order
-    assert told == Order("outranked", "high")
+    assert granted(store, renew("a", 3, term, priority=1)).step_down is None, "it did not ask"
+    told = granted(store, renew("a", 4, term, priority=1, preempted=True)).step_down
+    assert told == StepDown("outranked", "high")
 
 
 def test_candidates_are_listed_with_their_priorities(store: LeaseStore) -> None:
@@ -847,7 +851,7 @@ def test_memory_and_redis_answer_any_sequence_of_requests_alike(make_store: Make
 
 
 def _random_order(
-    chance: random.Random, store: RedisStore | FakeStore, election: str, ranked: bool
+    chance: random.Random, store: RedisLeaseStore | FakeStore, election: str, ranked: bool
 ) -> object:
     """What somebody asks for in between, and what came of it, but for who is forgotten soon."""
     node = chance.choice("abcd")
@@ -866,7 +870,7 @@ def _random_order(
     return store.held(election).keys()
 
 
-def _spoil(store: RedisStore | FakeStore, election: str) -> None:
+def _spoil(store: RedisLeaseStore | FakeStore, election: str) -> None:
     """Have the record make no sense, if there is one."""
     if isinstance(store, FakeStore):
         if election in store.rows:
@@ -901,9 +905,9 @@ def _line_in_words(line: Announcement, terms: list[int]) -> object:
     return line.kind, line.node, which, line.successor, line.reason, moment, line.life
 
 
-def _register_of(store: RedisStore | FakeStore, election: str) -> object:
+def _register_of(store: RedisLeaseStore | FakeStore, election: str) -> object:
     return sorted(
-        (each.node, each.priority, each.held_for is not None, str(each.facts), each.life)
+        (each.node, each.priority, each.held_for is not None, str(each.info), each.life)
         for each in store.candidates(election)
     )
 
@@ -927,7 +931,7 @@ def _random_request(
     flags = [chance.random() < 0.3 for _ in range(5)]
     others = [other for other in "abcd" if other != holder]
     successor = chance.choice([None, *others])
-    facts = '{"host":"h"}' if chance.random() < 0.2 else ""
+    info = '{"host":"h"}' if chance.random() < 0.2 else ""
     try:
         record = store.read(election)
     except StoreUnavailable:  # it makes no sense
@@ -947,7 +951,7 @@ def _random_request(
             silent=flags[3],
             from_missing=flags[4],
             priority=priority,
-            facts=facts,
+            info=info,
             abstains=ranked and flags[3] and flags[4],
             ended=Ended(term, "lost contact", AGO) if flags[2] and term else None,
         )
@@ -961,7 +965,7 @@ def _random_request(
             lease_duration=lease,
             priority=priority,
             preempted=flags[0],
-            facts=facts,
+            info=info,
         )
     return release(
         holder,
@@ -978,13 +982,13 @@ def _random_request(
 def _in_words(reply: Reply, terms: list[int], ranked: bool) -> object:
     """``reply`` without clocks: a term is the how-manieth it was, a remainder is its sign."""
     # What a candidate of a short lease says of itself is forgotten soon.
-    known = ranked and not isinstance(reply, Released) and reply.known
+    known = ranked and not isinstance(reply, Released) and reply.info_stored
     namesake = not ranked or isinstance(reply, Released) or reply.namesake
     namesake = namesake.place if isinstance(namesake, Namesake) else namesake
     if isinstance(reply, Granted):
         if reply.term not in terms:
             terms.append(reply.term)
-        return "granted", terms.index(reply.term), reply.order, known, namesake
+        return "granted", terms.index(reply.term), reply.step_down, known, namesake
     if isinstance(reply, Refused):
         record = reply.record
         return (

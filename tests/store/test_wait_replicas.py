@@ -9,7 +9,7 @@ import pytest
 
 from celery_leader.core.lease import Granted, Refused, Reply
 from celery_leader.errors import StoreUnavailable
-from celery_leader.store.lease_store import RedisStore
+from celery_leader.store.lease_store import RedisLeaseStore
 from tests.asking import NAME, acquire, release, renew
 from tests.redis_process import RedisServer
 from tests.sentinel.watched import EAGER, confirms, replica_of
@@ -39,7 +39,7 @@ def only(replies: list[Reply | StoreUnavailable]) -> Reply | StoreUnavailable:
     return reply
 
 
-def granted(store: RedisStore, *requests: object) -> list[bool]:
+def granted(store: RedisLeaseStore, *requests: object) -> list[bool]:
     return [isinstance(reply, Granted) for reply in store.perform(list(requests))]  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_leader.core.watchdog import BrokerPulse
+from celery_leader.core.watchdog import BrokerHeartbeat
 from celery_leader.runtime.clock import now
 from celery_leader.runtime.leadership import leadership_of
 from celery_leader.worker import broker_link
@@ -62,17 +62,17 @@ class Consumer(SimpleNamespace):
 
 
 def link(asks_every: float | None = None, needed: bool = True) -> WorkerLink:
-    return WorkerLink(BrokerPulse(15.0), asks_every, lambda: needed)
+    return WorkerLink(BrokerHeartbeat(15.0), asks_every, lambda: needed)
 
 
 def test_a_lost_connection_counts_until_there_is_another() -> None:
     worker = link()
     worker.connected(Consumer())
-    assert not worker.pulse.awaited
+    assert not worker.heartbeat.awaited
     worker.lost()
-    assert worker.pulse.awaited
+    assert worker.heartbeat.awaited
     worker.connected(Consumer())
-    assert not worker.pulse.awaited
+    assert not worker.heartbeat.awaited
 
 
 def test_in_a_shutdown_nothing_counts() -> None:
@@ -80,9 +80,9 @@ def test_in_a_shutdown_nothing_counts() -> None:
     worker.connected(Consumer())
     worker.lost()
     worker.end()
-    assert not worker.pulse.awaited
+    assert not worker.heartbeat.awaited
     worker.lost()
-    assert not worker.pulse.awaited
+    assert not worker.heartbeat.awaited
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, answer: bool) -> list[float]:
@@ -105,7 +105,7 @@ def test_a_leader_asks_its_broker_now_and_then(
     worker = link(0.02)
     worker.connected(Consumer())
     wait_until(lambda: len(moments) > 3, what="it to ask")
-    wait_until(lambda: worker.pulse.awaited is not answer, what="the answer to count")
+    wait_until(lambda: worker.heartbeat.awaited is not answer, what="the answer to count")
     worker.end()
 
 
@@ -122,7 +122,7 @@ def test_a_question_that_fails_is_not_the_last_one(monkeypatch: pytest.MonkeyPat
     worker = link(0.02)
     worker.connected(Consumer())
     wait_until(lambda: len(tries) > 1, what="it to ask again")
-    wait_until(lambda: not worker.pulse.awaited, what="the answer to count")
+    wait_until(lambda: not worker.heartbeat.awaited, what="the answer to count")
     worker.end()
 
 

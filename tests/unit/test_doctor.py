@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from celery_leader.core.candidate_info import Facts
+from celery_leader.core.candidate_info import CandidateInfo
 from celery_leader.core.identity import identity
 from celery_leader.core.lease import Record, State
 from celery_leader.core.timing import Timing
@@ -15,7 +15,7 @@ from celery_leader.ops.doctor import Fleet, Severity, examine, sheet
 from celery_leader.ops.overview import Overview
 from celery_leader.ops.probe import Server
 from celery_leader.ops.table import in_lines
-from celery_leader.store.history import Reign
+from celery_leader.store.history import PastLeadership
 from celery_leader.store.register import Candidate
 
 TIMING = Timing.of_lease(25)
@@ -52,7 +52,7 @@ def record(holder: str = "w1@a", *, remaining: float = 20.0, app: str = APP) -> 
     return Record(
         holder=holder,
         term=7,
-        state=State.HELD,
+        state=State.TAKEN,
         remaining=remaining,
         lease_duration=25.0,
         renewals=3,
@@ -66,12 +66,12 @@ def record(holder: str = "w1@a", *, remaining: float = 20.0, app: str = APP) -> 
 
 def beat(node: str, scheduler: str = "celery_leader.beat.LeaderScheduler") -> Candidate:
     fenced = scheduler.startswith("celery_leader.")
-    facts = Facts(role="beat", app=APP, scheduler=scheduler, fenced=fenced)
-    return Candidate(node, 1.0, facts=facts)
+    info = CandidateInfo(role="beat", app=APP, scheduler=scheduler, fenced=fenced)
+    return Candidate(node, 1.0, info=info)
 
 
 def candidate(node: str, *, seen_ago: float = 1.0, app: str = APP, **settings: Any) -> Candidate:
-    facts = Facts(
+    info = CandidateInfo(
         host="a",
         pid=1,
         role="worker",
@@ -79,7 +79,7 @@ def candidate(node: str, *, seen_ago: float = 1.0, app: str = APP, **settings: A
         versions={"celery_leader": "0.1.0"},
         settings={"leader_lease_duration": 25.0, "leader_queue": "celery.leader", **settings},
     )
-    return Candidate(node, seen_ago, facts=facts)
+    return Candidate(node, seen_ago, info=info)
 
 
 def contest(*candidates: Candidate, led: Record | None, **held: float) -> Overview:
@@ -232,11 +232,11 @@ def test_what_is_wrong_with_an_election_is_found(
 
 
 def test_a_leader_that_gave_up_as_not_fit_is_found_and_worse_where_nobody_else_takes_part() -> None:
-    lost = (Reign("w9@z", 6, 1.0, 2.0, "broker lost"),)
-    beside = dataclasses.replace(HEALTHY, reigns=lost)
+    lost = (PastLeadership("w9@z", 6, 1.0, 2.0, "broker lost"),)
+    beside = dataclasses.replace(HEALTHY, leaderships=lost)
     assert found(fleet=fleet(beside)) == [("warning", "worker")]
     assert "bring its broker" in examine(WELL, fleet(beside))[0].advice
-    alone = dataclasses.replace(contest(led=None), reigns=lost)
+    alone = dataclasses.replace(contest(led=None), leaderships=lost)
     assert found(fleet=fleet(alone)) == [("critical", "worker")]
 
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from celery_leader.core.changes import Elected, GiveWay
+from celery_leader.core.changes import Elected, StepDownRequested
 from celery_leader.core.election import Wait
 from celery_leader.core.lease import Acquire, Granted, Missing, Refused, Release, Renew, State
 from celery_leader.core.timing import Timing
@@ -241,11 +241,11 @@ def test_at_an_expiry_the_highest_priority_comes_first_and_a_dead_one_is_waited_
 def test_a_leader_is_told_once_of_each_candidate_that_outranks_it(world: World) -> None:
     leader = world.leader("a")
     world.run(3 * LEASE.renew_interval)
-    assert not any(isinstance(change, GiveWay) for change in leader.changes)
+    assert not any(isinstance(change, StepDownRequested) for change in leader.changes)
     world.follower("high", priority=1)
     world.run(3 * LEASE.renew_interval)
-    told = [change for change in leader.changes if isinstance(change, GiveWay)]
-    assert told == [GiveWay(leader.terms[-1], "outranked", "high")]
+    told = [change for change in leader.changes if isinstance(change, StepDownRequested)]
+    assert told == [StepDownRequested(leader.terms[-1], "outranked", "high")]
     assert leader.leads, "to step down is for whoever knows what runs"
 
 
@@ -915,7 +915,7 @@ def test_a_leader_contradicted_by_the_store_stops_and_asks_at_once(world: World)
     world.store.flush()
     world.leader("b").resign()  # a fresh one could not know better
     assert leader.term is not None
-    leader.election.contradicted(leader.term, world.now, gone=False)
+    leader.election.lease_rejected(leader.term, world.now, gone=False)
     assert not leader.leads
     assert leader.wakes_at == world.now
     assert leader.depositions == ["lost"]
@@ -924,8 +924,8 @@ def test_a_leader_contradicted_by_the_store_stops_and_asks_at_once(world: World)
 def test_a_contradiction_of_an_earlier_term_counts_for_nothing(world: World) -> None:
     leader = world.leader("a")
     assert leader.term is not None
-    leader.election.contradicted(leader.term - 1, world.now, gone=False)
-    leader.election.contradicted(leader.term - 1, world.now, gone=True)
+    leader.election.lease_rejected(leader.term - 1, world.now, gone=False)
+    leader.election.lease_rejected(leader.term - 1, world.now, gone=True)
     assert leader.leads
     assert leader.wakes_at == world.now + LEASE.renew_interval
 
@@ -934,7 +934,7 @@ def test_a_leader_told_that_its_record_is_missing_writes_it_again_at_once(world:
     leader = world.leader("a")
     world.store.flush()
     assert leader.term is not None
-    leader.election.contradicted(leader.term, world.now, gone=True)
+    leader.election.lease_rejected(leader.term, world.now, gone=True)
     assert leader.leads
     leader.settle()
     assert leader.leads
@@ -949,8 +949,8 @@ def test_a_leader_hears_an_order_at_once_and_renews_to_learn_what_it_is(world: W
     leader, follower = world.leader("a"), world.follower("b")
     world.store.ask(NAME, "b")
     world.run(0.01)
-    order = GiveWay(leader.terms[-1], "transferred", "b")
-    assert [change for change in leader.changes if isinstance(change, GiveWay)] == [order]
+    order = StepDownRequested(leader.terms[-1], "transferred", "b")
+    assert [change for change in leader.changes if isinstance(change, StepDownRequested)] == [order]
     assert leader.leads, "to step down is for whoever knows what runs"
     leader.step_down("b")
     world.run(0.01)
@@ -962,7 +962,7 @@ def test_an_order_whose_line_was_not_heard_is_told_at_the_next_renewal(world: Wo
     world.store.ask(NAME, None)
     leader.election.cursor = world.store.history[NAME][-1].cursor
     world.run(LEASE.renew_interval + 0.1)
-    assert any(isinstance(change, GiveWay) for change in leader.changes)
+    assert any(isinstance(change, StepDownRequested) for change in leader.changes)
 
 
 def test_a_held_candidate_does_not_ask_all_the_time_and_is_there_when_it_is_let_in(

@@ -161,7 +161,7 @@ def test_a_term_of_the_far_future_is_not_learnt(world: World) -> None:
     assert leader.term < absurd
     line = Announcement(NAME, "1-1", "elected", "x", absurd, None)
     follower.election.heard(line, world.now)
-    assert follower.election.known.holder == "a"
+    assert follower.election.observed_leader.holder == "a"
 
 
 def test_what_was_learnt_while_the_clock_was_years_ahead_is_forgotten(world: World) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from celery_leader.core.candidate_info import Facts, facts_from
+from celery_leader.core.candidate_info import CandidateInfo, read_candidate_info
 from celery_leader.core.lease import Announcement, Record, State
 from celery_leader.core.timing import Timing
 from celery_leader.ops import table as screen
 from celery_leader.ops.cli_base import json_text
-from celery_leader.ops.overview import Overview, changes, history_sheet, reign_as_json, span
+from celery_leader.ops.overview import Overview, changes, history_sheet, past_as_json, span
 from celery_leader.ops.table import in_lines
 from celery_leader.ops.watch import Diary, Look, Picture, Rate, Stream
-from celery_leader.store.history import Reign, reigns
+from celery_leader.store.history import PastLeadership, past_leaderships
 from celery_leader.store.register import Candidate
 
 AT = 1_790_000_000.0
@@ -26,7 +26,7 @@ def record(holder: str = "w1@a", **changed: Any) -> Record:
     given: dict[str, Any] = {
         "holder": holder,
         "term": 7,
-        "state": State.HELD,
+        "state": State.TAKEN,
         "remaining": 20.0,
         "lease_duration": 25.0,
         "renewals": 3,
@@ -39,8 +39,8 @@ def record(holder: str = "w1@a", **changed: Any) -> Record:
     return Record(**{**given, **changed})
 
 
-def facts(**settings: Any) -> Facts:
-    return Facts("a", 12, "worker", "proj|1", {"celery": "5.7.0"}, settings)
+def info(**settings: Any) -> CandidateInfo:
+    return CandidateInfo("a", 12, "worker", "proj|1", {"celery": "5.7.0"}, settings)
 
 
 def overview(*candidates: Candidate, led: Record | None, **held: float) -> Overview:
@@ -50,7 +50,7 @@ def overview(*candidates: Candidate, led: Record | None, **held: float) -> Overv
 FLEET = overview(
     Candidate("w2@b", 3.0, held_for=float("inf")),
     Candidate("w3@c", 99.0, priority=5),
-    Candidate("w1@a", 0.5, facts=facts()),
+    Candidate("w1@a", 0.5, info=info()),
     led=record(),
 )
 
@@ -85,8 +85,8 @@ def test_settings_that_differ_and_held_nodes_that_are_not_there_are_remarked() -
         "worker",
         record(),
         [
-            Candidate("w1@a", 1.0, facts=facts(leader_lease_duration=25.0, leader_priority=1)),
-            Candidate("w2@b", 1.0, facts=facts(leader_lease_duration=9.0, leader_priority=2)),
+            Candidate("w1@a", 1.0, info=info(leader_lease_duration=25.0, leader_priority=1)),
+            Candidate("w2@b", 1.0, info=info(leader_lease_duration=9.0, leader_priority=2)),
         ],
         {"w9@z": 61.0},
     )
@@ -110,8 +110,8 @@ def test_json_is_json_also_where_a_hold_has_no_end() -> None:
 
 def test_of_two_nodes_of_one_name_the_life_that_leads_is_the_leader() -> None:
     namesakes = overview(
-        Candidate("w1@a", 1.0, facts=facts(), life="f0"),
-        Candidate("w1@a", 2.0, facts=facts(), life="0f"),
+        Candidate("w1@a", 1.0, info=info(), life="f0"),
+        Candidate("w1@a", 2.0, info=info(), life="0f"),
         led=record(life="0f"),
     )
     assert [namesakes.state(each) for each in namesakes.candidates] == ["follower", "leader"]
@@ -125,7 +125,7 @@ def test_of_two_nodes_of_one_name_the_life_that_leads_is_the_leader() -> None:
 
 
 def test_no_number_makes_what_is_printed_no_json() -> None:
-    said = facts_from('{"host": "a", "settings": {"leader_priority": 1e400, "a": -1e400}}')
+    said = read_candidate_info('{"host": "a", "settings": {"leader_priority": 1e400, "a": -1e400}}')
     assert said is not None
     assert said.settings == {}
     values = {"a": [float("inf"), float("nan"), 1.5], "b": {"c": float("-inf"), "d": None}}
@@ -157,14 +157,14 @@ def test_a_span_is_told_in_its_two_largest_units(seconds: float, text: str) -> N
     assert span(seconds) == text
 
 
-REIGNS = [
-    Reign("w2@b", 9, AT + 100),
-    Reign("w1@a", 7, AT, AT + 99, "transferred", "w2@b"),
+LEADERSHIPS = [
+    PastLeadership("w2@b", 9, AT + 100),
+    PastLeadership("w1@a", 7, AT, AT + 99, "transferred", "w2@b"),
 ]
 
 
 def test_history_says_who_led_from_when_to_when_and_why_no_longer() -> None:
-    assert in_lines(history_sheet("worker", REIGNS)).splitlines() == [
+    assert in_lines(history_sheet("worker", LEADERSHIPS)).splitlines() == [
         "worker:",
         "    * w2@b  2026-09-21 14:15:00Z                                       "
         "leads                 term 9",
@@ -172,12 +172,12 @@ def test_history_says_who_led_from_when_to_when_and_why_no_longer() -> None:
         "transferred, to w2@b  term 7",
     ]
     assert in_lines(history_sheet("worker", [])) == "worker: nobody has led yet"
-    assert reign_as_json(REIGNS[1])["reason"] == "transferred"
+    assert past_as_json(LEADERSHIPS[1])["reason"] == "transferred"
 
 
 def test_changes_of_all_elections_are_in_one_order_the_latest_first() -> None:
-    beat = [Reign("beat@a", 8, AT + 50)]
-    assert [line for _, line in changes({"worker": REIGNS, "beat": beat})] == [
+    beat = [PastLeadership("beat@a", 8, AT + 50)]
+    assert [line for _, line in changes({"worker": LEADERSHIPS, "beat": beat})] == [
         "worker: w2@b elected, term 9",
         "worker: w1@a led for 1 min 39 s: transferred, to w2@b",
         "beat: beat@a elected, term 8",
@@ -188,26 +188,26 @@ def test_changes_of_all_elections_are_in_one_order_the_latest_first() -> None:
 # -- watching -------------------------------------------------------------------
 
 
-def look(at: float, *candidates: Candidate, reigns: Any = (), dispatched: Any = None) -> Look:
-    return Look(at, [overview(*candidates, led=None)], {"worker": list(reigns)}, dispatched)
+def look(at: float, *candidates: Candidate, leaderships: Any = (), dispatched: Any = None) -> Look:
+    return Look(at, [overview(*candidates, led=None)], {"worker": list(leaderships)}, dispatched)
 
 
 def test_a_diary_tells_all_at_first_and_then_only_what_changed() -> None:
     diary = Diary()
     one, two = Candidate("w1@a", 1.0), Candidate("w2@b", 1.0)
-    first = list(diary.seen(look(AT, one, reigns=REIGNS[1:])))
+    first = list(diary.seen(look(AT, one, leaderships=LEADERSHIPS[1:])))
     assert [line[22:] for line in first] == [
         "worker: no leader",
         "worker: w1@a takes part: follower",
     ]
-    assert list(diary.seen(look(AT + 1, one, reigns=REIGNS[1:]))) == []
-    later = list(diary.seen(look(AT + 2, two, Candidate("w1@a", 99.0), reigns=REIGNS)))
+    assert list(diary.seen(look(AT + 1, one, leaderships=LEADERSHIPS[1:]))) == []
+    later = list(diary.seen(look(AT + 2, two, Candidate("w1@a", 99.0), leaderships=LEADERSHIPS)))
     assert [line[22:] for line in later] == [
         "worker: w2@b elected, term 9",
         "worker: w2@b takes part: follower",
         "worker: w1@a is silent",
     ]
-    gone = list(diary.seen(look(AT + 3, two, reigns=REIGNS)))
+    gone = list(diary.seen(look(AT + 3, two, leaderships=LEADERSHIPS)))
     assert [line[22:] for line in gone] == ["worker: w1@a is gone"]
 
 
@@ -231,7 +231,7 @@ def test_the_rate_of_dispatches_is_counted_over_the_latest_looks() -> None:
 
 def test_a_stream_is_one_value_for_each_look_also_without_an_answer() -> None:
     stream = Stream()
-    seen = json.loads(json.dumps(stream.seen(look(AT, reigns=REIGNS))))
+    seen = json.loads(json.dumps(stream.seen(look(AT, leaderships=LEADERSHIPS))))
     assert seen["error"] is None
     assert [each["node"] for each in seen["last_changes"]["worker"]] == ["w2@b", "w1@a"]
     assert stream.unanswered(AT, "down")["error"] == "down"
@@ -257,18 +257,18 @@ def test_what_stands_in_redis_is_never_taken_for_markup() -> None:
 
 @pytest.mark.parametrize("reason", ["stalled", "broker lost"])
 def test_who_gave_up_as_not_fit_to_lead_is_named_until_it_takes_part_again(reason: str) -> None:
-    gone = Reign("w9@z", 6, 1.0, 2.0, reason)
-    led = dataclasses.replace(FLEET, reigns=(Reign("w1@a", 7, 2.0), gone))
+    gone = PastLeadership("w9@z", 6, 1.0, 2.0, reason)
+    led = dataclasses.replace(FLEET, leaderships=(PastLeadership("w1@a", 7, 2.0), gone))
     assert f"    w9@z gave up: {reason}" in in_lines(led.sheet()).splitlines()
     assert led.as_json()["unfit"] == {"node": "w9@z", "reason": reason}
     nobody = dataclasses.replace(
-        overview(led=record(holder="w9@z", state=State.RELEASED)), reigns=(gone,)
+        overview(led=record(holder="w9@z", state=State.RELEASED)), leaderships=(gone,)
     )
     assert nobody.headline().endswith(f"the last was w9@z, term 7, which gave up: {reason}")
     back = dataclasses.replace(led, candidates=[*led.candidates, Candidate("w9@z", 1.0)])
     assert back.unfit is None
-    resigned = Reign("w9@z", 6, 1.0, 2.0, "resigned")
-    assert dataclasses.replace(led, reigns=(resigned, gone)).unfit is None
+    resigned = PastLeadership("w9@z", 6, 1.0, 2.0, "resigned")
+    assert dataclasses.replace(led, leaderships=(resigned, gone)).unfit is None
 
 
 def test_of_leaderships_those_are_believed_whose_terms_rise() -> None:
@@ -279,5 +279,5 @@ def test_of_leaderships_those_are_believed_whose_terms_rise() -> None:
     for place in range(1, 5):
         for term in (3, 55, 10):
             lines = [*real[:place], elected("evil", term, 1000 * place + 1), *real[place:]]
-            shown = reigns(lines, record(term=50, event="5000-0", remaining=-1.0), 10.0)
+            shown = past_leaderships(lines, record(term=50, event="5000-0", remaining=-1.0), 10.0)
             assert [each.node for each in reversed(shown)] == [each.node for each in real]

@@ -26,7 +26,7 @@ from celery_leader.core.events import (
 )
 from celery_leader.core.lease import Announcement, Namesake, Record, Reply, Request
 from celery_leader.core.timing import Timing
-from celery_leader.core.watchdog import Pulse
+from celery_leader.core.watchdog import Heartbeat
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime import clock
 from celery_leader.runtime.runner import Campaign, Runner
@@ -271,7 +271,7 @@ def test_a_contradicted_leader_stops_at_once_and_asks(fleet: Fleet) -> None:
     runner, campaign = fleet.leader("a")
     term = campaign.term()
     assert term is not None
-    runner.contradicted(campaign, term, gone=False)
+    runner.lease_rejected(campaign, term, gone=False)
     wait_until(lambda: (campaign.term() or 0) > term, what="a higher term")
 
 
@@ -392,11 +392,11 @@ def test_a_leader_whose_work_stands_still_gives_up_and_comes_back_when_it_moves(
     caplog.set_level("INFO", logger="celery_leader")
     seen: list[Event] = []
     runner, campaign = fleet.runner(observer=seen.append), fleet.campaign("a")
-    pulse = Pulse("the loop", 0.2)
-    campaign.requirements = [pulse]
+    heartbeat = Heartbeat("the loop", 0.2)
+    campaign.requirements = [heartbeat]
     runner.start(campaign)
     wait_until(campaign.term, what="the candidate to lead")
-    pulse.beat(clock.now())
+    heartbeat.beat(clock.now())
     runner.wake()
     wait_until(lambda: fleet.store.rows[NAME].state == "released", what="the lease to be free")
     (deposed,) = [event for event in seen if isinstance(event, LeaderDeposed)]
@@ -406,7 +406,7 @@ def test_a_leader_whose_work_stands_still_gives_up_and_comes_back_when_it_moves(
     assert not campaign.election.campaigning
 
     def moving() -> bool:
-        pulse.beat(clock.now())
+        heartbeat.beat(clock.now())
         return campaign.election.campaigning
 
     wait_until(moving, what="it to campaign again")
@@ -417,9 +417,9 @@ def test_a_leader_whose_work_stands_still_gives_up_and_comes_back_when_it_moves(
 def test_a_follower_whose_work_stands_still_does_not_take_a_free_lease(fleet: Fleet) -> None:
     leading, leader = fleet.leader("a")
     runner, campaign = fleet.runner(), fleet.campaign("b")
-    pulse = Pulse("the loop", 0.2)
-    campaign.requirements = [pulse]
-    pulse.beat(clock.now())
+    heartbeat = Heartbeat("the loop", 0.2)
+    campaign.requirements = [heartbeat]
+    heartbeat.beat(clock.now())
     runner.start(campaign)
     wait_until(lambda: campaign.unmet, what="it to be noticed")
     assert leading.resign(leader).wait(PATIENCE)
@@ -432,7 +432,7 @@ def test_a_candidate_that_fails_two_requirements_comes_back_when_both_hold(
 ) -> None:
     caplog.set_level("INFO", logger="celery_leader")
     runner, campaign = fleet.leader("a")
-    one, other = Pulse("the loop", 0.2), Pulse("the store", 0.2)
+    one, other = Heartbeat("the loop", 0.2), Heartbeat("the store", 0.2)
     campaign.requirements = [one, other]
     one.beat(clock.now())
     other.beat(clock.now())
@@ -446,22 +446,22 @@ def test_a_candidate_that_fails_two_requirements_comes_back_when_both_hold(
     assert caplog.text.count("deposed") == 1
 
 
-def _resigned_while_its_work_stood_still(fleet: Fleet) -> tuple[Runner, Campaign, Pulse]:
+def _resigned_while_its_work_stood_still(fleet: Fleet) -> tuple[Runner, Campaign, Heartbeat]:
     runner, campaign = fleet.leader("a")
-    pulse = Pulse("the loop", 0.2)
-    campaign.requirements = [pulse]
-    pulse.beat(clock.now())
+    heartbeat = Heartbeat("the loop", 0.2)
+    campaign.requirements = [heartbeat]
+    heartbeat.beat(clock.now())
     runner.wake()
     wait_until(lambda: campaign.unmet, what="it to be noticed")
     assert runner.resign(campaign).wait(PATIENCE)
-    return runner, campaign, pulse
+    return runner, campaign, heartbeat
 
 
 def test_one_that_resigns_while_its_work_stands_still_does_not_come_back(fleet: Fleet) -> None:
-    _, campaign, pulse = _resigned_while_its_work_stood_still(fleet)
+    _, campaign, heartbeat = _resigned_while_its_work_stood_still(fleet)
 
     def moving() -> bool:
-        pulse.beat(clock.now())
+        heartbeat.beat(clock.now())
         return not campaign.unmet
 
     wait_until(moving, what="it to be seen moving")
@@ -471,11 +471,11 @@ def test_one_that_resigns_while_its_work_stands_still_does_not_come_back(fleet: 
 def test_one_that_steps_down_and_resigns_while_its_work_stands_still_does_not_come_back(
     fleet: Fleet,
 ) -> None:
-    runner, campaign, pulse = _resigned_while_its_work_stood_still(fleet)
+    runner, campaign, heartbeat = _resigned_while_its_work_stood_still(fleet)
     runner.step_down(campaign)
     assert runner.resign(campaign).wait(PATIENCE)
     assert not campaign.wanted
-    pulse.suspend()
+    heartbeat.suspend()
     runner.wake()
     wait_until(lambda: not campaign.unmet, what="nothing to fail any more")
     assert runner.resign(campaign).wait(PATIENCE)
