@@ -1,26 +1,42 @@
-"""``celery -A proj leader …``: see the elections, move them, trust them."""
+"""The group ``celery leader``, which Celery's command line loads as a plugin."""
 
 from __future__ import annotations
 
 import click
 
-from celery_leader.runtime import remote_control as control
+from celery_leader.runtime import remote_control
 
-from .cli_check import doctor, healthcheck
-from .cli_move import forget, hold, release, resign, transfer
-from .cli_see import history, status, watch
+from .commands.doctor import doctor
+from .commands.forget import forget
+from .commands.healthcheck import healthcheck
+from .commands.history import history
+from .commands.hold import hold
+from .commands.release import release
+from .commands.resign import resign
+from .commands.status import status
+from .commands.transfer import transfer
 
-# Celery's command line imports this module, and must know what nodes can be asked.
-control.register()
+# `celery inspect` runs in a process that imports this module and no worker.
+remote_control.register()
 
 
 @click.group(name="leader")
 def leader() -> None:
-    """See and move the leaders of the app's workers and beats.
+    """Show the leaders of the app's workers and beats, and move them.
 
     Every command has --json. Exit codes: 0 yes or done, 1 no or not done, 2 an error.
     """
 
 
-for _each in (status, watch, history, resign, transfer, hold, release, forget, doctor, healthcheck):
-    leader.add_command(_each)
+for _command in (
+    status,
+    history,
+    resign,
+    transfer,
+    hold,
+    release,
+    forget,
+    doctor,
+    healthcheck,
+):
+    leader.add_command(_command)

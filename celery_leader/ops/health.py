@@ -1,9 +1,8 @@
-"""Whether nodes are well, judged by when Redis last heard of them.
+"""Whether nodes are well, judged by their last contact with Redis.
 
-Guaranteed: a node that is well had an election thread that was in contact with Redis within
-``patience``; whether it leads does not matter. A node name that ends in a process id of
-this host is not well without that process. Not guaranteed: anything else about
-the node, such as that a worker takes in tasks.
+Guaranteed: the election thread of a well node was in contact with Redis within ``patience``,
+leading or not. A node whose name has a process id of this host is not well without that
+process. Not guaranteed: anything else about the node, such as that a worker takes in tasks.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from celery_leader.store.register import Candidate
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """Whether one node is well, and why that is thought."""
+class NodeHealth:
+    """Whether one node is well, and why."""
 
     node: str
     well: bool
@@ -27,11 +26,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which nodes are asked for.
+    """The nodes that are asked for.
 
     Attributes:
-        host: this host's name, the only one whose process ids mean something here.
-        node: ``name@host``, which names ``name@host:pid`` too; ``None`` for every node of
+        host: the name of this host, whose process ids can be looked up.
+        node: ``name@host``, which also means ``name@host:pid``; ``None`` for every node of
             ``host``.
     """
 
@@ -41,66 +40,55 @@ class Wanted:
     def __str__(self) -> str:
         return self.node or f"any node of {self.host}"
 
-    def names(self, node: str) -> bool:
+    def means(self, node: str) -> bool:
         """Whether ``node`` is one of them."""
         if self.node is None:
             return _host_of(node) == self.host
         return node == self.node or node.startswith(f"{self.node}:")
 
     def pid(self, node: str) -> int | None:
-        """The process of this host that ``node`` names, if it does."""
+        """The process of this host in the name ``node``, if there is one."""
         number = node.rpartition(":")[2].partition(".")[0]
         here = ":" in node and _host_of(node) == self.host
         return int(number) if here and number.isdecimal() else None
 
 
 def patience(timing: Timing) -> float:
-    """How long, in seconds, a candidate that is well may be silent.
+    """How long, in seconds, a living candidate may be silent.
 
-    A leader is heard of at each renewal, a follower when the lease it saw can have run out:
-    once a lease at least.
+    A leader is in contact at each renewal, a follower when the lease that it saw can have run
+    out: at least once a lease.
     """
     return 1.5 * timing.lease_duration
 
 
 def last_contacts(candidates: Iterable[Candidate]) -> dict[str, float]:
-    """How many seconds ago each node was heard of, in whichever election."""
-    # One thread keeps all elections of a process: a sign of one is a sign of life of all.
+    """How many seconds ago each node was in contact, in any election."""
+    # One thread serves all elections of a process, so contact in one is a sign of life in all.
     seen: dict[str, float] = {}
     for candidate in candidates:
         seen[candidate.node] = min(candidate.seen_ago, seen.get(candidate.node, float("inf")))
     return seen
 
 
-def examine(
+def health_of(
     wanted: Wanted,
     seen: Mapping[str, float],
     *,
     patience: float,
     runs: Callable[[int], bool],
-) -> list[Finding]:
-    """What there is to say of each wanted node that was heard of; nothing if none was.
+) -> list[NodeHealth]:
+    """The health of each wanted node in ``seen``, the last contacts; empty if there is none.
 
-    A name whose process has ended says nothing of one that came after it on the same
-    host, so it counts only where there is no other.
+    A name whose process has ended counts only where no wanted node lives: another process may
+    have come after it.
     """
-    nodes = sorted(filter(wanted.names, seen))
+    nodes = sorted(filter(wanted.means, seen))
     ended = {node: pid for node in nodes if (pid := wanted.pid(node)) and not runs(pid)}
     living = [node for node in nodes if node not in ended]
     if not living:
-        return [Finding(node, False, f"process {pid} has ended") for node, pid in ended.items()]
+        return [NodeHealth(node, False, f"process {pid} has ended") for node, pid in ended.items()]
     return [_judged(node, seen[node], patience) for node in living]
-
-
-def _judged(node: str, seen_ago: float, patience: float) -> Finding:
-    if seen_ago <= patience:
-        return Finding(node, True, f"in contact with Redis {seen_ago:.1f} s ago")
-    return Finding(
-        node,
-        False,
-        f"last in contact with Redis {seen_ago:.1f} s ago, more than {patience:g} s:"
-        " its election thread is stuck, cut off or gone",
-    )
 
 
 def process_runs(pid: int) -> bool:
@@ -110,8 +98,19 @@ def process_runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
-        return True  # another user's, or no number that could be asked for
+        return True  # another user's process, or too large a number to ask for
     return True
+
+
+def _judged(node: str, seen_ago: float, patience: float) -> NodeHealth:
+    if seen_ago <= patience:
+        return NodeHealth(node, True, f"in contact with Redis {seen_ago:.1f} s ago")
+    return NodeHealth(
+        node,
+        False,
+        f"last in contact with Redis {seen_ago:.1f} s ago, more than {patience:g} s:"
+        " its election thread is stuck, cut off or gone",
+    )
 
 
 def _host_of(node: str) -> str:

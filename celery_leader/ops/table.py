@@ -1,44 +1,41 @@
-"""Tables for people: with rich at a terminal, in plain lines anywhere else.
+"""Tables for people: drawn by rich at a terminal, plain lines everywhere else.
 
-Guaranteed: the same words in both forms, that nothing in a cell is taken for markup or makes a
-line of its own, and that no table breaks a word: a terminal that is too narrow for that gets
-the plain lines.
-rich is only ever imported here, when something is shown on a terminal: whoever imports the
-command line, as every ``celery`` command does, does not wait for it.
+Guaranteed: both forms have the same words, and neither breaks a node name or another word: a
+table that the terminal is too narrow for is shown as plain lines. Nothing in a cell is taken
+for markup. rich is imported only when it draws, because every ``celery`` command imports the
+command line.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from celery_leader.core.names import printable
+from .printing import safe
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_GAP = "  "
-_PADDING = 3  # what a drawn column takes beside its text
+_INDENT, _GAP = "    ", "  "
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
-    """A title, the rows below it, and what is to be said of them.
+class Table:
+    """A title, rows, and remarks below them.
 
     Attributes:
         title: one line.
-        columns: what the columns hold; said at a terminal only, since cells explain themselves.
-        rows: one text for each column.
+        columns: the heads of the columns. Only a terminal shows them: each cell says what it is.
+        rows: one text for each column. A column without any text is left out.
         remarks: lines below the rows.
-        style: how the title looks at a terminal.
-        styles: how rows look, by the mark that their first cell begins with.
+        style: the style of the title at a terminal.
+        styles: the styles of rows, by the first character of their first cell.
     """
 
     title: str
@@ -48,112 +45,98 @@ class Sheet:
     style: str = "bold"
     styles: dict[str, str] = field(default_factory=dict)
 
-
-def _safe(sheet: Sheet) -> Sheet:
-    """``sheet`` without what could harm a terminal, or forge a line."""
-    return replace(
-        sheet,
-        title=printable(sheet.title),
-        rows=[[printable(cell) for cell in row] for row in sheet.rows],
-        remarks=[printable(remark) for remark in sheet.remarks],
-    )
+    def in_lines(self) -> str:
+        """The table as plain lines."""
+        table = _shown(self)
+        below = [*_lines(table.rows), *table.remarks]
+        return "\n".join([table.title, *(_INDENT + line for line in below)])
 
 
-def in_lines(sheet: Sheet) -> str:
-    """``sheet`` in plain lines, its columns below each other."""
-    sheet = _safe(sheet)
-    widths = [max(map(len, cells)) for cells in zip(*sheet.rows, strict=True)]
-    lines = [sheet.title] if sheet.title else []
-    for row in sheet.rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width)
-        lines.append(("    " + _GAP.join(cells)).rstrip())
-    return "\n".join([*lines, *(f"    {remark}" for remark in sheet.remarks)])
-
-
-def show(sheets: Sequence[Sheet], *, color: bool = True) -> None:
-    """Print ``sheets``."""
+def show(tables: Sequence[Table], *, color: bool = True) -> None:
+    """Print ``tables``."""
     if at_a_terminal():
-        _console(color).print(_drawn(sheets))
+        console = _console(color)
+        console.print(drawn(tables, console))
         return
-    for sheet in sheets:
-        click.echo(in_lines(sheet))
+    for table in tables:
+        click.echo(table.in_lines())
 
 
 def at_a_terminal() -> bool:
-    """Whether what is printed goes to a terminal, and rich is there to draw on it."""
+    """Whether the output goes to a terminal and rich is there to draw on it."""
     return sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
 
 
 @contextmanager
-def live(*, color: bool = True) -> Iterator[Callable[[Sequence[Sheet]], None]]:
-    """The terminal, for one picture that is drawn again and again."""
+def live(*, color: bool = True) -> Iterator[Callable[[Sequence[Table]], None]]:
+    """The whole terminal, for tables that are drawn again and again."""
     from rich.live import Live
 
-    with Live(console=_console(color), auto_refresh=False, screen=True) as picture:
-        yield lambda sheets: picture.update(_drawn(sheets), refresh=True)
+    console = _console(color)
+    with Live(console=console, auto_refresh=False, screen=True) as picture:
+        yield lambda tables: picture.update(drawn(tables, console), refresh=True)
+
+
+def drawn(tables: Sequence[Table], console: Console) -> RenderableType:
+    """``tables``, as rich draws them on ``console``."""
+    from rich.console import Group
+
+    return Group(*[part for table in tables for part in _parts(_shown(table), console)])
 
 
 def _console(color: bool) -> Console:
     from rich.console import Console
 
-    return Console(no_color=not color or None, highlight=False, width=_width())
+    return Console(no_color=not color or None, highlight=False)
 
 
-def _width() -> int:
-    return shutil.get_terminal_size().columns
+def _shown(table: Table) -> Table:
+    """``table`` with safe text only, and without its empty columns."""
+    used = [i for i, cells in enumerate(zip(*table.rows, strict=True)) if any(cells)]
+    return replace(
+        table,
+        title=safe(table.title),
+        columns=[table.columns[i] for i in used if table.columns],
+        rows=[[safe(row[i]) for i in used] for row in table.rows],
+        remarks=safe(list(table.remarks)),
+    )
 
 
-def _drawn(sheets: Sequence[Sheet]) -> RenderableType:
-    from rich.console import Group
+def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """``rows`` as lines whose columns stand below each other."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return [
+        _GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
-    return Group(*[part for sheet in sheets for part in _parts(_safe(sheet))])
 
-
-def _parts(sheet: Sheet) -> Iterator[Any]:
-    from rich import box
-    from rich.table import Table
+def _parts(table: Table, console: Console) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    if sheet.title:
-        yield Text(sheet.title, style=sheet.style)
-    used = [i for i, _ in enumerate(sheet.columns) if any(row[i] for row in sheet.rows)]
-    widths = _widths(sheet, used, _width())
-    if widths is None:
-        yield Text(in_lines(Sheet("", rows=sheet.rows)))
-    elif used:
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            show_header=any(sheet.columns),
-            padding=(0, 1),
-        )
-        for i, width in zip(used, widths, strict=True):
-            table.add_column(sheet.columns[i], width=width)
-        for row in sheet.rows:
-            style = sheet.styles.get(row[0][:1], "")
-            table.add_row(*(Text(row[i], style=style) for i in used))
-        yield table
-    for remark in sheet.remarks:
+    yield Text(table.title, style=table.style)
+    if table.rows:
+        grid = _grid(table)
+        lines = console.render_lines(grid)
+        text = "\n".join("".join(segment.text for segment in line) for line in lines)
+        words = {word for row in (table.columns, *table.rows) for word in " ".join(row).split()}
+        too_narrow = any(word not in text for word in words)
+        yield Text("\n".join(_INDENT + line for line in _lines(table.rows))) if too_narrow else grid
+    for remark in table.remarks:
         yield Text(f"  {remark}", style="yellow")
     yield Text()
 
 
-def _widths(sheet: Sheet, used: Sequence[int], room: int) -> list[int] | None:
-    """How wide each column is, so that no word is broken; ``None`` where there is no room."""
-    cells = [[sheet.columns[i], *(row[i] for row in sheet.rows)] for i in used]
-    # A node name that is wrapped or cut off cannot be copied into the next command.
-    whole = [
-        each if i == 0 else " ".join(each).split() for i, each in zip(used, cells, strict=True)
-    ]
-    widths = [max(map(len, each), default=0) for each in whole]
-    wanted = [max(map(len, each)) - width for each, width in zip(cells, widths, strict=True)]
-    spare = room - sum(widths) - len(used) * _PADDING
-    if spare < 0:
-        return None
-    # Those that want least come first, so that what they leave is for the others.
-    waiting = sorted(range(len(used)), key=wanted.__getitem__)
-    for served, i in enumerate(waiting):
-        more = min(wanted[i], spare // (len(waiting) - served))
-        widths[i] += more
-        spare -= more
-    return widths
+def _grid(table: Table) -> RenderableType:
+    from rich import box
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, show_header=any(table.columns))
+    for i, column in enumerate(table.columns):
+        # A node name that is wrapped cannot be copied into the next command.
+        grid.add_column(column, no_wrap=i == 0)
+    for row in table.rows:
+        style = table.styles.get(row[0][:1], "")
+        grid.add_row(*(Text(cell, style=style) for cell in row))
+    return grid

@@ -34,7 +34,7 @@ def test_beats_that_send_everything_twice_are_told_of_in_logs_status_and_doctor(
     first.says("use: celery beat -S leader")
     ticking.takes_part(first, "beat")
     status = ticking.run("leader", "status", "--election", "beat").stdout
-    assert f"{first.node} sends every ordinary periodic task, leading or not" in status
+    assert f"every ordinary periodic task is sent by {first.node}, leading or not" in status
     ((severity, what),) = [each for each in findings(ticking) if "ordinary" in each[1]]
     assert (severity, "more than once" in what) == ("warning", False)
 

@@ -129,7 +129,7 @@ def test_watch_at_a_terminal_draws_one_picture_and_gives_the_terminal_back(led: 
     pytest.importorskip("rich")
     ours, theirs = pty.openpty()
     watching = subprocess.Popen(
-        [sys.executable, "-m", "celery", "-A", "tests.fleet.proj", "leader", "watch"],
+        [sys.executable, "-m", "celery", "-A", "tests.fleet.proj", "leader", "status", "--watch"],
         cwd=ROOT,
         env=os.environ
         | {proj.VARIABLE: json.dumps(led.config), "TERM": "xterm", "COLUMNS": "150", "LINES": "50"},
@@ -154,7 +154,7 @@ def test_watch_at_a_terminal_draws_one_picture_and_gives_the_terminal_back(led: 
 
 
 def watch(fleet: Fleet, *options: str) -> Process:
-    return fleet._start("watch", "", ("leader", "watch", *options), {})
+    return fleet._start("watch", "", ("leader", "status", "--watch", *options), {})
 
 
 def read_until(descriptor: int, text: str) -> str:

@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 
 COMMANDS = {
     "status": ("status",),
-    "watch": ("watch",),
+    "watch": ("status", "--watch"),
     "history": ("history",),
     "resign": ("resign", "--election", "worker"),
     "transfer": ("transfer", "w1@fleet", "--election", "worker"),
@@ -137,7 +137,9 @@ def test_over_a_slow_connection_every_command_does_its_work(
 ) -> None:
     fleet, url = slow
     if name == "watch":
-        watching = fleet._start("watch", "", ("leader", "watch", "--json"), {"broker": url})
+        watching = fleet._start(
+            "watch", "", ("leader", "status", "--watch", "--json"), {"broker": url}
+        )
         watching.says('"error": null').close()
         return
     arguments = COMMANDS[name]
@@ -171,7 +173,7 @@ def slow(redis_binary_or_skip: str, tmp_path_factory: Any) -> Any:
 
 def test_watch_goes_on_while_redis_is_away(own_redis: RedisServer, new_fleet: Any) -> None:
     fleet = new_fleet(own_redis.url)
-    watching = fleet._start("watch", "", ("leader", "watch", "--interval", "0.2"), {})
+    watching = fleet._start("watch", "", ("leader", "status", "--watch", "--interval", "0.2"), {})
     watching.says("worker: no leader")
     own_redis.kill()
     watching.says("no contact: ")

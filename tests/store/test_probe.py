@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from contextlib import closing
-from time import monotonic
 
+from celery import Celery
 from kombu import Connection
 
 from celery_leader.core.lease import Granted
-from celery_leader.ops import probe
-from celery_leader.ops.probe import Probe, Server
+from celery_leader.ops.doctor import findings_table
+from celery_leader.ops.probe import Server, _all_calls, probe
+from celery_leader.ops.server_findings import about_server
+from celery_leader.runtime.leadership import Visit
 from celery_leader.runtime.lease_source import LeaseSource
+from celery_leader.runtime.settings import Settings
 from celery_leader.store import schedule_store, scripts
 from celery_leader.store.client import RedisClient, Script
+from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.scripts import Keys
 from tests.asking import acquire
 from tests.readme import acl_rules
@@ -25,15 +29,10 @@ from tests.waiting import wait_until
 def look(url: str, prefix: str = "", queue: str | None = "celery") -> Server:
     source = LeaseSource(Connection(url), setting=SETTING, operation_timeout=10.0)
     client = RedisClient(source.connect, setting=SETTING, operation_timeout=10.0)
-    asker = Probe(
-        client,
-        address=source.address,
-        setting=SETTING,
-        keys=Keys("celery", prefix),
-        clock=monotonic,
-    )
+    keys = Keys("celery", prefix)
     with closing(client):
-        return asker.look(["beat", "worker"], queue)
+        visit = Visit(client, RedisLeaseStore(client, keys), keys, SETTING, source.address)
+        return probe(visit, ["beat", "worker"], queue)
 
 
 def test_a_redis_that_refuses_nothing_is_seen_as_it_is(
@@ -142,8 +141,7 @@ def test_every_command_that_a_script_runs_is_asked_for() -> None:
         if isinstance(value, Script)
     ]
     used = {command for text in every for command in re.findall(r"redis\.call\('(\w+)'", text)}
-    calls = [*probe._calls(Keys("celery"), "beat"), *probe._calls_on_queue("celery")]
-    asked = {call[0] for call in calls}
+    asked = {call[0] for call in _all_calls(Keys("celery"), ["beat"], "celery")}
     assert len(used) > 10
     assert used - asked == set()
 
@@ -181,5 +179,9 @@ def test_a_cluster_of_one_shard_is_told_from_others_and_works_with_a_hash_tag(
 def test_the_name_of_a_key_forges_no_line(redis_url: str, redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         client.hset("celery-leader:x\n    critical  forged:election:y", "a", "b")
-        namespaces = look(redis_url).namespaces
-    assert namespaces == {"x\N{REPLACEMENT CHARACTER}    critical  forged"}
+        server = look(redis_url)
+    findings = list(about_server(server, Settings.of(Celery("proj", set_as_current=False))))
+    lines = findings_table(server, findings).in_lines().splitlines()
+    (line,) = [line for line in lines if "forged" in line]
+    assert line.startswith("    note  ")
+    assert "x\N{REPLACEMENT CHARACTER}    critical  forged" in line

@@ -8,17 +8,23 @@ import sys
 
 import pytest
 
-from celery_leader.core.timing import Timing
-from celery_leader.ops.health import Finding, Wanted, examine, last_contacts, patience, process_runs
-from celery_leader.store.register import Candidate
+from celery_leader.core.lease import Candidate, Timing
+from celery_leader.ops.health import (
+    NodeHealth,
+    Wanted,
+    health_of,
+    last_contacts,
+    patience,
+    process_runs,
+)
 
 HERE = "web1"
 PATIENCE = patience(Timing.of_lease(10))
 
 
 def wells(wanted: Wanted, seen: dict[str, float], *running: int) -> dict[str, bool]:
-    findings = examine(wanted, seen, patience=PATIENCE, runs=lambda pid: pid in running)
-    return {finding.node: finding.well for finding in findings}
+    found = health_of(wanted, seen, patience=PATIENCE, runs=lambda pid: pid in running)
+    return {each.node: each.well for each in found}
 
 
 def test_a_node_heard_of_within_a_lease_and_a_half_is_well_and_later_is_not() -> None:
@@ -44,10 +50,10 @@ def test_a_name_without_a_process_id_names_the_beat_whatever_its_id() -> None:
 
 
 def test_a_process_of_this_host_that_has_ended_is_not_well_however_lately_it_was_heard_of() -> None:
-    (finding,) = examine(
+    (found,) = health_of(
         Wanted(HERE), {"beat@web1:7": 0.1}, patience=PATIENCE, runs=lambda _: False
     )
-    assert finding == Finding("beat@web1:7", False, "process 7 has ended")
+    assert found == NodeHealth("beat@web1:7", False, "process 7 has ended")
 
 
 def test_a_process_that_has_ended_does_not_count_where_another_came_after_it() -> None:

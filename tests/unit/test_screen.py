@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from celery_leader.ops import table as screen
-from celery_leader.ops.table import Sheet
+from celery_leader.ops import table
+from celery_leader.ops.table import Table
 
-NODES = Sheet(
+NODES = Table(
     "worker: w1@web1.example.com  term 1795516234812955",
     columns=("node", "last contact", "why it ended", "term"),
     rows=(
@@ -22,8 +22,8 @@ def seen_at(
 ) -> str:
     """What a terminal of so many columns shows of the nodes."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(screen, "at_a_terminal", lambda: True)
-    screen.show([NODES], color=False)
+    monkeypatch.setattr(table, "at_a_terminal", lambda: True)
+    table.show([NODES], color=False)
     return capsys.readouterr().out
 
 
@@ -44,15 +44,15 @@ def test_a_terminal_too_narrow_for_the_table_gets_the_plain_lines(
     assert "why it" not in seen_at(40, monkeypatch, capsys)
 
 
-def test_nothing_in_a_sheet_makes_a_line_of_its_own_or_harms_a_terminal(
+def test_nothing_in_a_table_makes_a_line_of_its_own_or_harms_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     forged = "w1\n    critical  forged\r\x1b[2J\x85\u2028"
-    sheet = Sheet(forged, columns=("node",), rows=[(forged,)], remarks=[forged])
+    hostile = Table(forged, columns=("node",), rows=[(forged,)], remarks=[forged])
     for at_a_terminal in (False, True):
         monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(screen, "at_a_terminal", lambda at=at_a_terminal: at)
-        screen.show([sheet], color=False)
+        monkeypatch.setattr(table, "at_a_terminal", lambda at=at_a_terminal: at)
+        table.show([hostile], color=False)
         shown = capsys.readouterr().out
         lines = [line.strip(" -\N{BOX DRAWINGS LIGHT HORIZONTAL}") for line in shown.splitlines()]
         assert all(line.startswith("w1") for line in lines if line and line != "node"), shown

@@ -1,0 +1,135 @@
+"""What all commands of ``celery leader`` share: the app, ``--json``, exit codes.
+
+The exit code is 0 for yes or done and 1 for no or not done. It is 2 where that cannot be told:
+Redis does not answer, or a setting or a name is wrong. Then there is one line on standard
+error and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from celery import Celery, _state
+from celery.bin.base import CeleryCommand, handle_preload_options
+
+from celery_leader.errors import LeaderError
+from celery_leader.ops.overview import Overview
+from celery_leader.ops.printing import json_text, say
+from celery_leader.ops.table import Table, show
+from celery_leader.runtime.leadership import Leadership, app_identity, leadership_of
+from celery_leader.store.lease_store import RedisLeaseStore
+from celery_leader.tasks.leader_only import adopt_tasks
+
+_NO, _ERROR = 1, 2
+_PATIENCE = 5.0  # seconds that Redis may take over one answer to a person
+
+election_option = click.option("--election", metavar="NAME", help="Only this election.")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a command.
+
+    Attributes:
+        app: the app of ``celery -A``.
+        as_json: whether ``--json`` was given.
+        color: whether the output may have colours.
+    """
+
+    app: Celery
+    as_json: bool
+    color: bool
+
+    def leadership(self, patience: float | None = _PATIENCE) -> Leadership:
+        """The elections of the app, with those that its tasks name.
+
+        ``patience``: how many seconds Redis may take over one answer, if longer than a lease's
+        own operations may.
+
+        Raises:
+            LeaderError: a setting cannot be used, or no Redis keeps the elections.
+        """
+        # Without -A there is an app as well. It has no broker unless celeryconfig.py names one.
+        if self.app is _state.default_app and not self.app.conf.broker_url:
+            raise LeaderError("no app is named: put it first, as in celery -A proj leader status")
+        self.app.finalize()
+        self.app.loader.import_default_modules()
+        adopt_tasks(self.app)
+        leadership = leadership_of(self.app)
+        if leadership.always_leads():
+            raise LeaderError(
+                "this app runs in one process (eager mode, or a broker in memory):"
+                " it always leads, and there is no status to read"
+            )
+        if patience is not None:
+            leadership.visit_timeout = max(patience, leadership.settings.timing.operation_timeout)
+        return leadership
+
+    def answer(self, value: Any, *told: Table | str) -> None:
+        """Print ``value`` with ``--json``, and else the lines and tables that tell it."""
+        if self.as_json:
+            say(json_text(value, indent=2))
+            return
+        for each in told:
+            if isinstance(each, Table):
+                show([each], color=self.color)
+            else:
+                say(each)
+
+
+def command(function: Callable[..., bool]) -> click.Command:
+    """Make a command of ``function``, with ``--json`` and the exit codes.
+
+    ``function`` gets the ``Call`` and the command's own options. It returns ``True`` for the
+    exit code 0 and ``False`` for 1.
+    """
+
+    @functools.wraps(function)
+    def run(ctx: click.Context, *, as_json: bool, **options: Any) -> None:
+        try:
+            yes = function(Call(ctx.obj.app, as_json, color=not ctx.obj.no_color), **options)
+        except LeaderError as exc:
+            say(f"Error: {exc}", error=True)
+            ctx.exit(_ERROR)
+        ctx.exit(0 if yes else _NO)
+
+    handle: Callable[..., Any] = handle_preload_options
+    kind: type[click.Command] = CeleryCommand
+    made = click.command(cls=kind)(click.pass_context(handle(run)))
+    made.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."))
+    return made
+
+
+def elections_named(leadership: Leadership, election: str | None) -> list[str]:
+    """``election``, or all elections if it is ``None``.
+
+    Raises:
+        LeaderError: the app knows no election of that name.
+    """
+    names = sorted(leadership.elections())
+    if election is None:
+        return names
+    if election not in names:
+        raise LeaderError(f"there is no election {election!r}; known are {', '.join(names)}")
+    return [election]
+
+
+def overviews_of(
+    leadership: Leadership, store: RedisLeaseStore, names: Sequence[str], leaderships: int = 2
+) -> list[Overview]:
+    """The elections of these names with their latest leaderships, in one round trip.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    timing, app = leadership.settings.timing, app_identity(leadership.app)
+    return [
+        Overview(
+            name, survey.record, survey.candidates, survey.held, timing, survey.leaderships, app
+        )
+        for name, survey in store.survey(names, leaderships).items()
+    ]

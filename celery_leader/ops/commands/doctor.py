@@ -1,0 +1,51 @@
+"""``celery leader doctor``: what is wrong, and what to change."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from celery_leader.ops.doctor import Fleet, examine, findings_table
+from celery_leader.ops.findings import CRITICAL, SEVERITIES
+from celery_leader.ops.probe import probe
+from celery_leader.runtime.schedulers import unread
+from celery_leader.tasks.leader_only import installed
+
+from .base import Call, command, elections_named, overviews_of
+
+
+@command
+@click.option(
+    "--fail-on",
+    type=click.Choice(SEVERITIES),
+    default=CRITICAL,
+    show_default=True,
+    help="The exit code is 1 if there is a finding of this severity or a worse one.",
+)
+def doctor(call: Call, fail_on: str) -> bool:
+    """Find what is wrong with the elections and their Redis, and say what to change.
+
+    Writes nothing. The exit code is 1 if there is a critical finding; see --fail-on.
+    """
+    leadership = call.leadership()
+    names = elections_named(leadership, None)
+    # With leader_url the messages are in another Redis.
+    queue = leadership.app.conf.task_default_queue if leadership.leases_on_broker else None
+    with leadership.visit_server() as visit:
+        server = probe(visit, names, queue)
+        overviews = overviews_of(leadership, visit.store, names)
+    fleet = Fleet(
+        installed=installed(leadership.app),
+        settings=leadership.settings,
+        overviews=overviews,
+        needed=frozenset(leadership.task_elections),
+        unread=unread(leadership.app) or "",
+    )
+    findings = examine(server, fleet)
+    well = not any(each.is_at_least(fail_on) for each in findings)
+    call.answer(
+        {"well": well, "redis": server.as_json(), "findings": list(map(asdict, findings))},
+        findings_table(server, findings),
+    )
+    return well

@@ -1,0 +1,30 @@
+"""``celery leader forget``: Redis keeps nothing more of an election."""
+
+from __future__ import annotations
+
+import click
+
+from celery_leader.core.lease import check_name
+
+from .base import Call, command
+
+
+@command
+@click.argument("elections", nargs=-1, required=True, metavar="NAME...")
+def forget(call: Call, elections: tuple[str, ...]) -> bool:
+    """Remove from Redis what it keeps of elections that nobody needs any more.
+
+    Record and history go. An election with candidates is refused. The exit code is 1 if
+    Redis kept nothing of one of them.
+    """
+    leadership = call.leadership()
+    names = [check_name(name) for name in elections]
+    found = {name: leadership.forget(name) for name in names}
+    call.answer(
+        {"forgotten": sorted(name for name, there in found.items() if there)},
+        *(
+            f"{name} is forgotten" if there else f"{name} was not known to Redis"
+            for name, there in found.items()
+        ),
+    )
+    return all(found.values())

@@ -1,0 +1,117 @@
+"""What the commands share that move leaders: names of nodes, and waiting for the next leader."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import click
+from celery.utils.nodenames import default_nodename, host_format
+
+from celery_leader.errors import LeaderError
+from celery_leader.ops.overview import Overview
+from celery_leader.ops.words import some
+from celery_leader.runtime.clock import now
+from celery_leader.runtime.leadership import Handover, Leadership
+
+from .base import Call, elections_named, overviews_of
+
+_TIMEOUT = 30.0  # seconds
+
+
+def _no_nan(ctx: click.Context, option: click.Parameter, value: float) -> float:
+    if math.isnan(value):
+        raise click.BadParameter("it must be a number of seconds")
+    return value
+
+
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    callback=_no_nan,
+    default=_TIMEOUT,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait until it is done. The order stands after that, too.",
+)
+
+
+def look_at(leadership: Leadership, election: str | None) -> list[Overview]:
+    """The election of this name, or all of them.
+
+    Raises:
+        LeaderError: the app knows no election of that name.
+        StoreUnavailable: Redis does not answer.
+    """
+    with leadership.visit() as store:
+        return overviews_of(leadership, store, elections_named(leadership, election))
+
+
+def full_name(node: str, overviews: Sequence[Overview]) -> str:
+    """The full name of ``node``: its host, and a beat's process id, may be left out.
+
+    Raises:
+        LeaderError: several nodes go by that name.
+    """
+    exact = str(host_format(default_nodename(node)))
+    known = {n for each in overviews for n in (*each.held, *(c.node for c in each.candidates))}
+    if exact in known:
+        return exact
+    short = f"{node}@" if "@" not in node else f"{exact}:"
+    found = sorted(each for each in known if each.startswith(short))
+    if len(found) > 1:
+        raise LeaderError(f"{node} may be any of {', '.join(found)}: name one")
+    return found[0] if found else exact
+
+
+def no_candidate(node: str, overviews: Sequence[Overview]) -> str:
+    """A sentence for a ``node`` that is no candidate."""
+    known = {each.node for overview in overviews for each in overview.candidates}
+    return f"there is no candidate {node!r}; known are {some(known, most=12) or 'none'}"
+
+
+def hand_over(
+    call: Call, leadership: Leadership, election: str, successor: str | None, timeout: float
+) -> bool:
+    """Give the order, wait, and tell what came of it; whether it was done.
+
+    Raises:
+        LeaderError: the order cannot be given.
+    """
+    began = now()
+    done = leadership.hand_over(election, successor, timeout=timeout)
+    return tell(call, done, successor, now() - began)
+
+
+def tell(call: Call, done: Handover, successor: str | None, took: float) -> bool:
+    """Tell what came of an order; whether it was done."""
+    achieved = done.leader is not None and successor in (None, done.leader)
+    value = {
+        "election": done.election,
+        "former": done.former,
+        "former_term": done.former_term,
+        "leader": done.leader,
+        "term": done.term,
+        "seconds": round(took, 3),
+        "done": achieved,
+    }
+    call.answer(value, *_lines(done, successor, took, achieved))
+    return achieved
+
+
+def _lines(done: Handover, successor: str | None, took: float, achieved: bool) -> list[str]:
+    if done.leader is None:
+        return [
+            f"{done.election}: {done.former} has the order, and nobody leads anew after"
+            f" {took:.1f} s. It gives way when what it runs has ended, or stops answering: see"
+            f" celery leader status --election {done.election}"
+        ]
+    how = f", term {done.term}, after {took:.2f} s"
+    if done.term == done.former_term:
+        how = f" already, term {done.term}"
+    elif done.leader == done.former:
+        how = f" again: there was no other candidate{how}"
+    lines = [f"{done.election}: {done.leader} leads{how}"]
+    if not achieved:
+        lines.append(f"{successor} did not take the lease in its time, so the election went on")
+    return lines

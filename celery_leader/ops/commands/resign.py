@@ -1,0 +1,35 @@
+"""``celery leader resign``: the leader gives its lease up."""
+
+from __future__ import annotations
+
+import click
+
+from celery_leader.errors import LeaderError
+from celery_leader.runtime.leadership import Leadership
+
+from .base import Call, command, elections_named
+from .orders import hand_over, look_at, timeout_option
+
+
+@command
+@click.option("--election", metavar="NAME", help="Which one.  [default: the one that is led]")
+@timeout_option
+def resign(call: Call, election: str | None, timeout: float) -> bool:
+    """Have the leader give up its lease, so that another candidate leads.
+
+    The leader first ends what it is doing: a worker its leader-only tasks, a beat its
+    dispatch. If there is no other candidate, the same node leads again. The exit code is 1
+    if there was no new leader in time; the order stands.
+    """
+    leadership = call.leadership()
+    name = _only_led(leadership) if election is None else elections_named(leadership, election)[0]
+    return hand_over(call, leadership, name, None, timeout)
+
+
+def _only_led(leadership: Leadership) -> str:
+    led = [each.election for each in look_at(leadership, None) if each.led]
+    if not led:
+        raise LeaderError("nobody leads any election, so there is nobody to give way")
+    if len(led) > 1:
+        raise LeaderError(f"{', '.join(led)} are led: name one with --election")
+    return led[0]

@@ -1,0 +1,47 @@
+"""Prints what people and scripts are shown, made safe on the way.
+
+Node names, app names and reasons come from Redis, and anybody who can write to Redis can put
+anything there. Guaranteed: nothing that is printed here controls a terminal, makes a line of
+its own, or is no JSON. All output of ``celery leader`` goes through ``safe``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, TypeVar
+
+import click
+
+from celery_leader.core.candidate_info import printable
+
+T = TypeVar("T")
+
+
+def safe(value: T) -> T:
+    """``value`` without control characters, and with ``None`` for each number that is not finite.
+
+    Works on text and on values that become JSON.
+    """
+    made_safe: Any = value
+    match value:
+        case str():
+            made_safe = printable(value)
+        case dict():
+            made_safe = {safe(key): safe(each) for key, each in value.items()}
+        case list() | tuple():
+            made_safe = [safe(each) for each in value]
+        case float() if not math.isfinite(value):
+            made_safe = None
+    result: T = made_safe
+    return result
+
+
+def say(line: str, *, error: bool = False) -> None:
+    """Print one line, on standard error if it is an error."""
+    click.echo(safe(line), err=error)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON."""
+    return json.dumps(safe(value), indent=indent, allow_nan=False)
