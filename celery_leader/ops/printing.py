@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from celery_leader.core.candidate_info import printable
+from celery_leader.core.names import printable
 
 T = TypeVar("T")
 

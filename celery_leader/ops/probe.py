@@ -79,7 +79,7 @@ class Server:
         return as_number(self.info.get(field, ""))
 
     def as_json(self) -> dict[str, Any]:
-        """The info about it, for scripts."""
+        """What is known of it, for scripts."""
         return {
             "setting": self.setting,
             "address": self.address,

@@ -1,4 +1,4 @@
-"""What the doctor finds, and what it leaves alone, from info that are given."""
+"""What the doctor finds, and what it leaves alone, from facts that are given."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from celery import Celery
 
 from celery_leader.core.candidate_info import CandidateInfo
 from celery_leader.core.identity import identity
-from celery_leader.core.lease import Candidate, Record, State, Timing
+from celery_leader.core.lease import Record, State
+from celery_leader.core.timing import Timing
 from celery_leader.ops.doctor import Fleet, examine, findings_table
 from celery_leader.ops.election_table import election_table
 from celery_leader.ops.overview import Overview
 from celery_leader.ops.probe import Server
 from celery_leader.runtime.settings import Settings
 from celery_leader.store.history import PastLeadership
+from celery_leader.store.register import Candidate
 
 TIMING = Timing.of_lease(25)
 APP = "proj|0123"

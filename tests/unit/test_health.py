@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from celery_leader.core.lease import Candidate, Timing
+from celery_leader.core.timing import Timing
 from celery_leader.ops.health import (
     NodeHealth,
     Wanted,
@@ -17,6 +17,7 @@ from celery_leader.ops.health import (
     patience,
     process_runs,
 )
+from celery_leader.store.register import Candidate
 
 HERE = "web1"
 PATIENCE = patience(Timing.of_lease(10))

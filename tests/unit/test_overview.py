@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from celery_leader.core.candidate_info import CandidateInfo, read_candidate_info
-from celery_leader.core.lease import Announcement, Candidate, Record, State, Timing
+from celery_leader.core.lease import Announcement, Record, State
+from celery_leader.core.timing import Timing
 from celery_leader.errors import StoreUnavailable
 from celery_leader.ops import table
 from celery_leader.ops.election_table import election_table, headline
@@ -19,7 +20,8 @@ from celery_leader.ops.overview import Overview
 from celery_leader.ops.printing import json_text
 from celery_leader.ops.watch import Diary, Look, Rate, looks
 from celery_leader.ops.words import span
-from celery_leader.store.history import PastLeadership, reigns
+from celery_leader.store.history import PastLeadership, past_leaderships
+from celery_leader.store.register import Candidate
 
 AT = 1_790_000_000.0
 
@@ -316,5 +318,5 @@ def test_of_leaderships_those_are_believed_whose_terms_rise() -> None:
     for place in range(1, 5):
         for term in (3, 55, 10):
             lines = [*real[:place], elected("evil", term, 1000 * place + 1), *real[place:]]
-            shown = reigns(lines, record(term=50, event="5000-0", remaining=-1.0), 10.0)
+            shown = past_leaderships(lines, record(term=50, event="5000-0", remaining=-1.0), 10.0)
             assert [each.node for each in reversed(shown)] == [each.node for each in real]

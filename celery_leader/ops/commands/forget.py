@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from celery_leader.core.lease import check_name
+from celery_leader.core.names import check_name
 
 from .base import Call, command
 
