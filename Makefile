@@ -8,8 +8,10 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard celery_leader tests examples benchmarks noxfile.py)
 INSTALL := -m pip --quiet --disable-pip-version-check install
 PIP := $(BIN)/python $(INSTALL)
-# More arguments for pytest, e.g. make test PYTEST=tests/unit
+# More arguments for pytest, e.g. make test PYTEST=tests/core
 PYTEST ?=
+# The folders of tests that belong to a room of the package, or to the package as a whole.
+ROOMS := $(addprefix tests/,core store runtime tasks worker beat ops package)
 # So many tests run side by side; most of their time they wait. With 1 they share pytest's own process.
 WORKERS ?= 4
 SIDE_BY_SIDE = $(if $(filter 0 1,$(WORKERS)),,-n $(WORKERS) --dist loadgroup)
@@ -73,13 +75,14 @@ $(EXAMPLES:%=example-%): example-%:
 	@$(BIN)/python -m examples.$*.show $(EXAMPLE)
 
 check: lint types contract
-	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) tests/unit
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not real" $(ROOMS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST)
 
 coverage: $(VENV)/.dev
-	$(BIN)/coverage run -m pytest -q tests/unit tests/simulation tests/store
+	$(BIN)/coverage run -m pytest -q -m "not real" $(ROOMS) tests/simulation
+	$(BIN)/coverage run -m pytest -q tests/store
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
@@ -87,13 +90,13 @@ test-schedulers: $(VENV)/.dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/beat $(PYTEST)
 
 test-oldest: $(OLDEST)/.test
-	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(or $(PYTEST),tests/unit tests/fleet)
+	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(or $(PYTEST),$(ROOMS))
 
 test-examples: $(VENV)/.dev $(VENV)/.examples
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/examples $(PYTEST)
 
 test-operations: $(VENV)/.dev
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/operations $(PYTEST)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/ops $(PYTEST)
 
 test-sentinel: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/sentinel $(PYTEST)

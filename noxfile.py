@@ -1,4 +1,4 @@
-"""The tests on each Python that is here: ``nox``, ``nox -s tests-3.12 -- tests/unit``."""
+"""The tests on each Python that is here: ``nox``, ``nox -s tests-3.12 -- tests/core``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ nox.options.download_python = "never"
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The unit and store tests, or what is named after ``--``."""
+    """The tests that start no process, and those of the store, or what is named after ``--``."""
     session.install("--editable", ".[test,demo]")
-    session.run("python", "-m", "pytest", *(session.posargs or ["tests/unit", "tests/store"]))
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/core", "tests/store"]))

@@ -19,8 +19,8 @@ from celery.schedules import schedule
 
 from celery_leader import install
 from celery_leader.beat import LeaderScheduler
-from tests.redis_process import RedisServer
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 _MOST = 600  # dispatches measured for a scheduler that would take minutes for all of them
 _BATCH = 20  # messages sent in one turn, where two ways to send take turns

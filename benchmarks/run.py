@@ -22,9 +22,9 @@ from celery import Celery
 
 from celery_leader import LeaderElection
 from celery_leader.store.scripts import RENEW
-from tests.fleet.fleet import Fleet
-from tests.redis_process import RedisServer
-from tests.waiting import wait_until
+from tests.support.fleet import Fleet
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 LEASE = 3.0  # seconds
 

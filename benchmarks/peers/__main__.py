@@ -23,7 +23,7 @@ from benchmarks.peers.page import page
 from benchmarks.peers.plot import draw
 from benchmarks.peers.scale import Sizes
 from benchmarks.run import new_fleet
-from tests.redis_process import RedisServer
+from tests.support.redis_server import RedisServer
 
 _MAKERS = {
     STOCK.name: dispatch.stock,

@@ -16,8 +16,8 @@ import redis
 from benchmarks.peers.candidates import CANDIDATES
 from benchmarks.peers.contenders import Contender
 from benchmarks.peers.idle import commands
-from tests.redis_process import RedisServer
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 _CANDIDATES = "benchmarks.peers.candidates"
 _SETTLES = 3.0  # seconds after the last connection

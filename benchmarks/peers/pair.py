@@ -18,10 +18,10 @@ from benchmarks.peers.contenders import LEASE, Contender
 from benchmarks.peers.judge import Message
 from tests.chaos.app import ENTRY
 from tests.chaos.drainer import Drainer, sender
-from tests.chaos.proxy import LossyProxy, quiet_port
 from tests.chaos.supervised import Supervised, Supervisor
-from tests.redis_process import RedisServer
-from tests.waiting import wait_until
+from tests.support.lossy_proxy import LossyProxy, quiet_port
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 PATIENCE = 60.0  # seconds; used up by a contender that does not come back
 _DURABLE = ("--appendonly", "yes", "--appendfsync", "always")

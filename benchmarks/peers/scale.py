@@ -19,8 +19,8 @@ from celery_leader.runtime.lease_source import LeaseSource
 from celery_leader.store.client import RedisClient
 from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.scripts import Keys
-from tests.redis_process import RedisServer
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 _DISPATCHES = 1_000
 _HISTORY = 256  # lines, as leader_history_size is by default

@@ -15,9 +15,9 @@ from celery.schedules import BaseSchedule, crontab, schedstate
 
 from celery_leader.beat import LeaderScheduler
 from celery_leader.errors import LeaderError
-from tests.beat.conftest import NewFleet
-from tests.beat.local import Bench
-from tests.waiting import wait_until
+from tests.support.fixtures import NewFleet
+from tests.support.local_beat import Bench
+from tests.support.waiting import wait_until
 
 MODES = ("one", "all", "none")
 HOUR = 3600.0

@@ -18,12 +18,11 @@ from typing import Any
 
 import pytest
 
-from tests.beat.beats import BeatFleet
-from tests.beat.conftest import NewFleet
 from tests.beat.test_other_schedulers import COLUMNS, ROWS
 from tests.beat.test_other_schedulers import empty_database as empty_database
-from tests.fleet.fleet import Process
-from tests.waiting import wait_until
+from tests.support.fixtures import NewFleet
+from tests.support.fleet import Fleet, Process
+from tests.support.waiting import wait_until
 
 OURS, STOCK = "leader-django", "django_celery_beat.schedulers:DatabaseScheduler"
 HOUR = timedelta(hours=1)
@@ -41,7 +40,7 @@ def sql(moment: datetime | None) -> str | None:
 class Rows:
     """The table of periodic tasks, each due every hour, and the beats that go by it."""
 
-    def __init__(self, fleet: BeatFleet, scheduler: str) -> None:
+    def __init__(self, fleet: Fleet, scheduler: str) -> None:
         self.fleet = fleet
         self.scheduler = scheduler
         self.file = fleet.config["django"]

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from celery_leader.beat import LeaderPersistentScheduler
-from tests.beat.local import Bench
+from tests.support.local_beat import Bench
 
 EVERY = {"schedule": timedelta(seconds=10)}
 

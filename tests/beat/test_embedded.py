@@ -6,16 +6,15 @@ import os
 
 import psutil
 
-from tests.beat.beats import BeatFleet
-from tests.beat.conftest import NewFleet
-from tests.fleet.fleet import Process
-from tests.waiting import wait_until
+from tests.support.fixtures import NewFleet
+from tests.support.fleet import Fleet, Process
+from tests.support.waiting import wait_until
 
 EMBEDDED = ("-B", "--scheduler", "leader")
 OFTEN = {"tick": {"task": "unheard", "every": 0.2}}
 
 
-def start(fleet: BeatFleet, *names: str) -> list[Process]:
+def start(fleet: Fleet, *names: str) -> list[Process]:
     """Workers with a beat in each, which do not take the messages that beats send."""
     workers = [
         fleet.worker(name, *EMBEDDED, "-Q", name, "-s", str(fleet.directory / f"{name}.db"))
@@ -28,7 +27,7 @@ def start(fleet: BeatFleet, *names: str) -> list[Process]:
     return workers
 
 
-def leading(fleet: BeatFleet, workers: list[Process], *, besides: int = 0) -> tuple[Process, int]:
+def leading(fleet: Fleet, workers: list[Process], *, besides: int = 0) -> tuple[Process, int]:
     """The worker whose beat leads, and that beat's process id."""
 
     def found() -> tuple[Process, int] | None:

@@ -17,10 +17,10 @@ from celery import Task
 from celery.beat import Scheduler
 
 from celery_leader.beat import LeaderMixin, LeaderScheduler
-from tests.beat.local import Bench, LocalBeat
-from tests.redis_process import RedisServer
 from tests.support.counting_proxy import Command, CountingProxy, Cut, Which
-from tests.waiting import wait_until
+from tests.support.local_beat import Bench, LocalBeat
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 EVERY = 10
 #: One cut, as often as it can be; and so many in a row that a second try at once fails too.

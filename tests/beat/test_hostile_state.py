@@ -15,8 +15,8 @@ import redis
 from celery.schedules import crontab
 
 from celery_leader.beat import LeaderPersistentScheduler
-from tests.beat.local import KEY, Bench, LocalBeat
-from tests.waiting import wait_until
+from tests.support.local_beat import KEY, Bench, LocalBeat
+from tests.support.waiting import wait_until
 
 SCHEDULE = {
     "tick": {"schedule": 10.0},

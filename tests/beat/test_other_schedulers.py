@@ -18,11 +18,10 @@ from typing import Any
 
 import pytest
 
-from tests.beat.beats import BeatFleet
-from tests.beat.conftest import NewFleet
-from tests.fleet.fleet import ROOT, Process
-from tests.redis_process import RedisServer
-from tests.waiting import wait_until
+from tests.support.fixtures import NewFleet
+from tests.support.fleet import ROOT, Fleet, Process
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 KINDS = ("leader-persistent", "leader-redbeat", "leader-django")
 NEEDS = {"leader-redbeat": "redbeat", "leader-django": "django_celery_beat"}
@@ -32,11 +31,11 @@ HOURLY = {**TICK, "hourly": {"task": "hourly", "every": 3600.0}}
 
 ROWS = "django_celery_beat_periodictask"
 
-NewKind = Callable[..., BeatFleet]
+NewKind = Callable[..., Fleet]
 
 _MIGRATE = """
 import sys
-from tests.beat.proj import set_up_django
+from tests.support.fleet_app.extras import set_up_django
 set_up_django(sys.argv[1])
 from django.core.management import call_command
 call_command("migrate", verbosity=0)
@@ -55,7 +54,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def new_kind(new_fleet: NewFleet, request: pytest.FixtureRequest, tmp_path: Path) -> NewKind:
     """Makes a fleet for beats of one kind."""
 
-    def new(kind: str, schedule: dict[str, Any], **conf: Any) -> BeatFleet:
+    def new(kind: str, schedule: dict[str, Any], **conf: Any) -> Fleet:
         if kind in NEEDS:
             pytest.importorskip(NEEDS[kind], reason=f"{kind} needs {NEEDS[kind]}")
         broker = {"broker": conf.pop("broker")} if "broker" in conf else {}
@@ -77,7 +76,7 @@ def new_kind(new_fleet: NewFleet, request: pytest.FixtureRequest, tmp_path: Path
     return new
 
 
-def start(fleet: BeatFleet, kind: str, *names: str) -> Process:
+def start(fleet: Fleet, kind: str, *names: str) -> Process:
     """Start beats of one kind, all that the test has; the leader."""
     fleet.beats_of(kind, *names)
     if kind == "leader-django":
@@ -90,7 +89,7 @@ def start(fleet: BeatFleet, kind: str, *names: str) -> Process:
     return fleet.leader("beat")
 
 
-def last_run(fleet: BeatFleet, entry: str) -> datetime:
+def last_run(fleet: Fleet, entry: str) -> datetime:
     text = fleet.leases.hget(fleet.key("schedule", "beat"), entry)
     return datetime.fromisoformat(json.loads(text)["last_run_at"])
 
@@ -99,7 +98,7 @@ def runs(values: list[int]) -> list[int]:
     return [v for i, v in enumerate(values) if i == 0 or values[i - 1] != v]
 
 
-def assert_no_beat_failed(fleet: BeatFleet) -> None:
+def assert_no_beat_failed(fleet: Fleet) -> None:
     assert all("Traceback" not in process.log for process in fleet.processes)
 
 
@@ -295,7 +294,7 @@ def test_a_beat_that_does_not_read_the_database_says_so(new_kind: NewKind) -> No
     assert_no_beat_failed(fleet)
 
 
-def write(fleet: BeatFleet, *statements: str) -> None:
+def write(fleet: Fleet, *statements: str) -> None:
     """Change rows as the admin does, which also says that something changed."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")
     with closing(sqlite3.connect(fleet.config["django"], timeout=30)) as database:
@@ -307,7 +306,7 @@ def write(fleet: BeatFleet, *statements: str) -> None:
         database.commit()
 
 
-def read(fleet: BeatFleet, query: str) -> list[Any]:
+def read(fleet: Fleet, query: str) -> list[Any]:
     with closing(sqlite3.connect(fleet.config["django"], timeout=30)) as database:
         return database.execute(query).fetchall()
 
@@ -430,7 +429,7 @@ def test_each_beat_has_a_file_of_its_own_and_goes_on_from_what_they_share(
     assert files(fleet, first) != files(fleet, second)
 
 
-def files(fleet: BeatFleet, process: Process) -> set[str]:
+def files(fleet: Fleet, process: Process) -> set[str]:
     found = {path.name for path in fleet.directory.glob(f"{process.name}.schedule*")}
     assert found
     return found

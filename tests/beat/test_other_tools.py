@@ -21,13 +21,13 @@ from celery.beat import Scheduler
 from celery_leader import NotLeader, StoreUnavailable
 from celery_leader.beat import LeaderMixin, LeaderScheduler
 from celery_leader.core.events import Dispatched, DispatchRefused
-from tests.beat.conftest import NewFleet
-from tests.beat.local import Bench, LocalBeat
-from tests.fleet.fleet import LASTING
-from tests.readme import acl_rules
-from tests.redis_process import RedisServer
 from tests.support.counting_proxy import Command, CountingProxy, Cut, pushes
-from tests.waiting import wait_until
+from tests.support.fixtures import NewFleet
+from tests.support.fleet import LASTING
+from tests.support.local_beat import Bench, LocalBeat
+from tests.support.readme import acl_rules
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 with warnings.catch_warnings():
     # Of their own code, and of what they import, when it is first compiled or looked at.

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from kombu import Connection
 
-from tests.beat.beats import BeatFleet
 from tests.beat.conftest import NewOnRabbit
-from tests.beat.rabbitmq import RabbitMQ
-from tests.fleet.proxy import Proxy
-from tests.waiting import wait_until
+from tests.support.fleet import Fleet
+from tests.support.proxy import Proxy
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.waiting import wait_until
 
 
 class Queued:
     """What waits in the default queue of a fleet, taken out as it is looked at."""
 
-    def __init__(self, fleet: BeatFleet) -> None:
+    def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self.headers: list[dict[str, Any]] = []
 
@@ -41,7 +41,7 @@ class Queued:
         return wait_until(enough, what=f"{count} messages of {task}") or []
 
 
-def declare(fleet: BeatFleet) -> Queued:
+def declare(fleet: Fleet) -> Queued:
     """Make the queue that a worker would have made, and watch it."""
     with Connection(fleet.config["broker"]) as connection:
         fleet.stranger.amqp.queues[fleet.config["conf"]["task_default_queue"]](
@@ -94,7 +94,7 @@ def test_what_a_killed_beat_had_claimed_is_sent_by_the_next_under_the_same_id(
 ) -> None:
     fleet = new_on_rabbit({"tick": {"task": "plain", "every": 0.4}})
     queued = declare(fleet)
-    first = fleet.beats_of(f"tests.beat.proj:{dies}", "b1")[0]
+    first = fleet.beats_of(f"tests.support.fleet_app.schedulers:{dies}", "b1")[0]
     second = fleet.beat("b2")
     fleet.takes_part(second, "beat")
     # The first stops itself at its third message, and is killed when another has its lease.

@@ -13,9 +13,9 @@ import pytest
 from kombu import Connection
 
 from celery_leader import leader_only
-from tests.beat.beats import BeatFleet
 from tests.beat.conftest import NewOnRabbit
-from tests.waiting import wait_until
+from tests.support.fleet import Fleet
+from tests.support.waiting import wait_until
 
 
 def queues_of(kind: str, exchange: str) -> dict[str, Any]:
@@ -42,7 +42,7 @@ KINDS = {
 }
 
 
-def leading_and_following(fleet: BeatFleet) -> tuple[Any, Any]:
+def leading_and_following(fleet: Fleet) -> tuple[Any, Any]:
     """Two workers, of which one leads both elections."""
     default = fleet.config["conf"]["task_default_queue"]
     first = fleet.worker("w1", "-Q", default, "-c", "2").says(" ready.")

@@ -25,9 +25,9 @@ from celery.beat import Scheduler
 from kombu import Exchange, Queue
 
 from celery_leader.beat import LeaderMixin
-from tests.beat.local import KEY, NOON, Bench, LocalBeat
-from tests.redis_process import RedisServer, free_port
-from tests.waiting import wait_until
+from tests.support.local_beat import KEY, NOON, Bench, LocalBeat
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.waiting import wait_until
 
 RECORD = "celery-leader:celery:election:beat"
 NewBench = Callable[[RedisServer], Bench]

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import redis
 
-from tests.fleet.fleet import LASTING, ROOT, Process
 from tests.support import project
-from tests.waiting import wait_until
+from tests.support.fleet import LASTING, ROOT, Process
+from tests.support.waiting import wait_until
 
 SCHEDULE, PROJECTS = "celery-leader:celery:schedule:beat", "celery-leader:celery:projects:beat"
 FOREIGN = "of another project ('app'; this one is 'app'): their tasks are others"

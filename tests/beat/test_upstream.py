@@ -55,7 +55,7 @@ def missing(reason: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(real: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tests of the installed Celery, unpacked."""
     kept = Path(tempfile.gettempdir()) / f"celery-leader-tests-{os.getuid()}"
     archive = kept / f"celery-{celery.__version__}.tar.gz"

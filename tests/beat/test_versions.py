@@ -23,9 +23,9 @@ from celery_leader.beat.projects import Project
 from celery_leader.core.identity import sketch
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.runtime import clock
-from tests.beat.conftest import NewFleet
-from tests.beat.local import KEY, Bench, LocalBeat
-from tests.waiting import wait_until
+from tests.support.fixtures import NewFleet
+from tests.support.local_beat import KEY, Bench, LocalBeat
+from tests.support.waiting import wait_until
 
 PROJECTS = "celery-leader:celery:projects:beat"
 HOUR = 3600.0

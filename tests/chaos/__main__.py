@@ -21,9 +21,9 @@ from tests.chaos.command import Plan, judged
 from tests.chaos.drainer import Drainer
 from tests.chaos.faults import KINDS, Done, Scene, schedule
 from tests.chaos.judge import Judge, Report, Row, Window
-from tests.chaos.proxy import quiet_port
 from tests.chaos.stalls import Stalls
-from tests.redis_process import RedisServer
+from tests.support.lossy_proxy import quiet_port
+from tests.support.redis_server import RedisServer
 
 _DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 _SCHEDULERS = {True: "leader", False: "tests.chaos.app:UnfencedScheduler"}

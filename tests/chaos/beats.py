@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos import app
-from tests.chaos.proxy import LossyProxy
 from tests.chaos.supervised import Supervised, Supervisor
+from tests.support.lossy_proxy import LossyProxy
 
 
 class Beat(Supervised):

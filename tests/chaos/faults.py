@@ -15,7 +15,7 @@ import redis
 from tests.chaos.beats import Beat, Beats
 from tests.chaos.drainer import Drainer, Trap, connected
 from tests.chaos.judge import Arrival
-from tests.redis_process import RedisServer
+from tests.support.redis_server import RedisServer
 
 _PREFIX = "celery-leader:celery"
 _RECORD = f"{_PREFIX}:election:beat"

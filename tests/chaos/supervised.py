@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from tests.chaos.proxy import LossyProxy
+from tests.support.lossy_proxy import LossyProxy
 
 ROOT = Path(__file__).resolve().parents[2]
 _RESTART_AFTER = 0.5  # seconds, as a supervisor would

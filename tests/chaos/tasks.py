@@ -24,13 +24,13 @@ from tests.chaos import task_app
 from tests.chaos.accounts import Accounts, Report, Row
 from tests.chaos.command import Plan, judged
 from tests.chaos.faults import schedule
-from tests.chaos.proxy import quiet_port
 from tests.chaos.sender import Sender
 from tests.chaos.supervised import Death
 from tests.chaos.task_faults import KINDS, Electing, Plain, Scene
 from tests.chaos.witness import Journal, Witness, wait_for_rest
 from tests.chaos.workers import Worker, Workers
-from tests.redis_process import RedisServer
+from tests.support.lossy_proxy import quiet_port
+from tests.support.redis_server import RedisServer
 
 _STARTS_WITHIN = 20.0  # seconds a worker may take; part of what is waited for at the end
 

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 
 from tests.chaos import task_app
-from tests.chaos.proxy import LossyProxy
 from tests.chaos.supervised import Supervised, Supervisor
+from tests.support.lossy_proxy import LossyProxy
 
 
 class Worker(Supervised):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import redis
 
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 

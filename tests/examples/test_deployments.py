@@ -22,8 +22,8 @@ import redis
 from examples.kubernetes import show as kubernetes
 from examples.systemd import show as systemd
 from tests.examples.shows import ROOT
-from tests.services import must_have
-from tests.waiting import wait_until
+from tests.support.services import must_have
+from tests.support.waiting import wait_until
 
 APP = ROOT / "examples" / "quickstart"
 VERSION = kubernetes_validate.latest_version()

@@ -11,8 +11,8 @@ import pytest
 
 from examples.rabbitmq.server import rabbitmq_binary
 from tests.examples.shows import ROOT, NewShow, runs
-from tests.services import must_have
-from tests.waiting import wait_until
+from tests.support.services import must_have
+from tests.support.waiting import wait_until
 
 EXAMPLES = ROOT / "examples"
 #: Each with a line that only comes when it has shown what it is there for.

@@ -24,7 +24,7 @@ from celery_leader.core.election import Election, Wait
 from celery_leader.core.lease import Acquire, Missing, Release, Renew, Reply, Request
 from celery_leader.core.observed_leader import ObservedLeader
 from celery_leader.core.timing import Timing
-from tests.fake_store import FakeStore, Row
+from tests.support.fake_store import FakeStore, Row
 
 NAME = "beat"
 #: One renewal each second, two attempts, and a candidate waits a second for an answer.

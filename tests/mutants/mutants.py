@@ -9,26 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-_CORE = ("tests/unit/test_election.py", "tests/simulation")
-_STORE = ("tests/store/test_store_contract.py", "tests/store/test_redis_store.py")
-_RUNNER = ("tests/unit/test_runner.py",)
+_CORE = ("tests/core/test_election.py", "tests/simulation")
+_STORE = ("tests/store/test_lease_store_contract.py", "tests/store/test_lease_store.py")
+_RUNNER = ("tests/runtime/test_runner.py",)
 _DISPATCH = ("tests/store/test_schedule_store.py",)
-_PLAN = ("tests/unit/test_plan.py",)
-_FORKS = ("tests/store/test_forks.py",)
-_IDENTITIES = ("tests/unit/test_identities.py",)
+_PLAN = ("tests/beat/test_plan.py",)
+_FORKS = ("tests/runtime/test_forks.py",)
+_IDENTITIES = ("tests/core/test_namesakes.py",)
 _HOSTILE = "tests/store/test_hostile_record.py::test_"
-_MARKED = ("tests/unit/test_leader_tasks.py",)
-_HANDOVER = "tests/fleet/test_worker_handover.py::test_"
-_LEADING = "tests/fleet/test_worker_leading.py::test_"
-_WAYS = "tests/fleet/test_every_way_to_send.py::test_"
-_CUTS = "tests/fleet/test_worker_cuts.py::test_"
+_MARKED = ("tests/tasks/test_leader_only.py",)
+_HANDOVER = "tests/worker/test_handover.py::test_"
+_LEADING = "tests/worker/test_leading.py::test_"
+_WAYS = "tests/tasks/test_every_way_to_send.py::test_"
+_CUTS = "tests/worker/test_cuts.py::test_"
 _PROJECTS = "tests/beat/test_two_projects.py::test_"
 _DELAYED = "tests/beat/test_rabbitmq_queues.py::test_"
-_LINK = "tests/fleet/test_each_link.py::test_"
+_LINK = "tests/worker/test_each_link.py::test_"
 _LINKS = _LINK + "those_lead_whose_links_let_them_work"
 _TOOLS = "tests/beat/test_other_tools.py::test_"
 _SCHEDULES = ("tests/simulation/test_simulated_schedules.py",)
-_CONFIGURED = "tests/fleet/test_worker_configuration.py::test_"
+_CONFIGURED = "tests/worker/test_configuration.py::test_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +328,7 @@ MUTANTS = (
         "runtime/runner.py",
         "if namesake.seen_at <= campaign.namesake or campaign.namesake_told:",
         "if campaign.namesake_told:",
-        ("tests/unit/test_runner.py",),
+        ("tests/runtime/test_runner.py",),
     ),
     Mutant(
         "a copy of a process goes on as the same life",
@@ -416,7 +416,7 @@ MUTANTS = (
         "runtime/shared_memory.py",
         "            cells[self._valid_until] = 0.0\n            cells[self._term] = float(term)",
         "            cells[self._term] = float(term)",
-        ("tests/unit/test_belief.py",),
+        ("tests/runtime/test_shared_memory.py",),
     ),
     # -- dispatch ---------------------------------------------------------------------------
     Mutant(
@@ -513,7 +513,7 @@ MUTANTS = (
         "beat/entry_state.py",
         "            elif since <= (now - retention) * 1000:\n",
         "            else:\n",
-        ("tests/unit/test_states.py",),
+        ("tests/beat/test_entry_state.py",),
     ),
     Mutant(
         "what a user sets again counts as sent",
@@ -596,7 +596,7 @@ MUTANTS = (
         "    try:\n        hand_over(task, options, message)",
         "    acknowledge()\n    acknowledge = lambda: None\n"
         "    try:\n        hand_over(task, options, message)",
-        ("tests/unit/test_receive.py",),
+        ("tests/worker/test_message_guard.py",),
     ),
     Mutant(
         "before_start is not asked",
@@ -632,7 +632,7 @@ MUTANTS = (
         "        self._link.lost()\n",
         "        self._leadership.resign_all()\n",
         (
-            "tests/fleet/test_worker_network.py::test_a_leader_whose_connections_are_torn_down_keeps_its_lease_and_its_queue",
+            "tests/worker/test_network.py::test_a_leader_whose_connections_are_torn_down_keeps_its_lease_and_its_queue",
         ),
     ),
     Mutant(
@@ -640,7 +640,7 @@ MUTANTS = (
         "metrics_server.py",
         "os.register_at_fork(after_in_child=listening.close)",
         "pass",
-        ("tests/unit/test_metrics.py",),
+        ("tests/package/test_metrics.py",),
     ),
     Mutant(
         "a lost connection is not counted",
@@ -665,7 +665,7 @@ MUTANTS = (
         self.heartbeat.suspend()
 """,
         "        self._consumer = c\n",
-        ("tests/unit/test_broker_link.py",),
+        ("tests/worker/test_broker_link.py",),
     ),
     Mutant(
         "a shutdown waits for its broker's answers",
@@ -674,7 +674,7 @@ MUTANTS = (
         self.heartbeat.suspend()
 """,
         "        self._over.set()\n",
-        ("tests/unit/test_broker_link.py",),
+        ("tests/worker/test_broker_link.py",),
     ),
     Mutant(
         "a beat that cannot publish leads on",
@@ -702,7 +702,7 @@ MUTANTS = (
         "tasks/leader_only.py",
         "return leadership.term(options.election) is not None and not leadership.is_shut",
         "return leadership.term(options.election) is not None",
-        ("tests/unit/test_receive.py",),
+        ("tests/worker/test_message_guard.py",),
     ),
     Mutant(
         "what waits is given back in the wrong order",
@@ -733,21 +733,21 @@ MUTANTS = (
         "beat/entry_state.py",
         "if last is None or claimed or last <= now + tolerance:",
         "if True:",
-        ("tests/unit/test_states.py",),
+        ("tests/beat/test_entry_state.py",),
     ),
     Mutant(
         "a clock that was set is not looked at before the next answer of Redis",
         "beat/wall_clock.py",
         "return 0.0 if self._offset is None else self._read() - now - self._offset",
         "return 0.0",
-        ("tests/unit/test_wall_clock.py",),
+        ("tests/beat/test_wall_clock.py",),
     ),
     Mutant(
         "who abstains outranks a priority below zero",
         "store/scripts.py",
         " and not abstaining(each) then",
         " then",
-        ("tests/store/test_store_contract.py",),
+        ("tests/store/test_lease_store_contract.py",),
     ),
     Mutant(
         "who abstains is granted the lease",
@@ -782,14 +782,14 @@ MUTANTS = (
         "tasks/leader_only.py",
         "return term if body is None or body.term == term else None",
         "return term",
-        ("tests/unit/test_testing.py",),
+        ("tests/package/test_testing.py",),
     ),
     Mutant(
         "a body is known after its end",
         "tasks/bodies.py",
         "            self.runs = False\n            _bodies.reset(token)",
         "            pass",
-        ("tests/unit/test_testing.py",),
+        ("tests/package/test_testing.py",),
     ),
     Mutant(
         "a body is not stopped when its worker leads with another term",
@@ -797,7 +797,7 @@ MUTANTS = (
         "return until if self.term(election) == term else None",
         "return until if self.term(election) is not None else None",
         (
-            "tests/fleet/test_worker_abort.py::test_a_body_is_aborted_when_its_worker_leads_on_with_another_term",
+            "tests/tasks/test_abort.py::test_a_body_is_aborted_when_its_worker_leads_on_with_another_term",
         ),
     ),
     Mutant(
@@ -826,14 +826,14 @@ MUTANTS = (
         "worker/message_guard.py",
         "if options is None or not installed(self.app) or starts(self.app, options):",
         "if True:",
-        ("tests/unit/test_receive.py",),
+        ("tests/worker/test_message_guard.py",),
     ),
     Mutant(
         "what was acknowledged and cannot be handed over is forgotten",
         "worker/message_guard.py",
         "if lost and not _is_gone(request):",
         "if lost:",
-        ("tests/unit/test_receive.py",),
+        ("tests/worker/test_message_guard.py",),
     ),
     Mutant(
         "each message is given back by itself",
@@ -859,7 +859,7 @@ MUTANTS = (
         "if name != their_name or likeness.is_hardly_shared:",
         "if name != their_name:",
         (
-            "tests/unit/test_identity.py",
+            "tests/core/test_identity.py",
             _PROJECTS
             + "a_second_project_of_the_same_name_is_told_loudly_and_a_second_version_is_not",
         ),

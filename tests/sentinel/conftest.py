@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet.conftest import new_fleet as new_fleet
-from tests.fleet.conftest import own_redis as own_redis
-from tests.fleet.conftest import pytest_runtest_makereport as pytest_runtest_makereport
 from tests.sentinel.watched import Watched
-from tests.store.conftest import make_app as make_app
-from tests.store.conftest import make_store as make_store
 
 
 @pytest.fixture

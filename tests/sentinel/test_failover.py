@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.fleet.conftest import NewFleet
-from tests.fleet.fleet import Fleet
-from tests.redis_process import RedisServer
 from tests.sentinel.watched import MASTER, Watched
-from tests.waiting import wait_until
+from tests.support.fixtures import NewFleet
+from tests.support.fleet import Fleet
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 CONF = {
     "broker_transport_options": {"master_name": MASTER, "socket_timeout": 2},

@@ -12,12 +12,12 @@ import pytest
 from celery_leader import LeaderElection
 from celery_leader.core.lease import Granted
 from celery_leader.runtime.leadership import leadership_of
-from tests.asking import NAME, acquire
-from tests.fleet.proxy import Proxy
-from tests.redis_process import RedisServer
 from tests.sentinel.watched import EAGER, confirms, replica_of
-from tests.store.conftest import MakeApp, MakeStore
-from tests.waiting import wait_until
+from tests.support.fixtures import MakeApp, MakeStore
+from tests.support.lease_requests import NAME, acquire
+from tests.support.proxy import Proxy
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 RECORD = f"celery-leader:celery:election:{NAME}"
 LEASE = 4.0

@@ -9,8 +9,8 @@ from pathlib import Path
 import redis
 
 from examples.sentinel.servers import knows, sentinel_configuration
-from tests.redis_process import RedisServer, free_port
-from tests.waiting import wait_until
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.waiting import wait_until
 
 MASTER = "fleet"
 REPLICAS = 2

@@ -35,8 +35,8 @@ from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.settings import BEAT, CatchUp, Settings
 from celery_leader.store.schedule_store import Push, ScheduleStore
 from celery_leader.store.scripts import Keys
-from tests.fake_schedule import FakeSchedule, Lease, Written
 from tests.simulation.ticks import Broken, Judge, Reign, Spec
+from tests.support.fake_schedule import FakeSchedule, Lease, Written
 
 UTC = timezone.utc
 LEASE = 10.0

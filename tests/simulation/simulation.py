@@ -28,7 +28,6 @@ from celery_leader.core.lease import (
     cursor_order,
 )
 from celery_leader.errors import LeaderError
-from tests.fake_store import FakeStore, Row
 from tests.simulation.schedule import (
     LEASE,
     Ask,
@@ -51,6 +50,7 @@ from tests.simulation.schedule import (
     SlowWrite,
     Transfer,
 )
+from tests.support.fake_store import FakeStore, Row
 
 NAME = "beat"
 #: Leases after the storm until somebody leads, and until that is the one who stays.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
-from tests.fake_schedule import Written
+from tests.support.fake_schedule import Written
 
 UTC = timezone.utc
 _EARLY = timedelta(seconds=1)  # a clock that went back by less is not taken for one that did

@@ -18,7 +18,6 @@ from pytest_celery import (
 )
 from pytest_docker_tools import build, container, fxtr
 
-from tests.redis_process import free_port
 from tests.smoke.components import (
     BeatCluster,
     DurableRedisContainer,
@@ -38,6 +37,7 @@ from tests.smoke.engine import (
     unavailable,
 )
 from tests.smoke.fleet import ContainerFleet
+from tests.support.redis_server import free_port
 
 WORKERS = 3
 BEATS = 2

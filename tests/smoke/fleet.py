@@ -14,7 +14,7 @@ from celery import Celery
 from redis.exceptions import RedisError
 
 from tests.smoke.components import LEASE, TICKS, LeaderBeat, LeaderWorker
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 Node = LeaderWorker | LeaderBeat
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.smoke.engine import ROOT, compose, unavailable
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(1200)
 

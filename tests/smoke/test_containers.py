@@ -10,7 +10,7 @@ import pytest
 from tests.smoke.components import DurableRedisContainer, LeaderBeat, LeaderWorker
 from tests.smoke.conftest import NewNode
 from tests.smoke.fleet import ELECTIONS, ContainerFleet, Node
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(1200)
 

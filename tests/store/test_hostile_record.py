@@ -24,10 +24,10 @@ from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.runtime.runner import Campaign, Runner
 from celery_leader.runtime.shared_memory import BeliefPage
 from celery_leader.store.lease_store import RedisLeaseStore
-from tests.asking import acquire
-from tests.redis_process import RedisServer
-from tests.store.conftest import MakeStore
-from tests.waiting import wait_until
+from tests.support.fixtures import MakeStore
+from tests.support.lease_requests import acquire
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 TIMING = Timing.of_lease(1.5)
 PATIENCE = 90.0

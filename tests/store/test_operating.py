@@ -16,12 +16,12 @@ from celery_leader.core.lease import Ended, Granted, Refused, Reply, Request, St
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.runtime.leadership import leadership_of
 from celery_leader.store.lease_store import RedisLeaseStore
-from tests.asking import LONG, NAME, acquire, release, renew
-from tests.fake_store import FakeStore
-from tests.readme import acl_rules
-from tests.redis_process import RedisServer
-from tests.store.conftest import MakeApp, MakeStore
-from tests.waiting import wait_until
+from tests.support.fake_store import FakeStore
+from tests.support.fixtures import MakeApp, MakeStore
+from tests.support.lease_requests import LONG, NAME, acquire, release, renew
+from tests.support.readme import acl_rules
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 KEYS = {
     kind: f"celery-leader:celery:{kind}:{NAME}"

@@ -22,12 +22,12 @@ from celery_leader.store.schedule_store import (
     Push,
     ScheduleStore,
 )
-from tests.asking import LONG, NAME, acquire, release, renew
-from tests.fake_store import FakeStore
-from tests.readme import acl_commands, acl_rules
-from tests.redis_process import RedisServer
-from tests.store.conftest import MakeStore
-from tests.waiting import wait_until
+from tests.support.fake_store import FakeStore
+from tests.support.fixtures import MakeStore
+from tests.support.lease_requests import LONG, NAME, acquire, release, renew
+from tests.support.readme import acl_commands, acl_rules
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 QUEUE = "celery"
 MESSAGE = Push("LPUSH", QUEUE, b"message")

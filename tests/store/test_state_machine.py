@@ -24,8 +24,8 @@ from celery_leader.core.timing import Timing
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime import clock
 from celery_leader.store.schedule_store import FencingToken, Outcome, ScheduleStore
-from tests.store.conftest import MakeStore
-from tests.waiting import wait_until
+from tests.support.fixtures import MakeStore
+from tests.support.waiting import wait_until
 
 TIMING = Timing(
     lease_duration=0.5,

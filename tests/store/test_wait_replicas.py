@@ -10,10 +10,10 @@ import pytest
 from celery_leader.core.lease import Granted, Refused, Reply
 from celery_leader.errors import StoreUnavailable
 from celery_leader.store.lease_store import RedisLeaseStore
-from tests.asking import NAME, acquire, release, renew
-from tests.redis_process import RedisServer
 from tests.sentinel.watched import EAGER, confirms, replica_of
-from tests.store.conftest import SETTING, MakeStore
+from tests.support.fixtures import SETTING, MakeStore
+from tests.support.lease_requests import NAME, acquire, release, renew
+from tests.support.redis_server import RedisServer
 
 RECORD = f"celery-leader:celery:election:{NAME}"
 IMPATIENT = 1.0  # seconds for an answer, where no replica is going to give one

@@ -1,6 +1,6 @@
 """The settings of a Django project whose tasks keep their results in its database.
 
-The database is in a variable of ``tests.fleet.proj``, as JSON.
+The database is in a variable of ``tests.support.fleet_app``, as JSON.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 
-from tests.fleet.proj import DATABASE_VARIABLE
+from tests.support.fleet_app.extras import RESULT_DATABASE_VARIABLE
 
-DATABASES = {"default": json.loads(os.environ[DATABASE_VARIABLE])}
+DATABASES = {"default": json.loads(os.environ[RESULT_DATABASE_VARIABLE])}
 INSTALLED_APPS = ["django_celery_results"]
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
 USE_TZ = True

@@ -10,8 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.redis_process import free_port
-from tests.waiting import wait_until
+from tests.support.redis_server import free_port
+from tests.support.waiting import wait_until
 
 _USER = "postgres"
 _PATIENCE = 60.0  # seconds

@@ -1,0 +1,202 @@
+"""Signals: who is told what, and that receivers harm nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_leader import signals
+from celery_leader.core.events import (
+    DispatchRefused,
+    Forwarded,
+    LeaderDeposed,
+    LeaderElected,
+    Skipped,
+)
+from celery_leader.runtime.leadership import leadership_of
+from celery_leader.signals import Delivery
+from tests.support.waiting import PATIENCE, wait_until
+
+ELECTED = LeaderElected("worker", "a", 7)
+
+
+@pytest.fixture
+def received() -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """What was signalled, as ``(name, arguments)``; every signal has a receiver."""
+    heard: list[tuple[str, dict[str, Any]]] = []
+    receivers = {}
+    for name in (
+        "leader_elected",
+        "leader_deposed",
+        "leader_changed",
+        "dispatch_refused",
+        "task_forwarded",
+        "task_skipped",
+    ):
+
+        def receive(signal: Any, name: str = name, **arguments: Any) -> None:
+            heard.append((name, arguments))
+
+        receivers[name] = receive
+        getattr(signals, name).connect(receive)
+    yield heard
+    for name, receive in receivers.items():
+        getattr(signals, name).disconnect(receive)
+
+
+def test_a_receiver_gets_the_documented_arguments(received: list[Any]) -> None:
+    app = Celery("signalled", broker="memory://", set_as_current=False)
+
+    @app.task(name="proj.sweep")
+    def sweep() -> None: ...
+
+    app.finalize()
+    task = app.tasks["proj.sweep"]
+    leadership = leadership_of(app)
+    leadership.tell(ELECTED)
+    leadership.tell(LeaderDeposed("worker", "a", 7, "expired", True, 2.5))
+    leadership.tell(DispatchRefused("beat", "b", 8, "every", "deposed"))
+    leadership.tell(Forwarded("worker", "a", "proj.sweep", "id-1", "celery.leader"))
+    leadership.tell(Skipped("worker", "a", "proj.sweep", "id-2", "receiver"))
+    leadership.finish_signals()
+    assert received == [
+        ("leader_elected", {"sender": app, "election": "worker", "node": "a", "term": 7}),
+        (
+            "leader_deposed",
+            {
+                "sender": app,
+                "election": "worker",
+                "node": "a",
+                "term": 7,
+                "reason": "expired",
+                "sudden": True,
+                "led_for": 2.5,
+            },
+        ),
+        (
+            "dispatch_refused",
+            {
+                "sender": app,
+                "election": "beat",
+                "node": "b",
+                "term": 8,
+                "entry": "every",
+                "reason": "deposed",
+            },
+        ),
+        (
+            "task_forwarded",
+            {
+                "sender": task,
+                "election": "worker",
+                "node": "a",
+                "task": "proj.sweep",
+                "task_id": "id-1",
+                "queue": "celery.leader",
+            },
+        ),
+        (
+            "task_skipped",
+            {
+                "sender": task,
+                "election": "worker",
+                "node": "a",
+                "task": "proj.sweep",
+                "task_id": "id-2",
+                "by": "receiver",
+            },
+        ),
+    ]
+
+
+def test_the_signals_arguments_are_those_they_declare(received: list[Any]) -> None:
+    delivery = Delivery()
+    for event in (
+        ELECTED,
+        LeaderDeposed("worker", "a", 7, "expired", True, 2.5),
+        DispatchRefused("beat", "b", 8, "every", "deposed"),
+        Forwarded("worker", "a", "proj.sweep", "id-1", "celery.leader"),
+        Skipped("worker", "a", "proj.sweep", "id-2", "receiver"),
+    ):
+        delivery.send(event, None)
+    assert delivery.finish(PATIENCE)
+    for name, arguments in received:
+        assert set(arguments) - {"sender"} == getattr(signals, name).providing_args
+
+
+@pytest.mark.parametrize("failure", [ValueError("a bug"), SystemExit(3), KeyboardInterrupt()])
+def test_a_failing_receiver_harms_neither_the_teller_nor_other_signals(
+    received: list[Any], failure: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(**_: Any) -> None:
+        raise failure
+
+    signals.leader_elected.connect(fail, weak=False, dispatch_uid="failing")
+    try:
+        delivery = Delivery()
+        delivery.send(ELECTED, None)
+        delivery.send(DispatchRefused("beat", "b", 8, "every", "deposed"), None)
+        assert delivery.finish(PATIENCE)
+    finally:
+        signals.leader_elected.disconnect(dispatch_uid="failing")
+    assert "dispatch_refused" in [name for name, _ in received]
+    assert type(failure).__name__ in caplog.text
+
+
+def test_a_slow_receiver_holds_nobody_up_and_what_is_too_much_is_dropped_and_said_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    go_on, called = threading.Event(), []
+
+    def slow(**arguments: Any) -> None:
+        called.append(arguments["term"])
+        go_on.wait(PATIENCE)
+
+    signals.leader_elected.connect(slow)
+    try:
+        delivery = Delivery()
+        for term in range(3000):
+            delivery.send(LeaderElected("worker", "a", term), None)
+        assert not delivery.finish(0.01), "the receiver is still at the first"
+        assert caplog.text.count("are too slow") == 1
+        go_on.set()
+        assert delivery.finish(PATIENCE)
+        wait_until(lambda: "signal(s) were dropped" in caplog.text, what="the number dropped")
+    finally:
+        signals.leader_elected.disconnect(slow)
+    assert called == sorted(called), "in order"
+    assert 1000 <= len(called) < 3000
+
+
+def test_signals_without_receivers_start_no_thread() -> None:
+    before = threading.active_count()
+    delivery = Delivery()
+    delivery.send(ELECTED, None)
+    assert delivery.finish(0.0)
+    assert threading.active_count() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_forked_child_calls_receivers_too(received: list[Any]) -> None:
+    app = Celery("forked", broker="memory://", set_as_current=False)
+    leadership = leadership_of(app)
+    leadership.tell(ELECTED)
+    leadership.finish_signals()
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        received.clear()
+        leadership.tell(LeaderElected("worker", "child", 8))
+        leadership.finish_signals()
+        os.write(write, repr([arguments["node"] for _, arguments in received]).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(read, 100) == b"['child']"
+    os.close(read)
+    os.close(write)

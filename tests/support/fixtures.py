@@ -1,0 +1,146 @@
+"""The fixtures that more than one folder of tests uses: servers, fleets, stores and apps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu import Connection
+
+from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.lease_source import LeaseSource
+from celery_leader.store.client import RedisClient
+from celery_leader.store.lease_store import RedisLeaseStore
+from celery_leader.store.scripts import Keys
+from examples.machine import how_to_get_redis_server
+from tests.support import fleet as fleets
+from tests.support.fleet import Fleet
+from tests.support.redis_server import RedisServer, redis_binary
+from tests.support.services import must_have
+
+PREFIX = "acme:"
+SETTING = "broker_url"
+
+MakeApp = Callable[..., Celery]
+MakeStore = Callable[..., RedisLeaseStore]
+NewFleet = Callable[..., Fleet]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: Any, call: Any) -> Any:
+    """Show the ends of the logs of a fleet with a failure."""
+    report = yield
+    if report.failed:
+        for fleet in fleets.LIVE:
+            report.sections += [(f"log of {name}", text) for name, text in fleet.logs()]
+    return report
+
+
+@pytest.fixture(scope="session")
+def real() -> None:
+    """Tests and fixtures that start a server or a process ask for this; such tests are marked ``real``."""
+
+
+@pytest.fixture(scope="session")
+def redis_binary_or_skip(real: None) -> str:
+    """The redis-server to run; skips on a laptop that has none, fails in CI."""
+    binary = redis_binary()
+    must_have(binary, how_to_get_redis_server("test"))
+    return binary or ""
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_binary_or_skip: str) -> Iterator[RedisServer]:
+    """A real redis-server of this session, killed at its end."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The URL of ``redis_server``, emptied."""
+    with redis_server.client() as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture
+def own_redis(redis_binary_or_skip: str) -> Iterator[RedisServer]:
+    """A Redis that only this test uses, and may harm."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def new_fleet(redis_url: str, tmp_path: Path) -> Iterator[NewFleet]:
+    """Makes fleets, by default over an emptied Redis; their processes end with the test."""
+    with ExitStack() as stack:
+
+        def new(broker: str = redis_url, **config: Any) -> Fleet:
+            return stack.enter_context(Fleet(tmp_path, broker, **config))
+
+        yield new
+
+
+@pytest.fixture
+def fleet(new_fleet: NewFleet) -> Fleet:
+    """A fleet over an emptied Redis."""
+    return new_fleet()
+
+
+@pytest.fixture
+def make_store(redis_url: str) -> Iterator[MakeStore]:
+    """Makes Redis stores the way an app does, each with a connection of its own."""
+    made: list[RedisLeaseStore] = []
+
+    def make(
+        url: str = redis_url,
+        *,
+        prefix: str = "",
+        namespace: str = "celery",
+        operation_timeout: float = 10.0,
+        **options: Any,
+    ) -> RedisLeaseStore:
+        source = LeaseSource(Connection(url), setting=SETTING, operation_timeout=operation_timeout)
+        client = RedisClient(source.connect, setting=SETTING, operation_timeout=operation_timeout)
+        store = RedisLeaseStore(client, Keys(namespace, prefix), **options)
+        made.append(store)
+        return store
+
+    yield make
+    for store in made:
+        store.close()
+
+
+@pytest.fixture
+def make_app(real: None, request: pytest.FixtureRequest) -> Iterator[MakeApp]:
+    """Makes Celery apps of their own, and ends their election threads after the test."""
+    apps: list[Celery] = []
+
+    def make(broker: str | None = None, **conf: Any) -> Celery:
+        if broker is None:
+            broker = request.getfixturevalue("redis_url")
+        app = Celery(f"project{len(apps)}", broker=broker, set_as_current=False)
+        app.conf.update(conf)
+        apps.append(app)
+        return app
+
+    yield make
+    leaderships = [leadership_of(app) for app in apps]
+    # Who does not lead first: else one after the other is elected on the way out.
+    leaderships.sort(key=lambda each: any(c.term() is not None for c in each._campaigns))
+    for leadership in leaderships:
+        runner = leadership._runner
+        if runner is not None:
+            for campaign in leadership._campaigns:
+                runner.resign(campaign)
+            runner.stop(0)
+    for leadership in leaderships:
+        runner, leadership._runner = leadership._runner, None
+        if runner is not None:
+            runner.stop(10)
+            runner.disown()  # its pipe: one process makes hundreds of them here, and no other does
