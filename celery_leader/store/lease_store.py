@@ -40,17 +40,18 @@ from .history import PastLeadership, past_leaderships
 from .scripts import (
     ACQUIRE,
     ASK,
+    CANDIDATES,
     FORGET,
     FREE,
     HELD,
     HISTORY,
     HOLD,
     READ,
-    REGISTER,
     RELEASE,
     RENEW,
     Keys,
 )
+from .wire import millis
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +124,8 @@ class RedisLeaseStore:
     ) -> list[Announcement]:
         """Wait for news; see ``LeaseStore``."""
         names = {self._keys.of("history", name): name for name in cursors}
-        millis = max(1, int(timeout * 1000))
         reply = self._client.wait_for(
-            ["XREAD", "BLOCK", millis, "STREAMS", *names, *cursors.values()],
+            ["XREAD", "BLOCK", max(1, int(timeout * 1000)), "STREAMS", *names, *cursors.values()],
             timeout,
             wake,
             patience,
@@ -154,7 +154,7 @@ class RedisLeaseStore:
         Raises:
             StoreUnavailable: Redis did not answer, or a key of the register is damaged.
         """
-        return _candidates(self._run(REGISTER, election))
+        return _candidates(self._run(CANDIDATES, election))
 
     # -- what people ask ------------------------------------------------------
 
@@ -170,7 +170,7 @@ class RedisLeaseStore:
             keys = self._keys.election(name)
             calls += [
                 (HISTORY, keys, [8 * count + 1]),
-                (REGISTER, keys, []),
+                (CANDIDATES, keys, []),
                 (HELD, keys, []),
             ]
         answers = self._client.run(calls)
@@ -229,8 +229,8 @@ class RedisLeaseStore:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        millis = 0 if duration is None else max(1, _ms(duration))
-        what, *_ = self._run(HOLD, election, [node, millis, self._history_size])
+        ms = 0 if duration is None else max(1, millis(duration))
+        what, *_ = self._run(HOLD, election, [node, ms, self._history_size])
         return bool(what == b"candidate")
 
     def free(self, election: str, node: str) -> bool:
@@ -260,10 +260,10 @@ class RedisLeaseStore:
                 been over for one.
             StoreUnavailable: Redis did not answer.
         """
-        what, *told = self._run(FORGET, election, [_ms(lease_duration)])
+        what, *told = self._run(FORGET, election, [millis(lease_duration)])
         if what in _WHY_NOT_FORGOTTEN:
-            who, millis = told
-            why = _WHY_NOT_FORGOTTEN[what].format(who=_text(who), seconds=int(millis) / 1000)
+            who, ms = told
+            why = _WHY_NOT_FORGOTTEN[what].format(who=_text(who), seconds=int(ms) / 1000)
             raise LeaderError(f"{election}: {why}")
         return bool(what == b"forgotten")
 
@@ -300,7 +300,7 @@ class RedisLeaseStore:
                         request.holder,
                         request.nonce,
                         request.attempt,
-                        _ms(request.lease_duration),
+                        millis(request.lease_duration),
                         request.seen_term,
                         request.live_term,
                         watched_term,
@@ -310,7 +310,7 @@ class RedisLeaseStore:
                         request.app,
                         self._history_size,
                         request.priority,
-                        _ms(request.reservation),
+                        millis(request.reservation),
                         request.info,
                         *_ended(request.ended),
                         int(request.from_damaged),
@@ -325,7 +325,7 @@ class RedisLeaseStore:
                         request.nonce,
                         request.attempt,
                         request.term,
-                        _ms(request.lease_duration),
+                        millis(request.lease_duration),
                         request.priority,
                         int(request.preempted),
                         request.info,
@@ -340,7 +340,7 @@ class RedisLeaseStore:
                         request.nonce,
                         request.attempt,
                         request.successor or "",
-                        _ms(request.reservation),
+                        millis(request.reservation),
                         self._history_size,
                         request.reason,
                         int(request.leaving),
@@ -348,12 +348,8 @@ class RedisLeaseStore:
                 )
 
 
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
 def _ended(ended: Ended | None) -> list[Any]:
-    return ["", "", ""] if ended is None else [ended.term, ended.reason, _ms(ended.ago)]
+    return ["", "", ""] if ended is None else [ended.term, ended.reason, millis(ended.ago)]
 
 
 _WHY_NOT = {
@@ -419,10 +415,10 @@ def _namesake(told: list[Any]) -> Namesake | None:
     return Namesake(int(told[0]) / 1000, info.place if info else "")
 
 
-def _seconds_held(millis: bytes) -> float | None:
-    if not millis:
+def _seconds_held(ms: bytes) -> float | None:
+    if not ms:
         return None
-    return float("inf") if millis == b"-1" else int(millis) / 1000
+    return float("inf") if ms == b"-1" else int(ms) / 1000
 
 
 def _record(fields: list[Any], server_time: float) -> Record:
@@ -480,7 +476,7 @@ def _candidates(answer: list[Any]) -> list[Candidate]:
 
 def _held_nodes(answer: list[Any]) -> dict[str, float]:
     _, *found = answer
-    return {_text(node): _seconds_held(millis) or 0.0 for node, millis in found}
+    return {_text(node): _seconds_held(ms) or 0.0 for node, ms in found}
 
 
 def _candidate(

@@ -22,93 +22,16 @@ from typing import Any
 from celery_leader.errors import StoreUnavailable
 
 from .client import Script
-from .scripts import PREAMBLE, Keys
+from .scripts import Keys, fenced, lua
 
 Calls = Sequence[tuple[Script, Sequence[str], Sequence[Any]]]
 Run = Callable[[Calls], list[Any]]
 
-# KEYS record schedule key...; a topic is no key, and a Redis user has no rights to it as one
-# ARGV nonce term entry old_state new_state {command target value}...
-# -> {sent | repeated | claimed | refused | missing, {command, target, error}...}
-_DISPATCH = (
-    PREAMBLE
-    + """
-local record = load()
-if not record.term or tonumber(record.term) < tonumber(ARGV[2]) then return {'missing'} end
-if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])
-   or record.state ~= 'held' or record.left <= 0 then
-  return {'refused'}
-end
-local state = redis.call('HGET', KEYS[2], ARGV[3]) or ''
-if state == ARGV[5] then return {'repeated'} end
-if state ~= ARGV[4] then return {'claimed'} end
-for i = 9, #ARGV, 3 do if ARGV[i] == 'LPUSH' then redis.call('LLEN', ARGV[i + 1]) end end
--- Redis takes nothing back when a script fails. The state comes first, since it can be put back.
-redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])
-local function failed(reply) return type(reply) == 'table' and reply.err end
-local told = {'sent'}
-for i = 6, #ARGV, 3 do
-  local reply = redis.pcall(ARGV[i], ARGV[i + 1], ARGV[i + 2])
-  if failed(reply) and i == 6 then
-    if state ~= '' or failed(redis.pcall('HDEL', KEYS[2], ARGV[3])) then
-      redis.call('HSET', KEYS[2], ARGV[3], state)
-    end
-    return reply
-  elseif failed(reply) then
-    -- A part of the message is out, so this tick is sent, and is never sent again.
-    told[#told + 1] = {ARGV[i], ARGV[i + 1], reply.err}
-  end
-end
-return told
-"""
-)
-
-# KEYS record schedule
-# ARGV nonce term entry...
-# -> sent | refused | missing
-_FORGET = (
-    PREAMBLE
-    + """
-local record = load()
-if not record.term then return 'missing' end
-if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])
-   or record.state ~= 'held' or record.left <= 0 then
-  return 'refused'
-end
-for i = 3, #ARGV do redis.call('HDEL', KEYS[2], ARGV[i]) end
-return 'sent'
-"""
-)
-
-# KEYS schedule projects
-# -> server time in us, {entry, state, entry, state ...}, {id, project, id, project ...}
-_LOAD = """
-local time = redis.call('TIME')
-return {string.format('%.0f', time[1] * 1000000 + time[2]), redis.call('HGETALL', KEYS[1]),
-        redis.call('HGETALL', KEYS[2])}
-"""
-
-# KEYS schedule
-# ARGV entry
-# -> its state, or nothing
-_STATE = "return redis.call('HGET', KEYS[1], ARGV[1]) or ''"
-
-# KEYS schedule
-# -> how many messages its entries have sent, all in all
-_DISPATCHED = """
-local flat, sent = redis.call('HGETALL', KEYS[1]), 0
-for i = 2, #flat, 2 do
-  local told = string.match(flat[i], '"total_run_count": (%d+)')
-  -- Whoever writes to Redis can write any number, also one that is past counting.
-  if told and #told < 13 then sent = sent + tonumber(told) end
-end
-return string.format('%.0f', sent)
-"""
-
-DISPATCH = Script(_DISPATCH, ("hash", "hash"), further="list")
-FORGET = Script(_FORGET, ("hash", "hash"))
-LOAD, DISPATCHED = Script(_LOAD, ("hash", "hash")), Script(_DISPATCHED, ("hash",))
-STATE = Script(_STATE, ("hash",))
+DISPATCH = Script(fenced("schedule_dispatch"), ("hash", "hash"), further="list")
+FORGET = Script(fenced("schedule_forget"), ("hash", "hash"))
+LOAD = Script(lua("schedule_load"), ("hash", "hash"))
+STATE = Script(lua("schedule_state"), ("hash",))
+COUNT = Script(lua("schedule_count"), ("hash",))
 
 
 class Outcome(enum.Enum):
@@ -216,7 +139,7 @@ class ScheduleStore:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        return int(_one(self._run([(DISPATCHED, [self._schedule], [])])))
+        return int(_one(self._run([(COUNT, [self._schedule], [])])))
 
     def dispatch(
         self, token: FencingToken, entry: str, old: str, new: str, pushes: Sequence[Push]

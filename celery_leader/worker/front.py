@@ -12,21 +12,12 @@ from typing import Any
 from kombu.transport.virtual import QoS
 from kombu.utils.json import dumps
 
+from celery_leader.store.scripts import lua
+
 #: At most so many in one step: that Redis does nothing else meanwhile.
 STEP = 500
 
-# KEYS: the hash and the index of what is unacknowledged; then lists.
-# ARGV: for each message its tag, the number of its list, and its text.
-# Pushed before it is removed: Redis takes nothing back when a push is refused.
-_PUT_BACK = """
-for i = 1, #ARGV, 3 do
-    if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then
-        redis.call('RPUSH', KEYS[2 + ARGV[i + 1]], ARGV[i + 2])
-        redis.call('HDEL', KEYS[1], ARGV[i])
-        redis.call('ZREM', KEYS[2], ARGV[i])
-    end
-end
-"""
+_PUT_BACK = lua("put_back")
 
 
 def put_in_front(messages: Sequence[Any], queue: str) -> None:

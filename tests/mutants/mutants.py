@@ -65,8 +65,12 @@ def _election(name: str, old: str, new: str) -> Mutant:
     return Mutant(name, "core/election.py", old, new, _CORE)
 
 
-def _script(name: str, old: str, new: str, times: int = 1) -> Mutant:
-    return Mutant(name, "store/scripts.py", old, new, _STORE, times)
+def _script(verb: str, name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, f"store/lua/{verb}.lua", old, new, _STORE)
+
+
+def _dispatch(verb: str, name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, f"store/lua/{verb}.lua", old, new, _DISPATCH)
 
 
 MUTANTS = (
@@ -170,145 +174,174 @@ MUTANTS = (
     ),
     # -- the scripts of the lease -----------------------------------------------------------
     _script(
+        "acquire",
         "the end of a leadership is told an hour late",
-        "string.format('%.0f', now - ago)",
-        "string.format('%.0f', now - ago + 3600000)",
+        "whole(now - ended_ago)",
+        "whole(now - ended_ago + 3600000)",
     ),
     _script(
+        "acquire",
         "an expired leadership ends an hour late",
         "now + math.min(record.left or 0, 0)",
         "now + math.min(record.left or 0, 0) + 3600000",
     ),
     _script(
+        "acquire",
         "a leadership ends after the next has begun",
         "now + math.min(record.left or 0, 0)",
         "now + (record.left or 0)",
     ),
     _script(
+        "acquire",
         "a term from a plain counter",
         "math.max(term + 1, seen_term + 1, micros)",
         "term + 1",
     ),
     _script(
+        "acquire",
         "a term does not heed what the candidate saw",
         "math.max(term + 1, seen_term + 1, micros)",
         "math.max(term + 1, micros)",
     ),
     _script(
+        "acquire",
         "a term is printed as a float",
-        "string.format('%.0f', math.max(term + 1, seen_term + 1, micros))",
+        "whole(math.max(term + 1, seen_term + 1, micros))",
         "tostring(math.max(term + 1, seen_term + 1, micros))",
     ),
     _script(
+        "acquire",
         "no nonce: a record of our name is ours",
         "local ours = record.nonce == nonce",
         "local ours = record.holder == holder",
     ),
     _script(
+        "renew",
         "whoever knows the term may renew",
-        "if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[3])",
-        "if tonumber(record.term) ~= tonumber(ARGV[3])",
+        "if not leads(record, nonce, term) or",
+        "if not leads(record, record.nonce, term) or",
     ),
     _script(
+        "release",
         "whoever asks may release",
-        "if record.nonce ~= ARGV[2] or tonumber(ARGV[3]) <= tonumber(record.attempt) then",
-        "if tonumber(ARGV[3]) <= tonumber(record.attempt) then",
+        "if record.nonce ~= nonce or tonumber(attempt) <= tonumber(record.attempt) then",
+        "if tonumber(attempt) <= tonumber(record.attempt) then",
     ),
     _script(
+        "acquire",
         "an overtaken acquire is granted",
         "if ours and attempt <= tonumber(record.attempt) then",
         "if false then",
     ),
     _script(
+        "renew",
         "an overtaken renewal is granted",
-        "   or tonumber(ARGV[2]) <= tonumber(record.attempt) then\n  return answer('refused')",
-        "   then\n  return answer('refused')",
+        " or tonumber(attempt) <= tonumber(record.attempt) then",
+        " then",
     ),
     _script(
+        "release",
         "an overtaken release is obeyed",
-        "if record.nonce ~= ARGV[2] or tonumber(ARGV[3]) <= tonumber(record.attempt) then",
-        "if record.nonce ~= ARGV[2] then",
+        "if record.nonce ~= nonce or tonumber(attempt) <= tonumber(record.attempt) then",
+        "if record.nonce ~= nonce then",
     ),
     _script(
+        "renew",
         "a lease is renewed after it has run out",
-        "   or record.state ~= 'held' or record.left <= 0\n",
-        "   or record.state ~= 'held'\n",
+        "if not leads(record, nonce, term) or",
+        "record.left = 1\nif not leads(record, nonce, term) or",
     ),
     _script(
+        "renew",
         "a released lease is renewed",
-        "   or record.state ~= 'held' or record.left <= 0\n",
-        "   or record.left <= 0\n",
+        "if not leads(record, nonce, term) or",
+        "record.state = 'held'\nif not leads(record, nonce, term) or",
     ),
     _script(
+        "release",
         "a release deletes the record",
-        'return answer(\'released\')\n"""',
-        "redis.call('DEL', KEYS[1])\nreturn answer('released')\n\"\"\"",
+        "expires_at', whole(now + (successor == '' and 0 or reservation)))\nend\n",
+        "expires_at', whole(now + (successor == '' and 0 or reservation)))\nend\nredis.call('DEL', KEYS[1])\n",
     ),
     _script(
+        "acquire",
         "a renewal since it was watched does not count",
-        "local watched = tonumber(ARGV[7]) == term and ARGV[8] == record.renewals",
-        "local watched = tonumber(ARGV[7]) == term",
+        "local watched = watched_term == term and watched_renewals == record.renewals",
+        "local watched = watched_term == term",
     ),
     _script(
+        "acquire",
         "an expired lease is for who has not watched it",
         "if silent or (watched and record.left <= 0) then",
         "if silent or record.left <= 0 then",
     ),
     _script(
+        "acquire",
         "a watched lease is taken although the server says it runs",
         "if silent or (watched and record.left <= 0) then",
         "if watched then",
     ),
     _script(
+        "acquire",
         "silence is no reason to take a lease",
         "if silent or (watched and record.left <= 0) then",
         "if watched and record.left <= 0 then",
     ),
     _script(
+        "acquire",
         "a reservation is for anybody",
         "if record.successor == holder or record.left <= 0 or silent then",
         "if true then",
     ),
     _script(
+        "acquire",
         "a reservation has no end",
         "if record.successor == holder or record.left <= 0 or silent then",
         "if record.successor == holder then",
     ),
     _script(
+        "acquire",
         "an older record is taken for the truth",
         "local gone = not record.term or term < seen_term",
         "local gone = not record.term",
     ),
     _script(
+        "acquire",
         "a missing record is made by anybody",
         "if not held and (from_missing or live_term > term) then return grant() end",
         "if true then return grant() end",
     ),
     _script(
+        "renew",
         "an old copy that is renewed counts on as before",
-        "'renewals', ARGV[2] - record.attempt)",
+        "'renewals', attempt - record.attempt)",
         "'renewals', 1)",
     ),
     _script(
+        "acquire",
         "a lost reply to an acquire starts another term",
         "if record.left <= 0 or term <= seen_term then return grant() end",
         "if true then return grant() end",
     ),
     _script(
+        "acquire",
         "the record has a time to live",
         "redis.call('HINCRBY', KEYS[1], 'transitions', 1)",
         "redis.call('HINCRBY', KEYS[1], 'transitions', 1)\n"
         "  redis.call('PEXPIRE', KEYS[1], 2 * lease)",
     ),
     _script(
+        "acquire",
         "priorities do not count",
-        "if not best or highest <= tonumber(ARGV[13]) then return grant() end",
+        "if not best or highest <= priority then return grant() end",
         "if true then return grant() end",
     ),
-    _script(
+    Mutant(
         "the key prefix of the broker is left out",
+        "store/scripts.py",
         'return f"{self.prefix}celery-leader:',
         'return f"celery-leader:',
+        _STORE,
     ),
     # -- who is who, and what no candidate can have written ----------------------------------
     Mutant(
@@ -319,6 +352,7 @@ MUTANTS = (
         _IDENTITIES,
     ),
     _script(
+        "register",
         "two living nodes of one name share a place in the register",
         "if own == 1 or not own and new then return node, own == 1 end",
         "if true then return node, own == 1 end",
@@ -339,21 +373,22 @@ MUTANTS = (
     ),
     Mutant(
         "a term of the far future is learnt",
-        "store/scripts.py",
+        "store/lua/record.lua",
         "term = micros + 1000 * FAR, ",
         "term = 1e16, ",
         (_HOSTILE + "an_election_recovers_from_every_absurd_value_of_its_record_by_itself",),
     ),
     Mutant(
         "an absurd lease is waited for",
-        "store/scripts.py",
-        "lease = {_ms(LONGEST_LEASE)},",
+        "store/lua/record.lua",
+        "lease = LONGEST_LEASE,",
         "lease = 1e16,",
         (_HOSTILE + "an_absurd_lease_of_a_leader_that_is_gone_is_waited_for_by_nobody",),
     ),
     _script(
+        "acquire",
         "a record that makes no sense is free",
-        "if record.damaged and not held and (ARGV[19] == '1' or live_term > 0) then",
+        "if record.damaged and not held and (from_damaged or live_term > 0) then",
         "if record.damaged then",
     ),
     Mutant(
@@ -372,7 +407,7 @@ MUTANTS = (
     ),
     Mutant(
         "a candidate of the future stays for ever",
-        "store/scripts.py",
+        "store/lua/register.lua",
         "for _, range in ipairs({{'-inf', now - 3 * lease}, {'(' .. now + 3 * lease, '+inf'}}) do",
         "for _, range in ipairs({{'-inf', now - 3 * lease}}) do",
         (_HOSTILE + "an_election_goes_on_whatever_is_written_to_its_other_keys",),
@@ -419,72 +454,59 @@ MUTANTS = (
         ("tests/runtime/test_shared_memory.py",),
     ),
     # -- dispatch ---------------------------------------------------------------------------
-    Mutant(
+    _dispatch(
+        "record",
         "a dispatch of an old term goes through",
-        "store/schedule_store.py",
-        "if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])\n",
-        "if record.nonce ~= ARGV[1]\n",
-        _DISPATCH,
-        times=2,
+        "return not leads(record, nonce, term) and 'refused' or nil",
+        "return not leads(record, nonce, record.term) and 'refused' or nil",
     ),
-    Mutant(
+    _dispatch(
+        "record",
         "a dispatch in another's name goes through",
-        "store/schedule_store.py",
-        "if record.nonce ~= ARGV[1] or tonumber(record.term) ~= tonumber(ARGV[2])\n",
-        "if tonumber(record.term) ~= tonumber(ARGV[2])\n",
-        _DISPATCH,
-        times=2,
+        "return not leads(record, nonce, term) and 'refused' or nil",
+        "return not leads(record, record.nonce, term) and 'refused' or nil",
     ),
-    Mutant(
+    _dispatch(
+        "record",
         "a dispatch after the lease has run out goes through",
-        "store/schedule_store.py",
-        "or record.state ~= 'held' or record.left <= 0 then",
-        "or record.state ~= 'held' then",
-        _DISPATCH,
-        times=2,
+        "  return not leads(record, nonce, term) and 'refused' or nil",
+        "  record.left = 1\n  return not leads(record, nonce, term) and 'refused' or nil",
     ),
-    Mutant(
+    _dispatch(
+        "record",
         "a dispatch after the release goes through",
-        "store/schedule_store.py",
-        "or record.state ~= 'held' or record.left <= 0 then",
-        "or record.left <= 0 then",
-        _DISPATCH,
-        times=2,
+        "  return not leads(record, nonce, term) and 'refused' or nil",
+        "  record.state = 'held'\n  return not leads(record, nonce, term) and 'refused' or nil",
     ),
-    Mutant(
+    _dispatch(
+        "schedule_dispatch",
         "a tick is not claimed",
-        "store/schedule_store.py",
-        "if state ~= ARGV[4] then return {'claimed'} end",
+        "if state ~= old then return {'claimed'} end",
         "",
-        _DISPATCH,
     ),
-    Mutant(
+    _dispatch(
+        "schedule_dispatch",
         "a dispatch sent twice is not known again",
-        "store/schedule_store.py",
-        "if state == ARGV[5] then return {'repeated'} end",
+        "if state == new then return {'repeated'} end",
         "",
-        _DISPATCH,
     ),
-    Mutant(
+    _dispatch(
+        "schedule_dispatch",
         "a first push that is refused advances the state",
-        "store/schedule_store.py",
         "if failed(reply) and i == 6 then",
         "if failed(reply) and i == 0 then",
-        _DISPATCH,
     ),
-    Mutant(
+    _dispatch(
+        "schedule_dispatch",
         "a later push that is refused leaves the state as it was",
-        "store/schedule_store.py",
         "  elseif failed(reply) then\n",
-        "  elseif failed(reply) then\n    redis.call('HSET', KEYS[2], ARGV[3], state)\n",
-        _DISPATCH,
+        "  elseif failed(reply) then\n    redis.call('HSET', KEYS[2], entry, state)\n",
     ),
-    Mutant(
+    _dispatch(
+        "record",
         "a missing record refuses a dispatch for good",
-        "store/schedule_store.py",
-        "if not record.term or tonumber(record.term) < tonumber(ARGV[2]) then return {'missing'} end",
-        "if not record.term then return {'refused'} end",
-        _DISPATCH,
+        "if not record.term or tonumber(record.term) < tonumber(term) then return 'missing' end",
+        "if not record.term then return 'refused' end",
     ),
     # -- beat --------------------------------------------------------------------------------
     Mutant(
@@ -744,14 +766,14 @@ MUTANTS = (
     ),
     Mutant(
         "who abstains outranks a priority below zero",
-        "store/scripts.py",
+        "store/lua/register.lua",
         " and not abstaining(each) then",
         " then",
         ("tests/store/test_lease_store_contract.py",),
     ),
     Mutant(
         "who abstains is granted the lease",
-        "store/scripts.py",
+        "store/lua/acquire.lua",
         "if abstains then\n",
         "if false then\n",
         _STORE,
@@ -844,13 +866,9 @@ MUTANTS = (
     ),
     Mutant(
         "removed before it is put back",
-        "worker/front.py",
-        """        redis.call('RPUSH', KEYS[2 + ARGV[i + 1]], ARGV[i + 2])
-        redis.call('HDEL', KEYS[1], ARGV[i])
-""",
-        """        redis.call('HDEL', KEYS[1], ARGV[i])
-        redis.call('RPUSH', KEYS[2 + ARGV[i + 1]], ARGV[i + 2])
-""",
+        "store/lua/put_back.lua",
+        "    redis.call('RPUSH', list, text)\n    redis.call('HDEL', KEYS[1], tag)\n",
+        "    redis.call('HDEL', KEYS[1], tag)\n    redis.call('RPUSH', list, text)\n",
         (_CUTS + "what_cannot_be_given_back_stays_unacknowledged",),
     ),
     Mutant(

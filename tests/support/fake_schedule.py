@@ -75,17 +75,18 @@ class FakeSchedule:
     def _hash(self, key: str) -> dict[bytes, bytes]:
         return self.hashes["projects" if ":projects:" in key else "schedule"]
 
-    def _refuses(self, nonce: str, term: int) -> bool:
+    def _refusal(self, nonce: str, term: int) -> str | None:
+        """What the fence in ``record.lua`` says."""
         lease = self.lease
-        return lease is None or (lease.nonce, lease.term, lease.held) != (nonce, term, True)
+        if lease is None or lease.term < term:
+            return "missing"
+        return None if (lease.nonce, lease.term, lease.held) == (nonce, term, True) else "refused"
 
     def _dispatch(
         self, key: str, nonce: str, term: int, entry: bytes, old: bytes, new: bytes, *pushes: Any
     ) -> str:
-        if self.lease is None or self.lease.term < term:
-            return "missing"
-        if self._refuses(nonce, term):
-            return "refused"
+        if refusal := self._refusal(nonce, term):
+            return refusal
         states = self._hash(key)
         state = states.get(entry, b"")
         if state == new:
@@ -99,10 +100,8 @@ class FakeSchedule:
         return "sent"
 
     def _forget(self, key: str, nonce: str, term: int, entries: list[bytes]) -> str:
-        if self.lease is None:
-            return "missing"
-        if self._refuses(nonce, term):
-            return "refused"
+        if refusal := self._refusal(nonce, term):
+            return refusal
         states = self._hash(key)
         for entry in entries:
             old = states.pop(entry, None)

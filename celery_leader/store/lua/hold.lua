@@ -1,0 +1,16 @@
+-- Keep a node out of the race.
+--
+-- KEYS     record history candidates priorities held facts
+-- ARGV     node ms history_size; ms 0: without an end
+-- returns  answer(candidate | unknown)
+
+local node, ms, history_size = ARGV[1], ARGV[2], ARGV[3]
+
+local record = load()
+local flat = redis.call('HGETALL', KEYS[5])
+for i = 1, #flat, 2 do
+  if not held_for(flat[i]) then redis.call('HDEL', KEYS[5], flat[i]) end
+end
+redis.call('HSET', KEYS[5], node, ms == '0' and '0' or whole(now + ms))
+announce(history_size, 'held', node, record.term or 0)
+return answer(redis.call('ZSCORE', KEYS[3], node) and 'candidate' or 'unknown')
