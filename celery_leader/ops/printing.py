@@ -42,6 +42,6 @@ def say(line: str, *, error: bool = False) -> None:
     click.echo(safe(line), err=error)
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON."""
-    return json.dumps(safe(value), indent=indent, allow_nan=False)
+def say_json(value: Any, indent: int | None = None) -> None:
+    """Print ``value`` as JSON, in one line unless it is to be indented."""
+    click.echo(json.dumps(safe(value), indent=indent, allow_nan=False))

@@ -17,13 +17,23 @@ from celery_leader.ops import table
 from celery_leader.ops.election_table import election_table, headline
 from celery_leader.ops.leaderships import changes, history_as_json, history_table
 from celery_leader.ops.overview import Overview
-from celery_leader.ops.printing import json_text
+from celery_leader.ops.printing import say_json
 from celery_leader.ops.watch import Diary, Look, Rate, looks
 from celery_leader.ops.words import span
 from celery_leader.store.history import PastLeadership, past_leaderships
 from celery_leader.store.register import Candidate
 
 AT = 1_790_000_000.0
+
+
+def as_printed(value: Any, capsys: pytest.CaptureFixture[str]) -> Any:
+    """``value``, as a script reads it again that was given it as JSON."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    say_json(value, indent=2)
+    return json.loads(capsys.readouterr().out, parse_constant=refuse)
 
 
 def record(holder: str = "w1@a", **changed: Any) -> Record:
@@ -100,8 +110,8 @@ def test_settings_that_differ_and_held_nodes_that_are_not_there_are_remarked() -
     ]
 
 
-def test_json_is_json_also_where_a_hold_has_no_end() -> None:
-    told = json.loads(json_text(FLEET.as_json()))
+def test_json_is_json_also_where_a_hold_has_no_end(capsys: pytest.CaptureFixture[str]) -> None:
+    told = as_printed(FLEET.as_json(), capsys)
     assert (told["leader"], told["term"], told["seconds_left"]) == ("w1@a", 7, 20.0)
     assert told["since"] == "2026-09-21T14:13:20.000+00:00"
     by_node = {each["node"]: each for each in told["candidates"]}
@@ -109,7 +119,7 @@ def test_json_is_json_also_where_a_hold_has_no_end() -> None:
     assert by_node["w2@b"]["held"] is True
     assert by_node["w1@a"]["host"] == "a"
     held = overview(led=None, **{"w9@z": float("inf")}).as_json()
-    assert json.loads(json_text(held))["held"] == [{"node": "w9@z", "seconds_left": None}]
+    assert as_printed(held, capsys)["held"] == [{"node": "w9@z", "seconds_left": None}]
 
 
 def test_of_two_nodes_of_one_name_the_life_that_leads_is_the_leader() -> None:
@@ -128,12 +138,12 @@ def test_of_two_nodes_of_one_name_the_life_that_leads_is_the_leader() -> None:
     assert [each["life"] for each in namesakes.as_json()["candidates"]] == ["f0", "0f"]
 
 
-def test_no_number_makes_what_is_printed_no_json() -> None:
+def test_no_number_makes_what_is_printed_no_json(capsys: pytest.CaptureFixture[str]) -> None:
     said = read_candidate_info('{"host": "a", "settings": {"leader_priority": 1e400, "a": -1e400}}')
     assert said is not None
     assert said.settings == {}
     values = {"a": [float("inf"), float("nan"), 1.5], "b": {"c": float("-inf"), "d": None}}
-    assert json.loads(json_text(values)) == {"a": [None, None, 1.5], "b": {"c": None, "d": None}}
+    assert as_printed(values, capsys) == {"a": [None, None, 1.5], "b": {"c": None, "d": None}}
 
 
 def test_a_picture_of_many_candidates_is_cut_short_and_says_so() -> None:
@@ -252,9 +262,11 @@ def test_the_rate_of_dispatches_is_counted_over_the_latest_looks() -> None:
     assert rate.note(look(AT + 6, dispatched=5)) == 2.0
 
 
-def test_a_look_is_one_json_object_also_without_an_answer() -> None:
+def test_a_look_is_one_json_object_also_without_an_answer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     seen, nothing = followed(look(AT, leaderships=LEADERSHIPS), StoreUnavailable("down"))
-    told = json.loads(json_text(seen.as_json()))
+    told = as_printed(seen.as_json(), capsys)
     assert told["error"] is None
     assert [each["node"] for each in told["last_changes"]["worker"]] == ["w2@b", "w1@a"]
     assert nothing.as_json() == {"at": "2026-09-21T14:14:59.000+00:00", "error": "down"}

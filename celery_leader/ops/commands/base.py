@@ -18,7 +18,7 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 
 from celery_leader.errors import LeaderError
 from celery_leader.ops.overview import Overview
-from celery_leader.ops.printing import json_text, say
+from celery_leader.ops.printing import say, say_json
 from celery_leader.ops.table import Table, show
 from celery_leader.runtime.leadership import Leadership, app_identity, leadership_of
 from celery_leader.store.lease_store import RedisLeaseStore
@@ -72,7 +72,7 @@ class Call:
     def answer(self, value: Any, *told: Table | str) -> None:
         """Print ``value`` with ``--json``, and else the lines and tables that tell it."""
         if self.as_json:
-            say(json_text(value, indent=2))
+            say_json(value, indent=2)
             return
         for each in told:
             if isinstance(each, Table):

@@ -10,7 +10,7 @@ import click
 
 from celery_leader.ops.election_table import election_table
 from celery_leader.ops.overview import Overview
-from celery_leader.ops.printing import json_text, say
+from celery_leader.ops.printing import say, say_json
 from celery_leader.ops.probe import wall_clock
 from celery_leader.ops.table import at_a_terminal, live
 from celery_leader.ops.watch import LEADERSHIPS, Diary, Look, looks
@@ -82,7 +82,7 @@ def _watch(
     with suppress(KeyboardInterrupt):
         if call.as_json:
             for look in seen:
-                say(json_text(look.as_json()))
+                say_json(look.as_json())
         elif at_a_terminal():
             _draw(call, seen)
         else:
