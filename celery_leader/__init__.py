@@ -13,14 +13,8 @@ from .errors import LeaderError, NotLeader, StoreUnavailable
 from .install import install
 from .runtime.leader_election import LeaderElection
 from .runtime.leadership import Leader
-from .tasks.leader_only import (
-    LeaderTask,
-    check_leader,
-    current_term,
-    is_leader,
-    leader_only,
-    leading,
-)
+from .tasks.asking import check_leader, current_term, is_leader, leading
+from .tasks.leader_only import LeaderTask, leader_only
 from .tasks.skipped import TaskSkipped
 
 __all__ = (

@@ -15,11 +15,12 @@ from .runtime.leadership import Leadership, celery_app, leadership_of, worker_pi
 from .runtime.runner import Campaign
 from .runtime.schedulers import check_scheduler, told_of
 from .runtime.settings import BEAT
-from .tasks.leader_only import RoutedAMQP, adopt_tasks, installed, routing_class
+from .tasks.leader_only import adopt_tasks
+from .tasks.routing import RoutedAMQP, installed, routing_class
 
 logger = logging.getLogger(__name__)
 
-_STEP = "celery_leader.worker.step:LeaderStep"
+_STEP = "celery_leader.worker.consumer_step:LeaderStep"
 
 _WORKER_OPTIONS = (
     click.Option(

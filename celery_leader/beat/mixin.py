@@ -47,7 +47,8 @@ from celery_leader.runtime.runner import Campaign
 from celery_leader.runtime.schedulers import unread
 from celery_leader.runtime.settings import BEAT, DEFAULT_CLOCK_TOLERANCE, CatchUp
 from celery_leader.store.schedule_store import Stored
-from celery_leader.tasks.leader_only import adopt_tasks, installed
+from celery_leader.tasks.leader_only import adopt_tasks
+from celery_leader.tasks.routing import installed
 
 from .dispatch import Dispatch, Dispatcher
 from .entry_state import Tidying, is_later

@@ -1,31 +1,64 @@
-"""Stops a body that must not outlive its leadership: raises in it, then ends its process.
+"""Stops a body that must not outlive its leadership: raises in it, then kills its process.
 
-A thread beside the body watches; it needs no I/O and nobody else: not the worker's
-main process, which may be paused. Guaranteed: in a process's main thread the body is
-struck also while it waits in a system call, and a pool process whose body goes on all
-the same is killed in time. Not guaranteed: anything while code in C keeps the GIL or
-the machine stands still, and in other threads that the body is struck before the call
-it waits in returns.
+A thread beside the body watches. It needs no I/O and no other process: the worker's main
+process may be paused. Guaranteed: in a process's main thread the error also interrupts a
+system call that the body waits in, and a pool process whose body goes on all the same is
+killed in time. Not guaranteed: anything while C code keeps the GIL or the machine stands
+still; and in other threads, that the error comes before the call that the body waits in
+returns.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
+
+from kombu.utils.compat import detect_environment
 
 from celery_leader.errors import NotLeader
 from celery_leader.runtime.clock import now
+from celery_leader.runtime.leadership import leadership_of, worker_pid
 
-#: Nobody's in a worker, and ignored by default: one that comes late does no harm.
-#: Windows has no such signal; a main thread is struck there as other threads are.
+from .admission import NotLeading
+from .bodies import term_here
+
+#: No other code in a worker uses this signal, and it is ignored by default, so a late one does
+#: no harm. Windows has none: there a main thread is struck as other threads are.
 STRIKE: Any = getattr(signal, "SIGURG", None)
 
 _STEP = 0.02  # seconds between looks
+
+T = TypeVar("T")
+
+
+def aborted_when_deposed(task: Any, run: Callable[..., T], election: str) -> Callable[..., T]:
+    """``run``, the body of ``task``, stopped when its worker no longer leads ``election``."""
+
+    @functools.wraps(run)
+    def watched(*args: Any, **kwargs: Any) -> T:
+        leadership = leadership_of(task.app)
+        if task.request.called_directly or task.request.is_eager or leadership.always_leads():
+            return run(*args, **kwargs)
+        if detect_environment() != "default":  # greenlets: the worker has logged a warning
+            return run(*args, **kwargs)
+        term = term_here(leadership, election)
+        if term is None:
+            raise NotLeading(f"{election} is not led here")
+        with stopped_when_lost(
+            lambda: leadership.valid_until(election, term),
+            f"{election}: deposed, term {term}, while {task.name} ran",
+            spare=leadership.settings.timing.margin / 2,
+            process_is_ours=worker_pid() is not None,
+        ):
+            return run(*args, **kwargs)
+
+    return watched
 
 
 @contextlib.contextmanager
@@ -35,9 +68,9 @@ def stopped_when_lost(
     """Raise ``NotLeader`` in this thread as soon as ``led_until`` answers ``None``.
 
     Args:
-        led_until: until when this process leads at least, asked again and again.
-        message: what the error says.
-        spare: how long after that moment nobody else can lead yet.
+        led_until: until when this process leads at least; asked again and again.
+        message: the text of the error.
+        spare: for how many seconds after that moment no other process can lead.
         process_is_ours: whether the process may be killed when ``spare`` is over.
     """
     watch = _Watch(led_until, spare, process_is_ours)
@@ -48,7 +81,7 @@ def stopped_when_lost(
         finally:
             watch.end()
     except NotLeader as exc:
-        watch.end()  # the strike, which comes once, may have hit the first one
+        watch.end()  # the one strike may have interrupted the first ``end``
         if watch.struck and not exc.args:
             exc.args = (message,)
         raise
@@ -80,7 +113,7 @@ class _Watch:
         with self._lock:
             self._ended.set()
             if not self._by_signal:
-                _raise_in(self._body, None)  # what has not arrived yet must not hit others
+                _raise_in(self._body, None)  # an error not yet raised must not hit other code
         if self._by_signal:
             signal.signal(STRIKE, self._handler or signal.SIG_DFL)
 

@@ -1,15 +1,21 @@
 """The leader-only bodies that run here, and the term that each of them began with.
 
-Guaranteed: in every pool, a body and all that it calls find it from its first line to its
-last, and nobody finds it afterwards. Not guaranteed: anything in a thread that
-the body starts.
+Guaranteed, in every pool: a body and all that it calls find it from its first line to its
+last, and nobody finds it afterwards. Not guaranteed: anything in a thread that the body
+starts.
 """
 
 from __future__ import annotations
 
 import contextvars
+import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from celery_leader.errors import LeaderError
+from celery_leader.runtime.leadership import Leadership, leadership_of
+
+from .marks import options_for
 
 T = TypeVar("T")
 
@@ -18,21 +24,21 @@ class Body:
     """One run of a leader-only body.
 
     Args:
-        owner: whose elections its election is one of.
-        election: the election whose leader runs it.
-        term: with which it began; ``None`` where it was run without being led.
+        leadership: the app's, since another app may have an election of the same name.
+        election: the election whose leader runs the body.
+        term: the term it began with; ``None`` where this process did not lead.
     """
 
-    __slots__ = ("election", "owner", "runs", "term")
+    __slots__ = ("election", "leadership", "runs", "term")
 
-    def __init__(self, owner: object, election: str, term: int | None) -> None:
-        self.owner = owner
+    def __init__(self, leadership: Leadership, election: str, term: int | None) -> None:
+        self.leadership = leadership
         self.election = election
         self.term = term
         self.runs = True
 
     def run(self, run: Callable[[], T]) -> T:
-        """What ``run`` returns, which finds this body while it runs."""
+        """Call ``run``, which finds this body meanwhile."""
         token = _bodies.set((*_bodies.get(), self))
         try:
             return run()
@@ -42,13 +48,42 @@ class Body:
             _bodies.reset(token)
 
 
-#: Of this thread or greenlet, the outermost first.
+#: The bodies of this thread or greenlet, the outermost first.
 _bodies: contextvars.ContextVar[tuple[Body, ...]] = contextvars.ContextVar("bodies", default=())
 
 
-def running_body(owner: object, election: str) -> Body | None:
+def running_body(leadership: Leadership, election: str) -> Body | None:
     """The leader-only body of ``election`` that runs here; of several, the outermost."""
     for body in _bodies.get():
-        if body.election == election and body.owner is owner and body.runs:
+        if body.election == election and body.leadership is leadership and body.runs:
             return body
     return None
+
+
+def term_here(leadership: Leadership, election: str) -> int | None:
+    """The term with which ``election`` is led here; in a body, only the one it began with.
+
+    Raises:
+        LeaderError: the app knows no such election.
+    """
+    term = leadership.term(election)
+    body = running_body(leadership, election)
+    return term if body is None or body.term == term else None
+
+
+def as_body(task: Any, run: Callable[..., T]) -> Callable[..., T]:
+    """``run`` as a body that is known, with its term, while it runs."""
+
+    @functools.wraps(run)
+    def body(*args: Any, **kwargs: Any) -> T:
+        options = options_for(task, args, kwargs)
+        if options is None:  # a map of an ordinary task
+            return run(*args, **kwargs)
+        leadership = leadership_of(task.app)
+        try:
+            term = term_here(leadership, options.election)
+        except LeaderError:  # called where no worker could start
+            return run(*args, **kwargs)
+        return Body(leadership, options.election, term).run(lambda: run(*args, **kwargs))
+
+    return body

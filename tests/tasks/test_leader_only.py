@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from celery_leader import LeaderError, LeaderTask, TaskSkipped, install, leader_only
 from celery_leader.runtime.leadership import leadership_of
-from celery_leader.tasks.leader_only import options_of
+from celery_leader.tasks.marks import options_of
 
 
 @pytest.fixture

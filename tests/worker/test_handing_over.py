@@ -11,7 +11,8 @@ from celery.worker.request import Request
 from kombu import Connection, Queue
 
 from celery_leader import install, leader_only
-from celery_leader.worker.message_guard import LeaderOnlyRequest, leader_strategy, put
+from celery_leader.worker.handing_over import publish_again
+from celery_leader.worker.message_guard import LeaderOnlyRequest, leader_strategy
 
 BACK = Queue("celery.leader", routing_key="celery.leader")
 
@@ -39,7 +40,7 @@ def handed_over(
     connection.Producer().publish({"x": 1}, routing_key="astray", serializer="json", **published)
     message = astray.get()
     message.properties.update(properties or {})
-    put(app, message, BACK)
+    publish_again(app, message, BACK)
     return Queue("celery.leader", channel=channel).get()
 
 

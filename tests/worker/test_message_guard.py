@@ -11,8 +11,10 @@ from celery.exceptions import TaskRevokedError
 
 from celery_leader import install, leader_only
 from celery_leader.runtime.leadership import leadership_of
-from celery_leader.tasks.leader_only import NotLeading, options_of
-from celery_leader.worker import message_guard as receive
+from celery_leader.tasks.admission import Admission, NotLeading
+from celery_leader.worker import handing_over, message_guard
+from celery_leader.worker.handing_over import Stray, hand_over, hand_over_kept, hand_over_later
+from celery_leader.worker.state import WorkerState, worker_state
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +30,24 @@ def task() -> Iterator[Any]:
     app.close()
 
 
+def stray(task: Any, message: Any = None, acknowledge: Any = lambda: None, **more: Any) -> Stray:
+    return Stray(task.app, "worker", task.name, message or Message(), acknowledge, **more)
+
+
+class Message:
+    """One that was received over ``channel``."""
+
+    def __init__(self, channel: object = None) -> None:
+        self.channel = channel
+        self.headers = {"id": "mine"}
+
+
 def test_a_message_is_acknowledged_after_it_was_handed_over(
     task: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    monkeypatch.setattr(receive, "hand_over", lambda *_: done.append("handed over"))
-    receive.hand_over_or_retry(
-        task, options_of(task), object(), None, lambda: done.append("acknowledged")
-    )
+    monkeypatch.setattr(handing_over, "_pass_on", lambda *_: done.append("handed over"))
+    hand_over(stray(task, acknowledge=lambda: done.append("acknowledged")))
     assert done == ["handed over", "acknowledged"]
 
 
@@ -46,11 +58,9 @@ def test_a_message_that_cannot_be_handed_over_is_not_acknowledged(
         raise ConnectionError("gone")
 
     done: list[str] = []
-    monkeypatch.setattr(receive, "hand_over", refuse)
+    monkeypatch.setattr(handing_over, "_pass_on", refuse)
     with pytest.raises(ConnectionError):
-        receive.hand_over_or_retry(
-            task, options_of(task), object(), None, lambda: done.append("acknowledged")
-        )
+        hand_over(stray(task, acknowledge=lambda: done.append("acknowledged")))
     assert not done
 
 
@@ -73,13 +83,9 @@ class Consumer:
         for act in timed:
             act()
 
-
-class Message:
-    """One that was received over ``channel``."""
-
-    def __init__(self, channel: object) -> None:
-        self.channel = channel
-        self.headers = {"id": "mine"}
+    def connect(self, channel: object) -> None:
+        self.task_consumer = Consumer()
+        self.task_consumer.channel = channel
 
 
 class Acknowledged:
@@ -89,34 +95,39 @@ class Acknowledged:
 
 
 @pytest.fixture
-def consumer(task: Any) -> Iterator[Consumer]:
-    receive.consumers[task.app] = consumer = Consumer()
-    yield consumer
-    del receive.consumers[task.app]
-    receive._kept.clear()
+def state(task: Any) -> Iterator[WorkerState]:
+    state = worker_state(task.app)
+    state.consumer = Consumer()
+    yield state
+    state.consumer = None
+    state.kept.clear()
+
+
+@pytest.fixture
+def consumer(state: WorkerState) -> Consumer:
+    found: Consumer = state.consumer
+    return found
 
 
 def test_what_was_acknowledged_and_cannot_be_handed_over_is_handed_over_after_the_reconnect(
-    task: Any, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+    task: Any, consumer: Consumer, state: WorkerState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handed: list[object] = []
 
-    def hand_over(*_: object) -> None:
+    def pass_on(*_: object) -> None:
         if consumer.task_consumer is None:
             raise ConnectionError("gone")
         handed.append("over")
 
-    monkeypatch.setattr(receive, "hand_over", hand_over)
-    request, message = Acknowledged(), Message("before")
+    monkeypatch.setattr(handing_over, "_pass_on", pass_on)
     with pytest.raises(ConnectionError):
-        receive.hand_over_or_retry(task, options_of(task), message, request, lambda: None)
+        hand_over(stray(task, Message("before"), request=Acknowledged()))
     consumer.ring()  # while there is no connection
     assert handed == []
-    consumer.task_consumer = Consumer()
-    consumer.task_consumer.channel = "after"
+    consumer.connect("after")
     consumer.ring()
     assert handed == ["over"]
-    assert receive._kept == {}
+    assert state.kept == {}
 
 
 def test_what_is_delivered_again_is_not_handed_over_twice(
@@ -128,12 +139,27 @@ def test_what_is_delivered_again_is_not_handed_over_twice(
         handed.append("tried")
         raise RuntimeError("a full Redis")
 
-    monkeypatch.setattr(receive, "hand_over", full)
-    receive.hand_over_or_retry(task, options_of(task), Message("before"), None, lambda: None)
-    consumer.task_consumer = Consumer()
-    consumer.task_consumer.channel = "after"
+    monkeypatch.setattr(handing_over, "_pass_on", full)
+    hand_over(stray(task, Message("before")))
+    consumer.connect("after")
     consumer.ring()
     assert handed == ["tried"]
+
+
+def test_an_unknown_task_is_put_back_over_the_connection_that_it_came_on_or_not_at_all(
+    task: Any, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_back: list[object] = []
+    monkeypatch.setattr(
+        handing_over, "publish_again", lambda app, message, *_: put_back.append(message)
+    )
+    consumer.connect("now")
+    here, before = Message("now"), Message("before")
+    for message in (here, before):
+        hand_over_later(stray(task, message, unknown=True))
+    assert put_back == [], "not at once"
+    consumer.ring()
+    assert put_back == [here]
 
 
 def test_what_no_try_can_hand_over_is_refused_after_a_few(
@@ -145,15 +171,66 @@ def test_what_no_try_can_hand_over_is_refused_after_a_few(
         done.append("tried")
         raise OverflowError("cannot convert float infinity to integer")
 
-    monkeypatch.setattr(receive, "hand_over", never)
-    consumer.task_consumer = Consumer()
-    consumer.task_consumer.channel = "now"
-    receive.hand_over_or_retry(
-        task, options_of(task), Message("now"), None, lambda: done.append("acknowledged")
-    )
+    monkeypatch.setattr(handing_over, "_pass_on", never)
+    consumer.connect("now")
+    hand_over(stray(task, Message("now"), lambda: done.append("acknowledged")))
     for _ in range(10):
         consumer.ring()
     assert done == ["tried", "tried", "tried", "acknowledged"]
+
+
+def test_at_the_end_a_broker_that_is_away_is_waited_for_once_and_not_for_each_message(
+    task: Any, state: WorkerState, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waits: list[str] = []
+
+    class Away:
+        """Stands for a producer whose broker is away, and for its pool."""
+
+        def acquire(self, block: bool) -> Away:
+            return self
+
+        def __enter__(self) -> Away:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        @property
+        def connection(self) -> Away:
+            return self
+
+        def ensure_connection(self, **_: object) -> None:
+            waits.append("waited")
+            raise ConnectionError("away")
+
+    monkeypatch.setattr(type(task.app), "producer_pool", Away())
+    for _ in range(3):
+        kept = stray(task, request=Acknowledged())
+        state.kept[id(kept.message)] = kept
+    hand_over_kept(state)
+    assert waits == ["waited"]
+    assert caplog.text.count("is lost, since it cannot be handed over: away") == 3
+    assert state.kept == {}
+
+
+def test_at_the_end_what_only_this_worker_has_is_handed_over(
+    task: Any, state: WorkerState, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handed: list[Stray] = []
+
+    def pass_on(each: Stray, producer: object) -> None:
+        if each is bad:
+            raise ValueError("bad")
+        handed.append(each)
+
+    monkeypatch.setattr(handing_over, "_pass_on", pass_on)
+    bad, good = (stray(task, request=Acknowledged()) for _ in range(2))
+    unacknowledged = stray(task)
+    for each in (bad, good, unacknowledged):
+        state.kept[id(each.message)] = each
+    hand_over_kept(state)
+    assert handed == [good]
+    assert caplog.text.count("is lost") == 1
 
 
 def test_a_request_asks_whether_it_may_start_before_it_can_be_acknowledged(
@@ -161,7 +238,7 @@ def test_a_request_asks_whether_it_may_start_before_it_can_be_acknowledged(
 ) -> None:
     went: list[str] = []
 
-    class OfWorker(receive.LeaderOnlyRequest):
+    class OfWorker(message_guard.LeaderOnlyRequest):
         """As Celery makes one for each worker."""
 
         def execute_using_pool(self, *_: object) -> None:
@@ -173,12 +250,33 @@ def test_a_request_asks_whether_it_may_start_before_it_can_be_acknowledged(
     request = OfWorker.__new__(OfWorker)
     request.id, request._app, request._task = "mine", task.app, task
     request._args, request._kwargs = (), {}
-    monkeypatch.setattr(receive, "starts", lambda *_: False)
+    admit(monkeypatch, leads=False)
     with pytest.raises(TaskRevokedError):
         request.execute_using_pool(None)
-    monkeypatch.setattr(receive, "starts", lambda *_: True)
+    admit(monkeypatch, leads=True)
     request.execute_using_pool(None)
     assert went == ["to the leader", "to the pool"]
+
+
+def admit(monkeypatch: pytest.MonkeyPatch, *, leads: bool) -> None:
+    here = Admission(leads, gives_way=False, shuts_down=False)
+    monkeypatch.setattr(message_guard, "admission", lambda *_: here)
+
+
+@pytest.mark.parametrize(
+    ("here", "takes", "starts", "skips"),
+    [
+        (Admission(leads=True, gives_way=False, shuts_down=False), True, True, True),
+        (Admission(leads=True, gives_way=True, shuts_down=False), False, True, False),
+        (Admission(leads=True, gives_way=False, shuts_down=True), True, False, False),
+        (Admission(leads=False, gives_way=False, shuts_down=False), False, False, True),
+        (Admission(leads=False, gives_way=True, shuts_down=True), False, False, False),
+    ],
+)
+def test_a_worker_takes_starts_and_skips_by_what_it_leads_and_whether_it_leaves(
+    here: Admission, takes: bool, starts: bool, skips: bool
+) -> None:
+    assert (here.takes, here.starts, here.skips) == (takes, starts, skips)
 
 
 def test_no_body_starts_once_the_shutdown_of_its_worker_has_begun() -> None:

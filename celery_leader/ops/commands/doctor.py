@@ -10,7 +10,7 @@ from celery_leader.ops.doctor import Fleet, examine, findings_table
 from celery_leader.ops.findings import CRITICAL, SEVERITIES
 from celery_leader.ops.probe import probe
 from celery_leader.runtime.schedulers import unread
-from celery_leader.tasks.leader_only import installed
+from celery_leader.tasks.routing import installed
 
 from .base import Call, command, elections_named, overviews_of
 

@@ -17,7 +17,7 @@ from celery_leader.ops.watch import LEADERSHIPS, Diary, Look, looks
 from celery_leader.runtime.leadership import Leadership, Visit
 from celery_leader.runtime.settings import BEAT
 from celery_leader.store.schedule_store import ScheduleStore
-from celery_leader.tasks.leader_only import installed
+from celery_leader.tasks.routing import installed
 
 from .base import Call, command, election_option, elections_named, overviews_of
 

@@ -14,7 +14,7 @@ from celery import Celery, bootsteps, signals
 from celery.schedules import crontab
 
 import celery_leader.signals
-from celery_leader.worker.step import LeaderStep
+from celery_leader.worker.consumer_step import LeaderStep
 from tests.support.fleet_app.recorder import GATE_PATIENCE, Recorder
 
 SIGNALLED = "fleet:signalled"

@@ -1,7 +1,8 @@
 """Puts received messages back in front of their queue.
 
-Guaranteed on Redis: many go back in one step. Whatever breaks meanwhile, each is then in its
-queue or still unacknowledged. One that somebody else has put back is not put back again.
+Guaranteed on Redis: many messages go back in one step. Whatever breaks meanwhile, each of them
+is then in its queue or still unacknowledged. A message that another process has put back
+already is not put back again.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ from kombu.utils.json import dumps
 
 from celery_leader.store.scripts import lua
 
-#: At most so many in one step: that Redis does nothing else meanwhile.
+#: At most so many messages in one step: Redis does nothing else meanwhile.
 STEP = 500
 
 _PUT_BACK = lua("put_back")
 
 
 def put_in_front(messages: Sequence[Any], queue: str) -> None:
-    """Have received messages be the next that are delivered from ``queue``, in their order.
+    """Make received messages the next that are delivered from ``queue``, in their order.
 
-    Not more than ``STEP`` of them; all were delivered from it, over one channel.
+    Not more than ``STEP`` messages, all of them delivered from that queue over one channel.
     """
     channel = messages[0].channel
     qos: Any = getattr(channel, "qos", None)
-    # The last one first, because each is put in front of the others.
+    # The last message first, because each one is put in front of the others.
     if not hasattr(qos, "restore_by_tag"):
         for message in reversed(messages):
             message.requeue()
         return
-    # On Redis a requeued message goes to the end, and takes a round trip.
+    # On Redis a requeued message goes to the end of the queue, and takes a round trip.
     lists: dict[str, int] = {}
     arguments: list[Any] = []
     for message in reversed(messages):
@@ -45,7 +46,7 @@ def put_in_front(messages: Sequence[Any], queue: str) -> None:
     with channel.conn_or_acquire() as client:
         client.eval(_PUT_BACK, len(keys), *keys, *arguments)
     for message in messages:
-        QoS.ack(qos, message.delivery_tag)  # in this process alone: Redis knows
+        QoS.ack(qos, message.delivery_tag)  # in this process only: the script has told Redis
 
 
 def _priority(channel: Any, payload: dict[str, Any]) -> Any:
@@ -56,7 +57,7 @@ def _priority(channel: Any, payload: dict[str, Any]) -> Any:
 
 
 def _redelivered(payload: dict[str, Any]) -> dict[str, Any]:
-    """``payload`` as kombu marks what comes again."""
+    """``payload`` with the mark that kombu gives to redelivered messages."""
     properties = dict(payload.get("properties") or {})
     if isinstance(properties.get("delivery_info"), dict):
         properties["delivery_info"] = {**properties["delivery_info"], "redelivered": True}

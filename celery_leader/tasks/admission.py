@@ -1,0 +1,85 @@
+"""The one answer to "may a leader-only body start here, now?".
+
+Every gate asks ``admission``: a worker that receives a message, a worker that gives a request
+to its pool, a pool process that starts the body, and a worker that consumes the leader queue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from celery import Celery
+from celery.exceptions import Ignore
+
+from celery_leader.errors import LeaderError
+from celery_leader.runtime.leadership import leadership_of
+
+from .routing import installed
+
+
+class NotLeading(Ignore):  # type: ignore[misc]
+    """A leader-only body did not start.
+
+    Celery stores no result for an ``Ignore``; the worker's main process hands the message over.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What this process may do with leader-only messages of one election at this moment.
+
+    Attributes:
+        leads: this process, or the worker it belongs to, leads the election.
+        gives_way: this worker gives the lease up as soon as no leader-only body runs here.
+            Pool processes do not know it.
+        shuts_down: this worker is shutting down.
+    """
+
+    leads: bool
+    gives_way: bool
+    shuts_down: bool
+
+    @property
+    def takes(self) -> bool:
+        """Whether a received message may wait here for its turn.
+
+        Also during a shutdown: what waits then goes back to the front of its queue, in order.
+        """
+        return self.leads and not self.gives_way
+
+    @property
+    def starts(self) -> bool:
+        """Whether a body may start here.
+
+        Also while giving way: the lease stays until the bodies in the pool have ended.
+        """
+        return self.leads and not self.shuts_down
+
+    @property
+    def consumes(self) -> bool:
+        """Whether this worker may consume the leader queue."""
+        return self.takes and self.starts
+
+    @property
+    def skips(self) -> bool:
+        """Whether a refused message may be skipped, if its task asks for that.
+
+        A worker that leaves is no follower that received a stray message: it hands over.
+        """
+        return not self.gives_way and not self.shuts_down
+
+
+_NOT_HERE = Admission(leads=False, gives_way=False, shuts_down=False)
+
+
+def admission(app: Celery, election: str) -> Admission:
+    """What this process may do with leader-only messages of ``election`` now; no I/O."""
+    if not installed(app):
+        return _NOT_HERE
+    leadership = leadership_of(app)
+    try:
+        leads = leadership.term(election) is not None
+    except LeaderError:  # no worker starts with such settings, but apply() may be called
+        return _NOT_HERE
+    # Asked after the term: a pool process only then knows whose shutdown it is.
+    return Admission(leads, election in leadership.giving_way, leadership.is_shut)

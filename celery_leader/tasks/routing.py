@@ -1,0 +1,124 @@
+"""The leader queues, and the route of leader-only tasks to them.
+
+Guaranteed: the user's own routes come first, whatever ``task_routes`` is set to and when.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from celery.utils.imports import symbol_by_name
+from celery.utils.quorum_queues import detect_quorum_queues
+from kombu import Exchange, Queue
+from kombu.common import maybe_declare
+from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
+
+from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.settings import BEAT
+
+from .marks import MAPS, mapped_name, options_of
+
+
+def leader_queue(app: Celery, election: str) -> Queue:
+    """The queue of the leader of ``election``: as in ``task_queues``, or like any new queue."""
+    name = leadership_of(app).queue(election)
+    queues = app.amqp.queues
+    if name in queues:
+        return queues[name]
+    queue = queues.new_missing(name)
+    if queue.max_priority is None:
+        queue.max_priority = queues.max_priority
+    if queue.exchange.type != "direct" and detect_quorum_queues(app, "amqp")[0]:
+        queue = DelayedQueue(**queue.as_dict())
+    return queue
+
+
+def leader_queues(app: Celery) -> list[Queue]:
+    """The leader queues of all elections that run tasks."""
+    return [leader_queue(app, name) for name in sorted(leadership_of(app).elections() - {BEAT})]
+
+
+class DelayedQueue(Queue):  # type: ignore[misc]
+    """A queue that receives delayed messages from RabbitMQ as soon as it is declared.
+
+    Celery's workers bind only the queues that they know when they start. A sender may be there
+    before all workers, and may know an election that no running worker knows.
+    """
+
+    def declare(self, nowait: bool = False, channel: Any = None) -> Any:
+        """Declare the queue, and bind it to the exchange in which Celery's delays end."""
+        name = super().declare(nowait=nowait, channel=channel)
+        channel = channel or self.channel
+        if channel.connection.client.transport.driver_type == "amqp":
+            Exchange(CELERY_DELAYED_DELIVERY_EXCHANGE, type="topic").declare(channel=channel)
+            self.bind_to(CELERY_DELAYED_DELIVERY_EXCHANGE, f"#.{self.routing_key}", channel=channel)
+        return name
+
+
+class LeaderRouting:
+    """Put before an app's own ``AMQP`` class: routes leader-only tasks to their leader queue.
+
+    ``Task.queue`` would overrule the user's ``task_routes``; a last route does not.
+    """
+
+    app: Celery
+    _rtable: Any
+
+    def flush_routes(self) -> None:
+        """Prepare the routing table, with the leader's route as the last."""
+        super().flush_routes()  # type: ignore[misc]
+        self._rtable = [*self._rtable, self._route]
+
+    def _route(
+        self, name: str, args: Any, kwargs: Any, options: dict[str, Any], task: Any = None, **_: Any
+    ) -> dict[str, Any] | None:
+        if options.get("queue") or options.get("exchange"):
+            return None
+        if getattr(task, "name", name) in MAPS:  # here ``name`` is that of the mapped task
+            name, task = mapped_name(args, kwargs) or "", None
+        bound = options_of(task or self.app._tasks.get(name))
+        if bound is None:
+            return None
+        queue = leader_queue(self.app, bound.election)
+        # Declared by name: Celery forgets the queue of a message that it delays in RabbitMQ.
+        return {"queue": queue, "declare": [queue]}
+
+    def TaskConsumer(self, channel: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
+        """Make a task consumer, and declare the leader queues.
+
+        Celery's delayed delivery binds every queue that the app knows, and fails for a queue
+        that does not exist.
+        """
+        consumer = super().TaskConsumer(channel, *args, **kwargs)  # type: ignore[misc]
+        if detect_quorum_queues(self.app, consumer.connection.transport.driver_type)[0]:
+            for queue in leader_queues(self.app):
+                maybe_declare(queue, consumer.channel)
+        return consumer
+
+
+class RoutedAMQP:
+    """Makes an app's ``AMQP`` object. Can be pickled, for pool processes that are spawned.
+
+    Args:
+        base: the app's own ``AMQP`` class, or its name.
+    """
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+
+    def __call__(self, app: Celery) -> Any:
+        """An ``AMQP`` object of the app's own class that also routes leader-only tasks."""
+        return routing_class(symbol_by_name(self.base))(app=app)
+
+
+def routing_class(base: Any) -> Any:
+    """A subclass of ``base``, an ``AMQP`` class, that also routes leader-only tasks."""
+    if issubclass(base, LeaderRouting):
+        return base
+    return type(base.__name__, (LeaderRouting, base), {"__module__": base.__module__})
+
+
+def installed(app: Celery) -> bool:
+    """Whether ``install(app)`` was called, here or in the worker that spawned this process."""
+    return isinstance(app.amqp_cls, RoutedAMQP)

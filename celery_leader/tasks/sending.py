@@ -1,0 +1,75 @@
+"""Whether this process may send a leader-only task, and what a send that is skipped returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery, states, uuid
+from celery.app.task import Context
+from celery.result import EagerResult
+from celery.utils.functional import maybe_list
+
+from celery_leader.core.events import Skipped
+from celery_leader.runtime.leadership import leadership_of, node_name
+from celery_leader.runtime.settings import BEAT
+
+from .marks import LeaderOnly
+from .routing import installed
+from .skipped import TaskSkipped, store_skipped
+
+
+def may_send(app: Celery, options: LeaderOnly) -> bool:
+    """Whether this process may send a task with these options now."""
+    leadership = leadership_of(app)
+    if app.conf.task_always_eager:
+        # No other process could run it; only a test says that another one leads.
+        staged = leadership.is_staged(options.election)
+        return not staged or leadership.term(options.election) is not None
+    if not installed(app):
+        return True
+    if leadership.is_candidate(BEAT):
+        # The schedule decides, also in the beat that a following worker embeds.
+        return leadership.term(BEAT) is not None
+    if options.send_from == "anywhere" or not leadership.is_candidate(options.election):
+        return True
+    return leadership.term(options.election) is not None
+
+
+def skip_send(
+    task: Any, bound: LeaderOnly, args: Any, kwargs: Any, options: dict[str, Any]
+) -> EagerResult:
+    """Skip a send: store its end for everybody who waits for it, and return that result."""
+    if task.typing and hasattr(task, "__header__"):
+        task.__header__(*(args or ()), **(kwargs or {}))  # wrong arguments are wrong everywhere
+    app, leadership = task.app, leadership_of(task.app)
+    task_id = options.get("task_id") or uuid()
+    eager = app.conf.task_always_eager
+    by_beat = leadership.is_candidate(BEAT) and not eager
+    election = BEAT if by_beat else bound.election
+    parent = app.current_worker_task
+    node = parent.request.hostname if parent else leadership.node(election)
+    node = node or node_name(election)
+    reason = TaskSkipped(f"{node} does not lead {election!r} and did not send {task.name}")
+    # Nobody waits for a send that beat or an eager process skips.
+    if not (by_beat or eager):
+        store_skipped(task, _context(task, task_id, args, kwargs, options), reason)
+        leadership.tell(Skipped(election, node, task.name, task_id, "sender"))
+    return EagerResult(task_id, reason, states.REVOKED, name=task.name)
+
+
+def _context(task: Any, task_id: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Context:
+    """The request that the send would have made, for the result backend."""
+    return Context(
+        id=task_id,
+        task=task.name,
+        args=args,
+        kwargs=kwargs,
+        group=options.get("group_id"),
+        group_index=options.get("group_index"),
+        chord=options.get("chord"),
+        chain=options.get("chain"),
+        callbacks=maybe_list(options.get("link")),
+        ignore_result=options.get("ignore_result"),
+        root_id=options.get("root_id"),
+        parent_id=options.get("parent_id"),
+    )

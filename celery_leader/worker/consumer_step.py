@@ -1,0 +1,227 @@
+"""The worker's elections: a step of Celery's consumer that lives as long as the worker.
+
+It starts after ``Tasks`` at every (re)connect, and shuts down once, after the pool has drained
+and before the broker connection is closed. Guaranteed: a lost connection does not resign. From
+the beginning of a shutdown no leader-only body starts, and each lease is kept until its last
+body has ended, then passed on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from billiard import get_start_method
+from celery import bootsteps
+
+from celery_leader.core.changes import Change, Deposed, StepDownRequested
+from celery_leader.core.events import Event
+from celery_leader.metrics_server import serve_metrics
+from celery_leader.runtime import remote_control
+from celery_leader.runtime.leadership import Leadership, leadership_of, refusing_clearly
+from celery_leader.runtime.settings import BEAT, WORKER, check_elections, check_priority
+from celery_leader.tasks.leader_only import adopt_tasks
+from celery_leader.tasks.marks import options_of
+
+from .broker_link import link_of
+from .event_loop import EventLoop
+from .events import WorkerEvents
+from .giving_back import give_back_all, give_back_next
+from .handing_over import hand_over_kept
+from .leader_queue import LeaderQueues
+from .resigning import Resigning
+from .state import worker_state
+from .unknown_tasks import keep_unknown_tasks
+
+logger = logging.getLogger(__name__)
+
+_LAST_RESULTS = 2.0  # seconds; how long the end of a worker waits for its result backend
+
+
+class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Takes part in the worker's elections, and consumes the leader queues while leading."""
+
+    label = "Leader"
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(
+        self,
+        c: Any,
+        no_candidate: bool = False,
+        elections: str | None = None,
+        leader_priority: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(c, **kwargs)
+        remote_control.register()
+        adopt_tasks(c.app)
+        self._leadership = leadership = leadership_of(c.app)
+        with refusing_clearly():
+            leadership.check()
+            leadership.tell_unknown_settings()
+            serve_metrics(c.app)
+            eligible = _elections_of(leadership, elections)
+            if leader_priority is not None:
+                check_priority(leader_priority, "--leader-priority")
+        self._priority = leader_priority
+        self._eligible = [] if no_candidate else eligible
+        # Before the pool starts, so that its processes can read the beliefs.
+        if not forks(c.controller):
+            leadership.share()
+        leadership.allot(self._eligible)
+        self._state = state = worker_state(c.app)
+        self._loop = EventLoop(c, leadership, self._look_around)
+        self._link = link_of(leadership)
+        self._events = WorkerEvents()
+        self._queues = LeaderQueues(leadership, self._eligible, state)
+        self._resigning = Resigning(leadership, state, self._queues.consumes)
+        self._campaigns_begun = False
+        if self._eligible and getattr(c.pool, "is_green", False):
+            _warn_of_bodies_that_cannot_be_aborted(c.app)
+
+    # -- called by Celery -----------------------------------------------------------------
+
+    def start(self, c: Any) -> None:
+        """The worker is connected, for the first time or again."""
+        self._state.consumer, self._state.wake = c, self._loop.wake
+        keep_unknown_tasks(c, self._leadership)
+        # The broker delivers again what waits here from the connection before.
+        self._state.waiting.clear()
+        self._leadership.follow(c.connection)
+        self._link.connected(c)
+        self._queues.connected(c)
+        if not self._campaigns_begun:
+            self._campaigns_begun = True
+            self._begin_campaigns(c)
+        # An event loop has to begin first: RabbitMQ delivers at once, and a message that comes
+        # while a later step waits for an answer finds no callback and ends the worker.
+        if c.hub is None:
+            c.call_soon(self._queues.update)
+        self._events.send(c)
+
+    def _begin_campaigns(self, c: Any) -> None:
+        self._leadership.observe(self._on_event)
+        requirements = [r for r in (self._loop.heartbeat, self._link.heartbeat) if r is not None]
+        for election in self._eligible:
+            listener = functools.partial(self._on_change, election)
+            campaign = self._leadership.campaign(
+                election, c.hostname, listener, self._priority, requirements, role="worker"
+            )
+            if campaign is not None:
+                self._resigning.campaigns[election] = campaign
+
+    def register_with_event_loop(self, c: Any, hub: Any) -> None:
+        """The event loop begins."""
+        self._loop.begins(hub)
+        self._queues.update()
+        if not self._leadership.is_shut:
+            self._loop.watch(hub)
+
+    def stop(self, c: Any) -> None:
+        """The connection was lost, or a shutdown goes on: no reason to resign yet."""
+        self._loop.excuse()
+        self._link.lost()
+
+    def close(self, c: Any) -> None:
+        """A shutdown begins: start nothing new, keep each lease while a body needs it."""
+        self._loop.excuse()
+        self._link.end()
+        self._leadership.shut()
+        self._queues.stop()
+        give_back_next(self._state, self._eligible)
+        self._resigning.resign_when_idle()
+        # There may be thousands: no reason to have nobody lead meanwhile.
+        give_back_all(self._state, self._eligible)
+
+    def shutdown(self, c: Any) -> None:
+        """The pool has drained: give everything up."""
+        self._resigning.end()
+        if not self._leadership.resign_all():
+            logger.warning("the lease could not be given up in time; it will expire")
+        hand_over_kept(self._state)
+        self._state.skipped.finish(_LAST_RESULTS)
+        self._events.send_last(c)
+        self._queues.remove()
+
+    def terminate(self, c: Any) -> None:
+        """A cold shutdown goes on: nothing to do before ``shutdown``."""
+
+    def info(self, c: Any) -> dict[str, Any]:
+        """What ``celery inspect stats`` says of this worker's elections."""
+        standings = remote_control.standings(self._leadership)
+        return {"leader": standings, "leader_unstored_skips": len(self._state.skipped)}
+
+    # -- from the election thread ---------------------------------------------------------
+
+    def _on_change(self, election: str, change: Change) -> None:
+        giving_way = self._leadership.giving_way
+        match change:
+            case StepDownRequested() if not self._leadership.is_shut:
+                begun = election in giving_way
+                giving_way[election] = change
+                if begun:
+                    return  # only the successor or the reason is another one now
+                self._resigning.step_down_when_idle(election)
+            case Deposed():
+                giving_way.pop(election, None)
+        self._loop.wake()
+        self._queues.interrupt_pop()
+
+    def _on_event(self, event: Event) -> None:
+        if self._events.observe(event):
+            self._loop.wake()
+
+    # -- in the event loop ------------------------------------------------------------------
+
+    def _look_around(self) -> None:
+        self._queues.update()
+        self._events.send(self._state.consumer)
+
+
+def _elections_of(leadership: Leadership, option: str | None) -> list[str]:
+    """The elections that this worker takes part in; ``option`` is what ``--elections`` says."""
+    settings = leadership.settings
+    named = settings.elections
+    if option is not None:
+        named = check_elections(filter(None, option.split(",")), "--elections")
+        _warn_of_new_elections(named, leadership)
+    if not settings.candidate:
+        return []
+    return sorted({WORKER, *leadership.task_elections} if named is None else {*named})
+
+
+def _warn_of_new_elections(named: Iterable[str], leadership: Leadership) -> None:
+    """Warn of elections that no task and no setting names: they may be misspelt."""
+    known = leadership.elections() - {BEAT}
+    for name in named:
+        if name in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        logger.warning(
+            "--elections: no leader-only task and no setting names the election %s, which this"
+            " worker now takes part in%s",
+            name,
+            f"; did you mean {close[0]}?" if close else " (put it into leader_elections)",
+        )
+
+
+def forks(worker: Any) -> bool:
+    """Whether the pool's processes will be forked; spawned ones inherit no memory."""
+    chosen = getattr(worker, "pool_start_method", "fork")  # of Celery 5.7
+    return chosen == "fork" and get_start_method() == "fork"
+
+
+def _warn_of_bodies_that_cannot_be_aborted(app: Any) -> None:
+    bound = {name: options_of(task) for name, task in app.tasks.items()}
+    names = sorted(
+        name for name, options in bound.items() if options and options.on_deposed == "abort"
+    )
+    if names:
+        logger.warning(
+            "on_deposed='abort' has no effect in a gevent or eventlet pool: %s will finish;"
+            " have them call check_leader(), or use another pool",
+            ", ".join(names),
+        )

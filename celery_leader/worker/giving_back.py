@@ -1,0 +1,113 @@
+"""Gives messages back whose body has not begun, when the worker leaves or gives the lease up.
+
+A message that came from its leader queue goes back to the front of that queue, in order. One
+that came by another queue is handed over. What cannot be given back is not acknowledged: the
+broker gives it to another worker later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+
+from celery.worker.state import active_requests
+
+from celery_leader.runtime.leadership import leadership_of
+from celery_leader.tasks.marks import options_for
+from celery_leader.tasks.routing import leader_queue
+
+from .front_of_queue import STEP, put_in_front
+from .handing_over import key_of, publish_again
+from .message_guard import LeaderOnlyRequest
+from .state import WorkerState
+
+logger = logging.getLogger(__name__)
+
+
+def running_elections(state: WorkerState) -> set[str]:
+    """The elections whose leader-only bodies run here, or may begin to."""
+    # Copies made in one step: the main thread goes on meanwhile. First the requests that may
+    # become active: in the other order, a request that does so in between would be in neither.
+    pooled = [request for request in list(state.waiting.values()) if _in_pool(request)]
+    active = [reference() for reference in list(active_requests.data)]
+    bound = [
+        options_for(request.task, request.args, request.kwargs)
+        for request in (*pooled, *active)
+        if request is not None
+    ]
+    return {options.election for options in bound if options is not None}
+
+
+def give_back_next(state: WorkerState, elections: Collection[str]) -> None:
+    """Give back the messages that are next in the leader queues of ``elections``.
+
+    They have to be there again before another worker leads. A message with an ETA has no place
+    in that order.
+    """
+    waiting = _waiting(state, elections)
+    _put_in_front([each for each in waiting if _came_from_its_queue(each) and not each.eta])
+
+
+def give_back_all(state: WorkerState, elections: Collection[str]) -> None:
+    """Give back all waiting messages of ``elections``; first those that are next."""
+    give_back_next(state, elections)
+    waiting = _waiting(state, elections)
+    _put_in_front([each for each in waiting if _came_from_its_queue(each)])
+    _hand_over([each for each in waiting if not _came_from_its_queue(each)])
+
+
+def _waiting(state: WorkerState, elections: Collection[str]) -> list[LeaderOnlyRequest]:
+    return [
+        request
+        for request in list(state.waiting.values())
+        if not _in_pool(request) and request.election in elections
+    ]
+
+
+def _in_pool(request: LeaderOnlyRequest) -> bool:
+    return request._apply_result is not None
+
+
+def _came_from_its_queue(request: LeaderOnlyRequest) -> bool:
+    assert request.election is not None
+    return key_of(request.message) == leadership_of(request.app).queue(request.election)
+
+
+def _put_in_front(waiting: Sequence[LeaderOnlyRequest]) -> None:
+    of_queue: dict[str, list[LeaderOnlyRequest]] = {}
+    for request in waiting:
+        of_queue.setdefault(key_of(request.message), []).append(request)
+    for queue, requests in of_queue.items():
+        # The last step first, because each step is put in front of the others.
+        for end in range(len(requests), 0, -STEP):
+            step = requests[max(0, end - STEP) : end]
+            try:
+                put_in_front([request.message for request in step], queue)
+            except Exception as exc:
+                _report_trouble(step[0], exc)
+                return
+            for request in step:
+                request.was_given_back()
+        _report(requests)
+
+
+def _hand_over(waiting: Sequence[LeaderOnlyRequest]) -> None:
+    for request in waiting:
+        assert request.election is not None
+        try:
+            publish_again(request.app, request.message, leader_queue(request.app, request.election))
+            request.message.ack()
+        except Exception as exc:
+            _report_trouble(request, exc)
+            return
+        request.was_given_back()
+    if waiting:
+        _report(waiting)
+
+
+def _report(requests: Sequence[LeaderOnlyRequest]) -> None:
+    logger.info("%d waiting leader-only task(s) given back", len(requests))
+
+
+def _report_trouble(request: LeaderOnlyRequest, exc: Exception) -> None:
+    logger.warning("%s cannot be given back yet: %s", request.name, exc)

@@ -1,0 +1,108 @@
+"""Consumes the leader queues of the elections that this worker leads.
+
+Guaranteed: only a leader consumes its leader queue, also after a reconnect. Not guaranteed:
+that no leader-only message reaches a follower; one that does is handed over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from kombu.common import ignore_errors, maybe_declare
+
+from celery_leader.runtime.leadership import Leadership
+from celery_leader.tasks.admission import admission
+from celery_leader.tasks.routing import leader_queue, leader_queues
+
+from .giving_back import give_back_all
+from .nudge import Nudge, nudge_of
+from .state import WorkerState
+
+logger = logging.getLogger(__name__)
+
+
+class LeaderQueues:
+    """The leader queues as one worker's consumer has them.
+
+    Args:
+        leadership: that of the worker's app.
+        eligible: the elections in which the worker takes part.
+        state: that of the worker.
+    """
+
+    def __init__(self, leadership: Leadership, eligible: Sequence[str], state: WorkerState) -> None:
+        self._leadership = leadership
+        self._eligible = eligible
+        self._state = state
+        self._nudge: Nudge | None = None
+        self._stopped = False
+        # Celery must know them, for what it does with all queues of an app. Only leaders consume
+        # them: not the queues, but the task consumer is told to.
+        queues = leadership.app.amqp.queues
+        for queue in leader_queues(leadership.app):
+            queues.add(queue)
+        queues.deselect([leadership.queue(name) for name in leadership.elections()])
+
+    def connected(self, c: Any) -> None:
+        """Prepare the worker's new connection."""
+        if c.connection.transport.driver_type == "amqp":
+            # Now, and not when a message is handed over: RabbitMQ delivers further messages while a
+            # declaration waits for its answer. Each would be handed over too, and of so many
+            # answers on one channel py-amqp loses some.
+            for queue in leader_queues(c.app):
+                maybe_declare(queue, c.task_consumer.channel)
+        if self._eligible:
+            self._nudge = nudge_of(c, self._leadership.settings.namespace)
+
+    def update(self) -> None:
+        """Consume from the queues of what is led, and from no others; in the worker's thread."""
+        if self._state.task_consumer is None:
+            return
+        for election in self._eligible:
+            wanted = not self._stopped and admission(self._leadership.app, election).takes
+            if wanted != self.consumes(election):
+                (self._begin if wanted else self._end)(election)
+
+    def consumes(self, election: str) -> bool:
+        """Whether the worker consumes from the leader queue of ``election``.
+
+        Celery's consumer is asked: remote control and a follower's message guard change it too.
+        """
+        task_consumer = self._state.task_consumer
+        queue = self._leadership.queue(election)
+        return task_consumer is not None and bool(task_consumer.consuming_from(queue))
+
+    def _begin(self, election: str) -> None:
+        queue = leader_queue(self._leadership.app, election)
+        self._state.task_consumer.add_queue(queue)
+        self._state.task_consumer.consume()
+        logger.info("%s: consuming from %s", election, queue.name)
+        if self._nudge is not None:
+            self._nudge.send()
+
+    def _end(self, election: str) -> None:
+        queue = self._leadership.queue(election)
+        self._state.task_consumer.cancel_by_queue(queue)
+        if election in self._leadership.giving_way:
+            give_back_all(self._state, [election])
+        logger.info("%s: no longer consuming from %s", election, queue)
+
+    def interrupt_pop(self) -> None:
+        """Have a pool of greenlets, which has no event loop, look around; for any greenlet."""
+        if self._state.consumer.hub is None and self._nudge is not None:
+            ignore_errors(self._state.consumer, self._nudge.send)
+
+    def stop(self) -> None:
+        """A shutdown begins: consume from no leader queue any more."""
+        c = self._state.consumer
+        if self._nudge is not None:
+            ignore_errors(c, self._nudge.finish_pop)
+        self._stopped = True
+        ignore_errors(c, self.update)
+
+    def remove(self) -> None:
+        """The worker ends: leave nothing behind."""
+        if self._nudge is not None:
+            self._nudge.remove()

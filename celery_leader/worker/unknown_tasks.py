@@ -1,0 +1,43 @@
+"""Keeps leader-only tasks that this worker does not know.
+
+In a rolling deployment the leader may be older than the sender. Celery would discard the task.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+from celery_leader.runtime.leadership import Leadership
+
+from .handing_over import Stray, hand_over_later, key_of
+
+logger = logging.getLogger(__name__)
+
+
+def keep_unknown_tasks(c: Any, leadership: Leadership) -> None:
+    """Have consumer ``c`` put unknown tasks from a leader queue back into it."""
+    stock = c.__class__.on_unknown_task
+    told: set[str] = set()
+
+    def on_unknown_task(body: Any, message: Any, exc: Exception) -> Any:
+        name, queue = message.headers.get("task"), key_of(message)
+        elections = {leadership.queue(election): election for election in leadership.elections()}
+        if name is None or queue not in elections:
+            return stock(c, body, message, exc)
+        if name not in told:
+            told.add(name)
+            logger.error(
+                "task %s is leader-only and unknown to this worker; it is put back into %s"
+                " until a leader knows it",
+                name,
+                queue,
+            )
+        acknowledge = functools.partial(message.ack_log_error, logger, c.connection_errors)
+        # Not at once: this worker may be its only leader for a while.
+        return hand_over_later(
+            Stray(c.app, elections[queue], name, message, acknowledge, unknown=True)
+        )
+
+    c.on_unknown_task = on_unknown_task
