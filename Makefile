@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard celery_leader tests examples benchmarks noxfile.py)
 INSTALL := -m pip --quiet --disable-pip-version-check install
 PIP := $(BIN)/python $(INSTALL)
-# More arguments for pytest, e.g. make test PYTEST=tests/core
+# More arguments for pytest, e.g. make test PYTEST=tests/beat
 PYTEST ?=
-# The folders of tests that belong to a room of the package, or to the package as a whole.
+# The tests of the package: a folder for each of its rooms, and one for what is in none.
 ROOMS := $(addprefix tests/,core store runtime tasks worker beat ops package)
 # So many tests run side by side; most of their time they wait. With 1 they share pytest's own process.
 WORKERS ?= 4
@@ -36,38 +36,35 @@ MUTANTS ?=
 .DEFAULT_GOAL := help
 # Two at once would install into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo check test coverage test-schedulers test-oldest test-operations test-smoke chaos chaos-beats chaos-tasks simulate explore mutants lint types contract bench bench-peers soak lock clean
+.PHONY: help demo check test coverage test-oldest test-smoke chaos chaos-beats chaos-tasks simulate explore mutants lint types contract bench bench-peers soak lock clean
 
 help:
 	@echo 'See it work'
-	@echo '  make demo             three workers, three beats; leaders stopped and killed'
-	@echo '  make example-NAME     $(EXAMPLES)'
+	@echo '  make demo          three workers, three beats; leaders stopped and killed'
+	@echo '  make example-NAME  $(PLAIN_EXAMPLES)'
+	@echo '                     $(LARGER_EXAMPLES)'
 	@echo 'Change it (CONTRIBUTING.md)'
-	@echo '  make check            the loop of seconds: lint types contract, unit tests'
-	@echo '  make test             the core, the store, real fleets; PYTEST="-x tests/store"'
-	@echo '  make coverage         what the tests of the core and the store run'
-	@echo '  make clean            remove .venv and what the tools left'
+	@echo '  make check         the loop of seconds: lint types contract, tests without processes'
+	@echo '  make test          all tests, on real Redis and processes; PYTEST="-x tests/store"'
+	@echo '  make coverage      what the tests without processes and those of the store run'
+	@echo '  make clean         remove .venv and what the tools left'
 	@echo 'More tests'
-	@echo '  make test-schedulers  other schedulers, RabbitMQ, Celery'\''s tests of beat'
-	@echo '  make test-operations  command line, remote control, events, metrics'
-	@echo '  make test-examples    every example'
-	@echo '  make test-sentinel    failovers of a Redis behind Sentinel'
-	@echo '  make test-oldest      the oldest Celery, kombu and redis-py supported'
-	@echo '  make test-smoke       image and Compose file in containers (or: .ci/smoke)'
+	@echo '  make test-oldest   the oldest Celery, kombu and redis-py supported'
+	@echo '  make test-smoke    image and Compose file in containers (or: .ci/smoke)'
 	@echo 'Doubt it'
-	@echo '  make chaos            faults under real fleets; CHAOS= and CHAOS_TASKS='
-	@echo '  make soak             all faults for long: do processes grow? MINUTES=30'
-	@echo '  make simulate         seeded schedules of faults; SIMULATE="--seed 7"'
-	@echo '  make explore          every course of an election; EXPLORE="--faults 1"'
-	@echo '  make mutants          bugs made on purpose; MUTANTS="--only margin"'
+	@echo '  make chaos         faults under real fleets; CHAOS= and CHAOS_TASKS='
+	@echo '  make soak          all faults for long: do processes grow? MINUTES=30'
+	@echo '  make simulate      seeded schedules of faults; SIMULATE="--seed 7"'
+	@echo '  make explore       every course of an election; EXPLORE="--faults 1"'
+	@echo '  make mutants       bugs made on purpose; MUTANTS="--only margin"'
 	@echo 'Measure and release it (docs/releasing.md)'
-	@echo '  make bench            the benchmarks; BENCH=--quick; bench-peers: others, too'
-	@echo '  make lock             the packages of the images; LOCK=--upgrade for newer'
+	@echo '  make bench         the benchmarks; BENCH=--quick; bench-peers: others, too'
+	@echo '  make lock          the packages of the images; LOCK=--upgrade for newer'
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
 
-.PHONY: $(EXAMPLES:%=example-%) test-examples test-sentinel
+.PHONY: $(EXAMPLES:%=example-%)
 $(PLAIN_EXAMPLES:%=example-%): $(VENV)/.demo
 $(LARGER_EXAMPLES:%=example-%): $(VENV)/.examples
 
@@ -75,31 +72,18 @@ $(EXAMPLES:%=example-%): example-%:
 	@$(BIN)/python -m examples.$*.show $(EXAMPLE)
 
 check: lint types contract
-	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not real" $(ROOMS)
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m 'not real' $(ROOMS)
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.examples
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST)
 
-coverage: $(VENV)/.dev
-	$(BIN)/coverage run -m pytest -q -m "not real" $(ROOMS) tests/simulation
-	$(BIN)/coverage run -m pytest -q tests/store
+coverage: $(VENV)/.dev $(VENV)/.examples
+	$(BIN)/coverage run -m pytest -q -m 'not real or store'
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
-test-schedulers: $(VENV)/.dev
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/beat $(PYTEST)
-
 test-oldest: $(OLDEST)/.test
-	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(or $(PYTEST),$(ROOMS))
-
-test-examples: $(VENV)/.dev $(VENV)/.examples
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/examples $(PYTEST)
-
-test-operations: $(VENV)/.dev
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/ops $(PYTEST)
-
-test-sentinel: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/sentinel $(PYTEST)
+	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(PYTEST) $(if $(findstring tests/,$(PYTEST)),,$(ROOMS))
 
 test-smoke: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/smoke $(PYTEST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import nox
 
+ROOMS = ["core", "store", "runtime", "tasks", "worker", "beat", "ops", "package"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -14,6 +15,7 @@ nox.options.download_python = "never"
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests that start no process, and those of the store, or what is named after ``--``."""
+    """The tests that start no process, and those of the store; or what is named after ``--``."""
     session.install("--editable", ".[test,demo]")
-    session.run("python", "-m", "pytest", *(session.posargs or ["tests/core", "tests/store"]))
+    quick = ["-m", "not real or store", *(f"tests/{room}" for room in ROOMS)]
+    session.run("python", "-m", "pytest", *(session.posargs or quick))

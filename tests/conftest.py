@@ -21,6 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "real" in item.fixturenames:
             item.add_marker(pytest.mark.real)
+        if item.nodeid.startswith("tests/store/"):
+            item.add_marker(pytest.mark.store)
         group = _group(item)
         if group:
             item.add_marker(pytest.mark.xdist_group(group))

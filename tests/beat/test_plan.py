@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -34,6 +32,7 @@ from celery_leader.beat.plan import (
 )
 from celery_leader.errors import LeaderError
 from celery_leader.runtime.settings import CatchUp
+from tests.support.fixtures import RunPython
 
 UTC = timezone.utc
 PARIS = ZoneInfo("Europe/Paris")
@@ -323,17 +322,10 @@ def some_timetables() -> list[Any]:
     ]
 
 
-@pytest.mark.usefixtures("real")
-def test_a_schedule_has_the_same_fingerprint_in_every_process() -> None:
+def test_a_schedule_has_the_same_fingerprint_in_every_process(python: RunPython) -> None:
     here = [fingerprint(each) for each in some_timetables()]
     root = str(Path(__file__).resolve().parents[2])
-    there = subprocess.run(
-        [sys.executable, "-c", _IN_ANOTHER_PROCESS, root],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    there = python("-c", _IN_ANOTHER_PROCESS, root)
     assert there.stdout.splitlines() == here
 
 

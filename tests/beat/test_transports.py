@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import socket
 import ssl
 import subprocess
@@ -27,6 +26,7 @@ from kombu import Exchange, Queue
 from celery_leader.beat import LeaderMixin
 from tests.support.local_beat import KEY, NOON, Bench, LocalBeat
 from tests.support.redis_server import RedisServer, free_port
+from tests.support.services import must_have
 from tests.support.waiting import wait_until
 
 RECORD = "celery-leader:celery:election:beat"
@@ -116,14 +116,8 @@ def certificates(directory: Path) -> dict[str, str]:
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=60)
         except FileNotFoundError:
-            missing("there is no openssl to make certificates with")
+            must_have(None, "there is no openssl to make certificates with")
     return made
-
-
-def missing(reason: str) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def test_over_tls(

@@ -17,6 +17,8 @@ from pathlib import Path
 import celery
 import pytest
 
+from tests.support.services import must_have
+
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = "tests.beat.leader_as_base"
 
@@ -46,12 +48,6 @@ CANNOT_PASS = {
     f"{SHUTDOWN}::test_close_releases_connection_after_producer_creation_fails": OWN_CONNECTION,
     "test_Service::test_start": "LeaderPersistentScheduler is no LeaderScheduler",
 }
-
-
-def missing(reason: str) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +83,8 @@ def download(directory: Path, archive: Path) -> None:
         check=False,
     )
     found = list(directory.glob("celery-*.tar.gz"))
-    if not found:
-        missing(f"the source of Celery {celery.__version__} cannot be had: {result.stderr[-500:]}")
+    why = result.stderr[-500:]
+    must_have(found, f"the source of Celery {celery.__version__} cannot be had: {why}")
     archive.parent.mkdir(mode=0o700, exist_ok=True)
     # In one step: another run may look for it now.
     partial = archive.with_suffix(f".{os.getpid()}")

@@ -75,7 +75,7 @@ class RunningShow:
 
 
 @pytest.fixture
-def new_show(tmp_path: Path) -> Iterator[NewShow]:
+def new_show(real: None, tmp_path: Path) -> Iterator[NewShow]:
     """Starts shows, which end with the test."""
     with ExitStack() as stack:
 

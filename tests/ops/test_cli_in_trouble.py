@@ -13,7 +13,8 @@ from celery import Celery
 
 from celery_leader import install
 from tests.support import command
-from tests.support.fleet import LASTING, QUICK, ROOT, Fleet
+from tests.support.fixtures import RunPython
+from tests.support.fleet import LASTING, QUICK, Fleet
 from tests.support.redis_server import RedisServer
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import wait_until
@@ -200,29 +201,16 @@ def test_an_app_that_nobody_runs_is_told_where_was_looked(new_fleet: Any) -> Non
     assert line.startswith("Hint: nobody has taken part in namespace 'celery' of redis://")
 
 
-def celery(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "celery", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-@pytest.mark.usefixtures("real")
-def test_without_an_app_it_says_how_to_name_one() -> None:
-    done = celery("leader", "status")
+def test_without_an_app_it_says_how_to_name_one(python: RunPython) -> None:
+    done = python("-m", "celery", "leader", "status")
     assert (done.returncode, done.stdout) == (2, "")
     assert (
         done.stderr == "Error: no app is named: put it first, as in celery -A proj leader status\n"
     )
 
 
-@pytest.mark.usefixtures("real")
-def test_a_wrong_app_is_an_error_without_a_traceback() -> None:
-    done = celery("-A", "nowhere_to_be_found", "leader", "status")
+def test_a_wrong_app_is_an_error_without_a_traceback(python: RunPython) -> None:
+    done = python("-m", "celery", "-A", "nowhere_to_be_found", "leader", "status")
     assert (done.returncode, done.stdout) == (2, "")
     assert "The module nowhere_to_be_found was not found." in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from tests.support.fixtures import NewFleet
 from tests.support.fleet import ROOT, Fleet, Process
 from tests.support.prometheus import BINARY, Prometheus
 from tests.support.redis_server import RedisServer, free_port
+from tests.support.services import must_have
 from tests.support.waiting import wait_until
 
 MONITORING = ROOT / "examples" / "monitoring"
@@ -26,12 +26,8 @@ DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 
 
 @pytest.fixture
-def prometheus_or_skip() -> None:
-    if BINARY is None:
-        reason = "no prometheus on PATH (Debian: apt-get install prometheus)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+def prometheus_or_skip(real: None) -> None:
+    must_have(BINARY, "no prometheus on PATH (Debian: apt-get install prometheus)")
 
 
 class Scraped:
@@ -170,9 +166,7 @@ def test_an_alert_waits_while_nobody_leads_and_none_does_while_all_is_well(
             assert prometheus.wait_for(f"count({name})"), rule["name"]
 
 
-def test_alerts_fire_when_they_should() -> None:
-    if BINARY is None:
-        pytest.skip("promtool comes with prometheus (Debian: apt-get install prometheus)")
+def test_alerts_fire_when_they_should(prometheus_or_skip: None) -> None:
     done = subprocess.run(
         ["promtool", "test", "rules", str(Path(__file__).with_name("alerts_test.yml"))],
         capture_output=True,

@@ -30,6 +30,7 @@ from celery_leader.core.events import (
 from celery_leader.metrics import LeaderMetrics
 from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime.leadership import leadership_of
+from tests.support.fixtures import RunPython
 from tests.support.waiting import wait_until
 
 NODE = {"election": "worker", "node": "a"}
@@ -138,27 +139,25 @@ def test_a_port_that_is_none_is_refused_by_name(app: Celery, port: object) -> No
         leadership_of(app).check()
 
 
-@pytest.mark.usefixtures("real")
-def test_nothing_is_imported_or_served_unless_a_port_is_set() -> None:
+def test_nothing_is_imported_or_served_unless_a_port_is_set(python: RunPython) -> None:
     code = (
         "import sys, celery_leader; from celery import Celery;"
         "from celery_leader.metrics_server import serve_metrics;"
         "serve_metrics(Celery('app', broker='memory://'));"
         "print('prometheus_client' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code)
     assert done.stdout.strip() == "False", done.stderr
 
 
-@pytest.mark.usefixtures("real")
-def test_without_its_package_metrics_say_what_to_install() -> None:
+def test_without_its_package_metrics_say_what_to_install(python: RunPython) -> None:
     code = (
         "import sys; sys.modules['prometheus_client'] = None;"
         "from celery import Celery; from celery_leader.metrics_server import serve_metrics;"
         "app = Celery('app', broker='memory://'); app.conf.leader_metrics_port = 0;"
         "serve_metrics(app)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python("-c", code)
     assert "LeaderError: metrics need prometheus-client: pip install" in done.stderr
 
 

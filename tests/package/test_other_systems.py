@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from tests.package.other_systems import MISSING
+from tests.support.fixtures import RunPython
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.mark.usefixtures("real")
 @pytest.mark.parametrize("system", MISSING)
-def test_a_process_that_only_sends_works_without_what_another_system_lacks(system: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.package.other_systems", system],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_a_process_that_only_sends_works_without_what_another_system_lacks(
+    system: str, python: RunPython
+) -> None:
+    done = python("-W", "error", "-m", "tests.package.other_systems", system)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("imported everything\n")
 
@@ -45,14 +35,8 @@ except NotLeader as exc:
 """
 
 
-@pytest.mark.usefixtures("real")
-def test_a_body_that_lost_the_lead_is_stopped_where_there_is_no_signal_to_do_it() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", BODY],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+def test_a_body_that_lost_the_lead_is_stopped_where_there_is_no_signal_to_do_it(
+    python: RunPython,
+) -> None:
+    done = python("-W", "error", "-c", BODY)
     assert (done.returncode, done.stdout, done.stderr) == (0, "lost\n", "")

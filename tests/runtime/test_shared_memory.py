@@ -15,6 +15,7 @@ import pytest
 
 from celery_leader.runtime import clock
 from celery_leader.runtime.shared_memory import Address, Belief, BeliefPage, beliefs_at
+from tests.support.fixtures import RunPython
 
 LONG = 3600.0
 
@@ -228,8 +229,9 @@ def test_nothing_is_found_where_the_owner_is_gone_or_something_else_has_its_plac
     assert beliefs_at(Address(str(tmp_path / "short"), address.mark)) == []
 
 
-@pytest.mark.usefixtures("real")
-def test_a_named_file_is_this_users_alone_and_removed_at_exit(tmp_path: Path) -> None:
+def test_a_named_file_is_this_users_alone_and_removed_at_exit(
+    tmp_path: Path, python: RunPython
+) -> None:
     code = (
         "import os; os.__dict__.pop('memfd_create', None)\n"
         "from celery_leader.runtime.shared_memory import BeliefPage\n"
@@ -241,14 +243,8 @@ def test_a_named_file_is_this_users_alone_and_removed_at_exit(tmp_path: Path) ->
         "os.waitpid(pid, 0)\n"
         "print(os.path.exists(path))\n"
     )
-    said = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    path, mode, still_there = said
+    said = python("-W", "ignore", "-c", code, env={**os.environ, "TMPDIR": str(tmp_path)})
+    path, mode, still_there = said.stdout.split()
     assert Path(path).parent == tmp_path
     assert (mode, still_there) == (oct(stat.S_IRUSR | stat.S_IWUSR), "True")
     assert not Path(path).exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +20,7 @@ from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.scripts import Keys
 from examples.machine import how_to_get_redis_server
 from tests.support import fleet as fleets
-from tests.support.fleet import Fleet
+from tests.support.fleet import ROOT, Fleet
 from tests.support.redis_server import RedisServer, redis_binary
 from tests.support.services import must_have
 
@@ -28,6 +30,7 @@ SETTING = "broker_url"
 MakeApp = Callable[..., Celery]
 MakeStore = Callable[..., RedisLeaseStore]
 NewFleet = Callable[..., Fleet]
+RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -43,6 +46,25 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Any:
 @pytest.fixture(scope="session")
 def real() -> None:
     """Tests and fixtures that start a server or a process ask for this; such tests are marked ``real``."""
+
+
+@pytest.fixture
+def python(real: None) -> RunPython:
+    """Runs a Python with some arguments to its end."""
+
+    def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            **options,
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")

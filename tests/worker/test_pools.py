@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from celery_leader.runtime.leadership import leadership_of
 from tests.support.fixtures import NewFleet
 from tests.support.fleet import Fleet, Process
 from tests.support.redis_server import RedisServer
+from tests.support.services import must_have
 from tests.support.waiting import wait_until
 
 # One task at a time, so that others can wait behind it.
@@ -102,11 +102,9 @@ def pair(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Pair]:
     """Each pool in turn, over a Redis of its own."""
-    if request.param in GREEN and find_spec(request.param) is None:
-        reason = f"{request.param} is not installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    must_have(
+        request.param not in GREEN or find_spec(request.param), f"{request.param} is not installed"
+    )
     directory = tmp_path_factory.mktemp(request.param)
     with RedisServer() as server, Fleet(directory, server.url) as fleet:
         yield Pair(fleet, request.param)
