@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from .errors import LeaderError, NotLeader, StoreUnavailable
 from .install import install
-from .runtime.leader_election import LeaderElection
-from .runtime.leadership import Leader
+from .runtime.leader_election import Leader, LeaderElection
 from .tasks.asking import check_leader, current_term, is_leader, leading
 from .tasks.leader_only import LeaderTask, leader_only
 from .tasks.skipped import TaskSkipped

@@ -11,7 +11,8 @@ from celery import Celery, signals
 
 from .beat.mixin import LeaderMixin
 from .errors import LeaderError
-from .runtime.leadership import Leadership, celery_app, leadership_of, worker_pid
+from .runtime.identity import celery_app, worker_pid
+from .runtime.leadership import Leadership, leadership_of
 from .runtime.runner import Campaign
 from .runtime.schedulers import check_scheduler, told_of
 from .runtime.settings import BEAT
@@ -101,9 +102,9 @@ def _guard_beat(sender: Any, **_: Any) -> None:
     if not leadership.task_elections:
         return
     try:
-        campaign = leadership.campaign(
+        campaign = leadership.candidacies.enter(
             BEAT,
-            leadership.beat_node_name(),
+            leadership.node_names.of_beat(),
             role="beat",
             scheduler=f"{scheduler.__module__}.{scheduler.__qualname__}",
             fenced=False,
@@ -121,7 +122,7 @@ def _resign_at_sigterm(leadership: Leadership, campaign: Campaign) -> None:
     """A worker ends its beat with SIGTERM, by default at once and without what is done at exit."""
 
     def resign(*_: Any) -> None:
-        leadership.resign(campaign).wait(leadership.farewell_timeout)
+        leadership.candidacies.resign(campaign).wait(leadership.candidacies.farewell_timeout)
         raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, resign)

@@ -28,7 +28,8 @@ from .core.events import (
     Unanswered,
 )
 from .errors import LeaderError
-from .runtime.leadership import leadership_of, worker_pid
+from .runtime.identity import worker_pid
+from .runtime.leadership import leadership_of
 from .runtime.settings import BEAT
 
 try:
@@ -91,7 +92,7 @@ class LeaderMetrics(Collector):
         self._refused = counter("dispatch_refused", "Ticks that Redis refused.", "reason")
         self._forwarded = counter("forwarded", "Messages given to the leader queue.", "task")
         self._skipped = counter("skipped", "Leader-only tasks skipped.", "task", "by")
-        self._leadership.observe(self._count)
+        self._leadership.observers.add(self._count)
 
     def describe(self) -> Iterator[Metric]:
         """The names of what ``collect`` yields, without a value."""
@@ -100,7 +101,7 @@ class LeaderMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """How each candidate of this process stands; no I/O."""
         leading, term, renewal, contact, leaderless = _families()
-        for standing in self._leadership.standings():
+        for standing in self._leadership.candidacies.standings():
             labels = (standing.election, standing.node)
             leading.add_metric(labels, float(standing.leading))
             term.add_metric(labels, standing.term or standing.leader_term)

@@ -16,7 +16,8 @@ import weakref
 
 from celery import Celery
 
-from .runtime.leadership import leadership_of, worker_pid
+from .runtime.identity import worker_pid
+from .runtime.leadership import leadership_of
 
 logger = logging.getLogger(__name__)
 

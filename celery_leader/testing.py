@@ -22,9 +22,10 @@ from collections.abc import Iterator
 
 from celery import Celery
 
-from .runtime.leadership import current, leadership_of
+from .runtime.identity import current
+from .runtime.leadership import leadership_of
 from .runtime.settings import WORKER
-from .runtime.shared_memory import Belief
+from .runtime.shared_memory import LeaseView
 
 _EVER = float("inf")
 
@@ -32,16 +33,16 @@ _EVER = float("inf")
 class Lead:
     """What this process believes of one election, in the hands of a test."""
 
-    def __init__(self, belief: Belief) -> None:
-        self._belief = belief
+    def __init__(self, view: LeaseView) -> None:
+        self._view = view
 
     def lose(self) -> None:
         """Lead no longer, as after a pause or a lost connection."""
-        self._belief.withdraw()
+        self._view.withdraw()
 
     def win(self, term: int) -> None:
         """Lead with ``term`` from now on; a real one is higher than any before."""
-        self._belief.publish(term, _EVER)
+        self._view.publish(term, _EVER)
 
 
 @contextlib.contextmanager
@@ -55,5 +56,5 @@ def leading_as(app: Celery, election: str = WORKER, *, term: int = 1) -> Iterato
 @contextlib.contextmanager
 def following(app: Celery, election: str = WORKER) -> Iterator[Lead]:
     """While open, this process takes part in ``election`` and another leads."""
-    with current(app), leadership_of(app).staged(election) as belief:
-        yield Lead(belief)
+    with current(app), leadership_of(app).beliefs.staged(election) as view:
+        yield Lead(view)

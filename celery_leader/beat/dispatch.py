@@ -26,7 +26,8 @@ from celery_leader.core.events import Dispatched, DispatchRefused
 from celery_leader.core.watchdog import BrokerHeartbeat
 from celery_leader.errors import NotLeader, StoreUnavailable
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.leadership import Leadership, node_name
+from celery_leader.runtime.identity import node_name
+from celery_leader.runtime.leadership import Leadership
 from celery_leader.runtime.lease_source import reach
 from celery_leader.runtime.runner import Campaign
 from celery_leader.runtime.settings import BEAT
@@ -114,9 +115,9 @@ class Dispatcher:
         self._work = _Work()
         self._told: set[tuple[str, str]] = set()
         if campaign is not None:
-            self._client = leadership.client_beside()
-            self._store = ScheduleStore(self._run, leadership.keys, BEAT)
-            if leadership.leases_on_broker:
+            self._client = leadership.redis.client_beside()
+            self._store = ScheduleStore(self._run, leadership.redis.keys, BEAT)
+            if leadership.redis.is_broker:
                 self._buffer = PublishBuffer()
 
     # -- the shared schedule -------------------------------------------------------
@@ -137,7 +138,7 @@ class Dispatcher:
     @property
     def projects_key(self) -> str:
         """The key that keeps what tells projects from each other."""
-        return self._leadership.keys.of("projects", BEAT)
+        return self._leadership.redis.keys.of("projects", BEAT)
 
     def register(self, term: int, ownership: Ownership) -> bool:
         """Keep what tells this project from others; whether Redis agreed.
@@ -205,10 +206,10 @@ class Dispatcher:
         if not self._agreed(outcome, term):
             reason = outcome.value
             refused = DispatchRefused(BEAT, self._node, term, dispatch.entry, reason)
-            self._leadership.tell(refused)
+            self._leadership.observers.tell(refused)
             return False
         if dispatch.published:
-            self._leadership.tell(Dispatched(BEAT, self._node, term, dispatch.entry))
+            self._leadership.observers.tell(Dispatched(BEAT, self._node, term, dispatch.entry))
         elif not dispatch.unsendable:
             logger.info("beat: nothing was sent of %s: its task published nothing", dispatch.entry)
         return True
@@ -502,7 +503,7 @@ class Dispatcher:
         logger.info("%s: dispatch refused, term %d: %s", BEAT, term, outcome.value)
         if outcome is not Outcome.CLAIMED:
             gone = outcome is Outcome.MISSING
-            self._leadership.lease_rejected(self._campaign, term, gone=gone)
+            self._leadership.candidacies.lease_rejected(self._campaign, term, gone=gone)
         return False
 
 

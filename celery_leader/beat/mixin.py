@@ -35,14 +35,10 @@ from celery_leader.errors import LeaderError, StoreUnavailable, kind_of
 from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime import remote_control as control
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.leadership import (
-    ALWAYS_TERM,
-    Leadership,
-    app_identity,
-    leadership_of,
-    refusing_clearly,
-    worker_pid,
-)
+from celery_leader.runtime.command_line import refusing_clearly
+from celery_leader.runtime.context import ALWAYS_TERM
+from celery_leader.runtime.identity import app_identity, worker_pid
+from celery_leader.runtime.leadership import Leadership, leadership_of
 from celery_leader.runtime.runner import Campaign
 from celery_leader.runtime.schedulers import unread
 from celery_leader.runtime.settings import BEAT, DEFAULT_CLOCK_TOLERANCE, CatchUp
@@ -150,14 +146,14 @@ class LeaderMixin:
         with refusing_clearly():
             serve_metrics(app)
         signals.beat_init.connect(self._on_beat_init)
-        node = self._leadership.beat_node_name()
+        node = self._leadership.node_names.of_beat()
         self._heartbeat = self._leadership.new_heartbeat("the beat")
         self._show_life()
         broker, self._clock = self._new_broker_heartbeat(), self._new_clock()
         requirements: list[Requirement] = [
             each for each in (self._heartbeat, broker, self._clock) if each is not None
         ]
-        self._campaign = self._leadership.campaign(
+        self._campaign = self._leadership.candidacies.enter(
             BEAT,
             node,
             self._on_change,
@@ -183,7 +179,7 @@ class LeaderMixin:
     @property
     def info(self) -> str:
         """The line of beat's banner that says who elects whom where."""
-        return f"    . leader election -> {self._leadership.where(BEAT)}"
+        return f"    . leader election -> {self._leadership.redis.banner(BEAT)}"
 
     def leading_term(self) -> int | None:
         """The term this beat leads with at this moment, or ``None``; no I/O."""
@@ -191,13 +187,13 @@ class LeaderMixin:
             return ALWAYS_TERM if self._leadership.always_leads() else None
         if self._clock is not None and self._clock.is_off(now()):
             # This cannot wait for the election: what is due by a wrong clock must not go out.
-            self._leadership.look_around()
+            self._leadership.candidacies.look_around()
             return None
         return self._campaign.term()
 
     def _new_broker_heartbeat(self) -> BrokerHeartbeat | None:
         """The broker's heartbeat; ``None`` where an outage of the broker ends the lease anyway."""
-        if self._leadership.leases_on_broker:
+        if self._leadership.redis.is_broker:
             return None
         return BrokerHeartbeat(self._leadership.settings.timing.lease_duration)
 
@@ -274,7 +270,9 @@ class LeaderMixin:
             try:
                 order, self._order = self._order, None
                 if order is not None and self._campaign is not None:
-                    self._leadership.step_down(self._campaign, order.successor, order.reason)
+                    self._leadership.candidacies.step_down(
+                        self._campaign, order.successor, order.reason
+                    )
             finally:
                 self._turn.release()
 
@@ -600,10 +598,10 @@ class LeaderMixin:
         if self._campaign is None:
             return
         if self._farewell is None:
-            self._farewell = self._leadership.resign(self._campaign)
+            self._farewell = self._leadership.candidacies.resign(self._campaign)
             if self._worker_pid is None:
                 return
-        if not self._farewell.wait(self._leadership.farewell_timeout):
+        if not self._farewell.wait(self._leadership.candidacies.farewell_timeout):
             logger.warning("%s: the lease could not be given up in time; it will expire", BEAT)
 
     def _on_change(self, change: Change) -> None:

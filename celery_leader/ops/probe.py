@@ -16,7 +16,7 @@ from typing import Any
 
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.leadership import Visit
+from celery_leader.runtime.session import RedisSession
 from celery_leader.store.client import RedisClient
 from celery_leader.store.scripts import Keys
 
@@ -91,7 +91,7 @@ class Server:
         }
 
 
-def probe(visit: Visit, elections: Iterable[str], queue: str | None) -> Server:
+def probe(visit: RedisSession, elections: Iterable[str], queue: str | None) -> Server:
     """Ask the Redis that is visited for everything.
 
     Args:

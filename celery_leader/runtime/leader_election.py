@@ -1,13 +1,14 @@
 """One process's part in an election of any name, for code that is no worker and no beat.
 
-Guaranteed: a started election campaigns until it is resigned, in the background. Not
-guaranteed: that a block in ``with`` ends when the lead is lost; ask ``term()`` or
-``check()`` before each act.
+Guaranteed: a started election campaigns in the background until it is resigned. Not guaranteed:
+that a ``with`` block ends when the lead is lost; ask ``term()`` or ``check()`` before each act.
 """
 
 from __future__ import annotations
 
+import datetime
 import threading
+from dataclasses import dataclass
 from types import TracebackType
 
 from celery import Celery
@@ -17,10 +18,29 @@ from celery_leader.core.names import check_name, check_node
 from celery_leader.errors import LeaderError, NotLeader
 
 from .clock import now
-from .leadership import Leader, celery_app, leadership_of
+from .context import ALWAYS_TERM
+from .identity import celery_app, node_name
+from .leadership import leadership_of
 from .runner import Campaign
 
-_GLANCE = 0.1  # seconds between looks at a belief that nothing here is woken for
+_GLANCE = 0.1  # seconds between looks at a belief whose change wakes nothing here
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """The leader of an election.
+
+    Attributes:
+        holder: its node name.
+        term: its term, the fencing token.
+        seconds_left: how long its lease still runs if it is not renewed.
+        since: when it was elected, UTC, by the clock of Redis.
+    """
+
+    holder: str
+    term: int
+    seconds_left: float
+    since: datetime.datetime
 
 
 class LeaderElection:
@@ -51,7 +71,7 @@ class LeaderElection:
         self._leadership = leadership_of(self._app)
         self._name = check_name(name)
         self._named = node is not None
-        self._node = check_node(node) if node else self._leadership.free_node_name(name)
+        self._node = check_node(node) if node else self._leadership.node_names.unused(name)
         self._campaign: Campaign | None = None
         self._started = False
 
@@ -67,11 +87,12 @@ class LeaderElection:
 
     def start(self) -> LeaderElection:
         """Campaign from now on, in the background; returns at once."""
-        if self._campaign is None or not self._leadership.runs(self._campaign):
+        candidacies = self._leadership.candidacies
+        if self._campaign is None or not candidacies.runs(self._campaign):
             if self._campaign is not None and not self._named:
                 # In a forked child: the campaign is its parent's, and so is the name.
-                self._node = self._leadership.free_node_name(self._name)
-            self._campaign = self._leadership.campaign(self._name, self._node, self._on_change)
+                self._node = self._leadership.node_names.unused(self._name)
+            self._campaign = candidacies.enter(self._name, self._node, self._on_change)
         self._started = True
         return self
 
@@ -85,9 +106,9 @@ class LeaderElection:
         campaign, self._campaign = self._campaign, None
         if campaign is None:
             return True
-        timeout = self._leadership.farewell_timeout
-        told = self._leadership.resign(campaign, successor).wait(timeout)
-        self._leadership.retire(campaign)
+        candidacies = self._leadership.candidacies
+        told = candidacies.resign(campaign, successor).wait(candidacies.farewell_timeout)
+        candidacies.retire(campaign)
         return told
 
     def forget(self) -> bool:
@@ -101,7 +122,7 @@ class LeaderElection:
                 or its last lease has not been over for one.
             StoreUnavailable: Redis did not answer.
         """
-        return self._leadership.forget(self._name)
+        return self._leadership.candidacies.forget(self._name)
 
     def is_leader(self) -> bool:
         """Whether this process leads at this moment; no I/O."""
@@ -113,8 +134,8 @@ class LeaderElection:
             return None
         campaign = self._campaign
         if campaign is None:
-            return self._leadership.term(self._name)
-        return campaign.term() if self._leadership.believes(campaign) else None
+            return self._leadership.beliefs.term(self._name)
+        return campaign.term() if self._is_ours(campaign) else None
 
     def check(self) -> int:
         """The term this process leads with.
@@ -133,7 +154,17 @@ class LeaderElection:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        return self._leadership.leader(self._name)
+        staged = self._leadership.beliefs.is_staged(self._name)
+        if staged or self._leadership.always_leads():
+            moment = datetime.datetime.now(datetime.timezone.utc)
+            term = self._leadership.beliefs.term(self._name) if staged else ALWAYS_TERM
+            return Leader(node_name(self._name), term, float("inf"), moment) if term else None
+        with self._leadership.redis.session() as session:
+            record = session.store.read(self._name)
+        if record is None or not record.led:
+            return None
+        since = datetime.datetime.fromtimestamp(record.elected_at, datetime.timezone.utc)
+        return Leader(record.holder, record.term, record.remaining, since)
 
     def wait_until_leader(self, timeout: float | None = None) -> bool:
         """Wait until this process leads, or for ``timeout`` seconds; whether it leads.
@@ -142,7 +173,7 @@ class LeaderElection:
             LeaderError: the election was not started in this process.
         """
         campaign = self._campaign
-        forked = campaign is not None and not self._leadership.believes(campaign)
+        forked = campaign is not None and not self._is_ours(campaign)
         if not self._started or forked:
             raise LeaderError(f"start() the election {self._name!r} before waiting to lead it")
         deadline = float("inf") if timeout is None else now() + timeout
@@ -157,7 +188,12 @@ class LeaderElection:
     def _on_change(self, change: Change) -> None:
         # What runs in this leader's name is its caller's, who asks; nothing here could wait for it.
         if isinstance(change, StepDownRequested) and self._campaign is not None:
-            self._leadership.step_down(self._campaign, change.successor, change.reason)
+            self._leadership.candidacies.step_down(self._campaign, change.successor, change.reason)
+
+    def _is_ours(self, campaign: Campaign) -> bool:
+        """Whether ``campaign`` is this process's, or the worker's whose pool process this is."""
+        runs = self._leadership.candidacies.runs(campaign)
+        return runs or self._leadership.beliefs.inherits(self._name, campaign.view)
 
     def __enter__(self) -> LeaderElection:
         return self.start()

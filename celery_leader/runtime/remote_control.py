@@ -25,7 +25,7 @@ Handler = Callable[..., dict[str, Any]]
 
 def standings(leadership: Leadership) -> dict[str, dict[str, Any]]:
     """How this node stands in each of its elections, as plain values."""
-    return {each.election: _plain(each) for each in leadership.standings()}
+    return {each.election: _plain(each) for each in leadership.candidacies.standings()}
 
 
 def leader(state: Any, **_: Any) -> dict[str, Any]:
@@ -71,10 +71,10 @@ def register() -> None:
 def _order(state: Any, election: str, successor: str | None) -> dict[str, Any]:
     leadership = leadership_of(state.app)
     try:
-        if leadership.always_leads() or leadership.term(election) is None:
+        if leadership.always_leads() or leadership.beliefs.term(election) is None:
             return {"ok": f"does not lead {election}"}
-        with leadership.visit() as store:
-            asked = store.ask(election, successor)
+        with leadership.redis.session() as session:
+            asked = session.store.ask(election, successor)
     except LeaderError as exc:
         return {"error": str(exc)}
     to = f" to {successor}" if successor else ""

@@ -49,7 +49,7 @@ from celery_leader.core.watchdog import Requirement
 from celery_leader.errors import StoreUnavailable
 
 from .clock import now
-from .shared_memory import Belief
+from .shared_memory import LeaseView
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,11 @@ class Campaign:
     """One election in the hands of a runner: what other threads may see and ask of it."""
 
     def __init__(
-        self, election: Election, belief: Belief, info: CandidateInfo | None = None
+        self, election: Election, view: LeaseView, info: CandidateInfo | None = None
     ) -> None:
         self.election = election
         self._info = info
-        self.belief = belief
+        self.view = view
         self.listeners: list[Listener] = []
         self.led = threading.Event()
         self.wanted = False
@@ -92,7 +92,7 @@ class Campaign:
 
     def term(self) -> int | None:
         """The term this process leads with at this moment, or ``None``; no I/O."""
-        return self.belief.term()
+        return self.view.term()
 
     def say_unfit(self, trouble: str) -> None:
         """Have the register say why this candidate does not campaign; empty: it does."""
@@ -151,13 +151,13 @@ class _Reconnect:
 
 
 @dataclass(frozen=True, slots=True)
-class _Contradicted:
+class _LeaseRejected:
     campaign: Campaign
     term: int
     gone: bool
 
 
-_Order = _Start | _Resign | _StepDown | _Retire | _Reconnect | _Contradicted
+_Order = _Start | _Resign | _StepDown | _Retire | _Reconnect | _LeaseRejected
 
 
 class Runner:
@@ -219,7 +219,7 @@ class Runner:
         history will say.
         """
         campaign.wanted = False
-        campaign.belief.withdraw()
+        campaign.view.withdraw()
         done = threading.Event()
         self._orders.append(_Resign(campaign, successor, reason, done))
         self.wake()
@@ -230,7 +230,7 @@ class Runner:
     ) -> None:
         """Stop leading at once, give the lease to ``successor`` if named, and campaign on."""
         campaign.wanted = False
-        campaign.belief.withdraw()
+        campaign.view.withdraw()
         self._orders.append(_StepDown(campaign, successor, reason))
         self.wake()
 
@@ -247,8 +247,8 @@ class Runner:
     def lease_rejected(self, campaign: Campaign, term: int, *, gone: bool) -> None:
         """The store refused an act done with ``term``: another leads, or the record is gone."""
         if not gone:
-            campaign.belief.withdraw()
-        self._orders.append(_Contradicted(campaign, term, gone))
+            campaign.view.withdraw()
+        self._orders.append(_LeaseRejected(campaign, term, gone))
         self.wake()
 
     def wake(self) -> None:
@@ -383,7 +383,7 @@ class Runner:
                     campaign.retired = then
                 case _Reconnect():
                     self._store.close()
-                case _Contradicted(campaign, term, gone):
+                case _LeaseRejected(campaign, term, gone):
                     campaign.election.lease_rejected(term, now(), gone=gone)
 
     def _perform(self, due: list[tuple[Campaign, Request]]) -> None:
@@ -461,9 +461,9 @@ class Runner:
         election = campaign.election
         term = election.term(now())
         if term is None or not campaign.wanted:
-            campaign.belief.withdraw()
+            campaign.view.withdraw()
         else:
-            campaign.belief.publish(term, election.valid_until)
+            campaign.view.publish(term, election.valid_until)
         for change in election.take_changes():
             self._tell(campaign, change)
         if campaign.farewells and election.idle:

@@ -46,19 +46,19 @@ class Address:
     mark: str
 
 
-class BeliefPage:
+class LeasePages:
     """Shared memory for any number of beliefs, each allotted before a child starts."""
 
     def __init__(self) -> None:
-        self._spare: dict[str, list[Belief]] = {}
-        self._forgotten: list[Belief] = []
+        self._spare: dict[str, list[LeaseView]] = {}
+        self._forgotten: list[LeaseView] = []
         self._fd: int | None = None
         self._pages = 0
         self._page = memoryview(b"")
         self._free = mmap.PAGESIZE
         self._mark = secrets.token_hex(16)
 
-    def allot(self, election: str = "") -> Belief:
+    def allot(self, election: str = "") -> LeaseView:
         """A new belief: that this candidate does not lead ``election``."""
         if self._spare.get(election):
             return self._spare[election].pop()
@@ -68,9 +68,9 @@ class BeliefPage:
             self._add_page()
         at, self._free = self._free, self._free + _PLACE
         self._inscribe(at, election)
-        return Belief(self._page.cast("d"), at // _CELL)
+        return LeaseView(self._page.cast("d"), at // _CELL)
 
-    def release(self, belief: Belief, election: str = "") -> None:
+    def release(self, belief: LeaseView, election: str = "") -> None:
         """Nobody writes ``belief`` any more: the election's next candidate may have its place.
 
         A child forked before reads on there, and hears of that candidate too.
@@ -120,7 +120,7 @@ def _name(text: str) -> bytes:
     return text.encode().ljust(_NAME_SIZE, b"\0")
 
 
-def beliefs_at(address: Address) -> list[tuple[str, Belief]]:
+def views_at(address: Address) -> list[tuple[str, LeaseView]]:
     """Each election and belief at ``address``, to read; none if their owner is gone."""
     with contextlib.suppress(OSError), _opened(address.path) as fd:
         about = os.fstat(fd)
@@ -136,7 +136,7 @@ def beliefs_at(address: Address) -> list[tuple[str, Belief]]:
             for at in range(page + _PLACE, page + mmap.PAGESIZE - _PLACE + 1, _PLACE)
         ]
         names = [(_inscription(memory, at), at) for at in places]
-        return [(name, Belief(cells, at // _CELL)) for name, at in names if name]
+        return [(name, LeaseView(cells, at // _CELL)) for name, at in names if name]
     return []
 
 
@@ -182,7 +182,7 @@ def _named_memory() -> tuple[int, str]:
     return fd, path
 
 
-class Belief:
+class LeaseView:
     """One election's ``(term, valid_until)``; written by one thread, read by anyone."""
 
     __slots__ = ("_cells", "_era", "_its_era", "_term", "_valid_until")
@@ -194,14 +194,14 @@ class Belief:
         self._era = index + 2
         self._its_era = cells[self._era]
 
-    def of_another_election(self, name: bytes) -> Belief:
+    def of_another_election(self, name: bytes) -> LeaseView:
         """The place of this belief, for a new one that has nothing to do with it."""
         cells, index = self._cells, self._valid_until
         cells[index] = 0.0
         cells[self._era] += 1
         at = index * _CELL
         cells.cast("B")[at + _NAME : at + _PLACE] = name
-        return Belief(cells, index)
+        return LeaseView(cells, index)
 
     def publish(self, term: int, valid_until: float) -> None:
         """Lead with ``term`` until ``valid_until`` on this machine's clock."""

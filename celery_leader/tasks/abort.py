@@ -23,7 +23,8 @@ from kombu.utils.compat import detect_environment
 
 from celery_leader.errors import NotLeader
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.leadership import leadership_of, worker_pid
+from celery_leader.runtime.identity import worker_pid
+from celery_leader.runtime.leadership import leadership_of
 
 from .admission import NotLeading
 from .bodies import term_here
@@ -51,7 +52,7 @@ def aborted_when_deposed(task: Any, run: Callable[..., T], election: str) -> Cal
         if term is None:
             raise NotLeading(f"{election} is not led here")
         with stopped_when_lost(
-            lambda: leadership.valid_until(election, term),
+            lambda: leadership.beliefs.valid_until(election, term),
             f"{election}: deposed, term {term}, while {task.name} ran",
             spare=leadership.settings.timing.margin / 2,
             process_is_ours=worker_pid() is not None,

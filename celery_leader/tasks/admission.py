@@ -78,8 +78,10 @@ def admission(app: Celery, election: str) -> Admission:
         return _NOT_HERE
     leadership = leadership_of(app)
     try:
-        leads = leadership.term(election) is not None
+        leads = leadership.beliefs.term(election) is not None
     except LeaderError:  # no worker starts with such settings, but apply() may be called
         return _NOT_HERE
     # Asked after the term: a pool process only then knows whose shutdown it is.
-    return Admission(leads, election in leadership.giving_way, leadership.is_shut)
+    return Admission(
+        leads, election in leadership.candidacies.giving_way, leadership.beliefs.shutting_down
+    )

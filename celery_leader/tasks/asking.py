@@ -55,7 +55,7 @@ def check_leader(election: str = WORKER) -> int:
 
 def _why_not(election: str) -> str:
     leadership = leadership_of(_state.get_current_app())
-    body, term = running_body(leadership, election), leadership.term(election)
+    body, term = running_body(leadership, election), leadership.beliefs.term(election)
     if body is None or body.term is None or term is None:
         return f"this process does not lead {election!r}"
     return (

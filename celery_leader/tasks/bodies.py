@@ -66,7 +66,7 @@ def term_here(leadership: Leadership, election: str) -> int | None:
     Raises:
         LeaderError: the app knows no such election.
     """
-    term = leadership.term(election)
+    term = leadership.beliefs.term(election)
     body = running_body(leadership, election)
     return term if body is None or body.term == term else None
 

@@ -15,7 +15,8 @@ from celery import Celery, Task, _state, signals
 from celery.local import PromiseProxy, Proxy
 
 from celery_leader.errors import LeaderError
-from celery_leader.runtime.leadership import current, leadership_of
+from celery_leader.runtime.identity import current
+from celery_leader.runtime.leadership import leadership_of
 from celery_leader.runtime.settings import WORKER
 
 from .guarded_task import abort_when_deposed, guard

@@ -10,7 +10,8 @@ from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 
 from celery_leader.core.events import Skipped
-from celery_leader.runtime.leadership import leadership_of, node_name
+from celery_leader.runtime.identity import node_name
+from celery_leader.runtime.leadership import leadership_of
 from celery_leader.runtime.settings import BEAT
 
 from .marks import LeaderOnly
@@ -23,16 +24,16 @@ def may_send(app: Celery, options: LeaderOnly) -> bool:
     leadership = leadership_of(app)
     if app.conf.task_always_eager:
         # No other process could run it; only a test says that another one leads.
-        staged = leadership.is_staged(options.election)
-        return not staged or leadership.term(options.election) is not None
+        staged = leadership.beliefs.is_staged(options.election)
+        return not staged or leadership.beliefs.term(options.election) is not None
     if not installed(app):
         return True
-    if leadership.is_candidate(BEAT):
+    if leadership.beliefs.is_candidate(BEAT):
         # The schedule decides, also in the beat that a following worker embeds.
-        return leadership.term(BEAT) is not None
-    if options.send_from == "anywhere" or not leadership.is_candidate(options.election):
+        return leadership.beliefs.term(BEAT) is not None
+    if options.send_from == "anywhere" or not leadership.beliefs.is_candidate(options.election):
         return True
-    return leadership.term(options.election) is not None
+    return leadership.beliefs.term(options.election) is not None
 
 
 def skip_send(
@@ -44,16 +45,16 @@ def skip_send(
     app, leadership = task.app, leadership_of(task.app)
     task_id = options.get("task_id") or uuid()
     eager = app.conf.task_always_eager
-    by_beat = leadership.is_candidate(BEAT) and not eager
+    by_beat = leadership.beliefs.is_candidate(BEAT) and not eager
     election = BEAT if by_beat else bound.election
     parent = app.current_worker_task
-    node = parent.request.hostname if parent else leadership.node(election)
+    node = parent.request.hostname if parent else leadership.candidacies.node(election)
     node = node or node_name(election)
     reason = TaskSkipped(f"{node} does not lead {election!r} and did not send {task.name}")
     # Nobody waits for a send that beat or an eager process skips.
     if not (by_beat or eager):
         store_skipped(task, _context(task, task_id, args, kwargs, options), reason)
-        leadership.tell(Skipped(election, node, task.name, task_id, "sender"))
+        leadership.observers.tell(Skipped(election, node, task.name, task_id, "sender"))
     return EagerResult(task_id, reason, states.REVOKED, name=task.name)
 
 

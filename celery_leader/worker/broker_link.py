@@ -37,14 +37,16 @@ _LEAST_BESIDE_RENEWALS = 10.0
 def link_of(leadership: Leadership) -> WorkerLink:
     """The link of a worker of ``leadership``'s app."""
     timing = leadership.settings.timing
-    if leadership.leases_where_consumed:
+    if leadership.redis.is_consumed_broker:
         # An outage ends the lease by itself, and a new connection may take Celery longer.
         heartbeat = BrokerHeartbeat(timing.lease_duration, _LEAST_BESIDE_RENEWALS)
         return WorkerLink(heartbeat, None, lambda: False)
 
     def needed() -> bool:
         # One more connection of each leader, and of who has lost its broker, is enough.
-        return heartbeat.awaited or any(each.term is not None for each in leadership.standings())
+        return heartbeat.awaited or any(
+            each.term is not None for each in leadership.candidacies.standings()
+        )
 
     heartbeat = BrokerHeartbeat(timing.lease_duration)
     return WorkerLink(heartbeat, timing.renew_interval, needed)

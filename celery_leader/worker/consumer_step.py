@@ -21,7 +21,8 @@ from celery_leader.core.changes import Change, Deposed, StepDownRequested
 from celery_leader.core.events import Event
 from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime import remote_control
-from celery_leader.runtime.leadership import Leadership, leadership_of, refusing_clearly
+from celery_leader.runtime.command_line import refusing_clearly
+from celery_leader.runtime.leadership import Leadership, leadership_of
 from celery_leader.runtime.settings import BEAT, WORKER, check_elections, check_priority
 from celery_leader.tasks.leader_only import adopt_tasks
 from celery_leader.tasks.marks import options_of
@@ -70,8 +71,8 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._eligible = [] if no_candidate else eligible
         # Before the pool starts, so that its processes can read the beliefs.
         if not forks(c.controller):
-            leadership.share()
-        leadership.allot(self._eligible)
+            leadership.beliefs.publish_address()
+        leadership.beliefs.reserve(self._eligible)
         self._state = state = worker_state(c.app)
         self._loop = EventLoop(c, leadership, self._look_around)
         self._link = link_of(leadership)
@@ -90,7 +91,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         keep_unknown_tasks(c, self._leadership)
         # The broker delivers again what waits here from the connection before.
         self._state.waiting.clear()
-        self._leadership.follow(c.connection)
+        self._leadership.candidacies.follow(c.connection)
         self._link.connected(c)
         self._queues.connected(c)
         if not self._campaigns_begun:
@@ -103,11 +104,11 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._events.send(c)
 
     def _begin_campaigns(self, c: Any) -> None:
-        self._leadership.observe(self._on_event)
+        self._leadership.observers.add(self._on_event)
         requirements = [r for r in (self._loop.heartbeat, self._link.heartbeat) if r is not None]
         for election in self._eligible:
             listener = functools.partial(self._on_change, election)
-            campaign = self._leadership.campaign(
+            campaign = self._leadership.candidacies.enter(
                 election, c.hostname, listener, self._priority, requirements, role="worker"
             )
             if campaign is not None:
@@ -117,7 +118,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """The event loop begins."""
         self._loop.begins(hub)
         self._queues.update()
-        if not self._leadership.is_shut:
+        if not self._leadership.beliefs.shutting_down:
             self._loop.watch(hub)
 
     def stop(self, c: Any) -> None:
@@ -129,7 +130,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """A shutdown begins: start nothing new, keep each lease while a body needs it."""
         self._loop.excuse()
         self._link.end()
-        self._leadership.shut()
+        self._leadership.beliefs.announce_shutdown()
         self._queues.stop()
         give_back_next(self._state, self._eligible)
         self._resigning.resign_when_idle()
@@ -139,7 +140,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def shutdown(self, c: Any) -> None:
         """The pool has drained: give everything up."""
         self._resigning.end()
-        if not self._leadership.resign_all():
+        if not self._leadership.candidacies.resign_all():
             logger.warning("the lease could not be given up in time; it will expire")
         hand_over_kept(self._state)
         self._state.skipped.finish(_LAST_RESULTS)
@@ -157,9 +158,9 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
     # -- from the election thread ---------------------------------------------------------
 
     def _on_change(self, election: str, change: Change) -> None:
-        giving_way = self._leadership.giving_way
+        giving_way = self._leadership.candidacies.giving_way
         match change:
-            case StepDownRequested() if not self._leadership.is_shut:
+            case StepDownRequested() if not self._leadership.beliefs.shutting_down:
                 begun = election in giving_way
                 giving_way[election] = change
                 if begun:

@@ -121,7 +121,9 @@ def _pass_on(stray: Stray, producer: Producer | None = None) -> None:
         "%s: %s[%s] handed to %s, not leading", stray.election, stray.task, task_id, queue.name
     )
     node = getattr(worker_state(stray.app).consumer, "hostname", "")
-    leadership_of(stray.app).tell(Forwarded(stray.election, node, stray.task, task_id, queue.name))
+    leadership_of(stray.app).observers.tell(
+        Forwarded(stray.election, node, stray.task, task_id, queue.name)
+    )
 
 
 # -- what could not be handed over ---------------------------------------------------------

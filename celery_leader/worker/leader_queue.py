@@ -85,7 +85,7 @@ class LeaderQueues:
     def _end(self, election: str) -> None:
         queue = self._leadership.queue(election)
         self._state.task_consumer.cancel_by_queue(queue)
-        if election in self._leadership.giving_way:
+        if election in self._leadership.candidacies.giving_way:
             give_back_all(self._state, [election])
         logger.info("%s: no longer consuming from %s", election, queue)
 

@@ -55,18 +55,18 @@ class Resigning:
         kept = dict(self.campaigns)
         while kept:
             running = running_elections(self._state)
-            needed = {name for name in running if self._leadership.term(name)}
+            needed = {name for name in running if self._leadership.beliefs.term(name)}
             for name in kept.keys() - needed:
-                self._leadership.resign(kept.pop(name))
+                self._leadership.candidacies.resign(kept.pop(name))
             if self._ended.wait(_GLANCE):
                 return
 
     def _step_down(self, election: str) -> None:
         while not self._ended.wait(_GLANCE):
-            order = self._leadership.giving_way.get(election)
+            order = self._leadership.candidacies.giving_way.get(election)
             if order is None:
                 return
             if not self._consumes(election) and election not in running_elections(self._state):
                 campaign = self.campaigns[election]
-                self._leadership.step_down(campaign, order.successor, order.reason)
+                self._leadership.candidacies.step_down(campaign, order.successor, order.reason)
                 return

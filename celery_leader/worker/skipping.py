@@ -66,7 +66,7 @@ def _report(election: str, request: Request, settle: Callable[[], None]) -> None
     how = {"terminated": False, "signum": None, "expired": False}
     request.send_event("task-revoked", **how)
     signals.task_revoked.send(sender=task, request=request._context, **how)
-    leadership_of(task.app).tell(
+    leadership_of(task.app).observers.tell(
         Skipped(election, request.hostname, task.name, request.id, "receiver")
     )
     settle()

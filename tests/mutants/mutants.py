@@ -435,7 +435,7 @@ MUTANTS = (
     Mutant(
         "resigning waits for the thread",
         "runtime/runner.py",
-        "        campaign.wanted = False\n        campaign.belief.withdraw()\n        done = ",
+        "        campaign.wanted = False\n        campaign.view.withdraw()\n        done = ",
         "        done = ",
         _RUNNER,
     ),
@@ -652,7 +652,7 @@ MUTANTS = (
         "a lost connection resigns",
         "worker/consumer_step.py",
         "        self._link.lost()\n",
-        "        self._leadership.resign_all()\n",
+        "        self._leadership.candidacies.resign_all()\n",
         (
             "tests/worker/test_network.py::test_a_leader_whose_connections_are_torn_down_keeps_its_lease_and_its_queue",
         ),
@@ -780,23 +780,23 @@ MUTANTS = (
     ),
     Mutant(
         "a fork believes what its parent believed",
-        "runtime/leadership.py",
-        "self._beliefs = {name: parents[name] for name in self._staged}",
+        "runtime/beliefs.py",
+        "self._own = {name: parents[name] for name in self._staged}",
         "pass",
         _FORKS,
     ),
     Mutant(
         "who campaigns in a forked process falls back on its parent's belief",
-        "runtime/leadership.py",
-        "beliefs = self._beliefs.get(election) or self._inherit().get(election)\n",
-        "beliefs = (*self._beliefs.get(election, ()), *self._inherit().get(election, ())) or None\n",
+        "runtime/beliefs.py",
+        "return self._worker_views().get(election) if own is None else own",
+        "return (*(own or ()), *self._worker_views().get(election, ())) or None",
         _FORKS,
     ),
     Mutant(
         "a fork that Python is not told of is not noticed",
-        "runtime/leadership.py",
-        "if os.getpid() != self._owner:\n            self._after_fork",
-        "if False:\n            self._after_fork",
+        "runtime/forks.py",
+        "if os.getpid() != self.owner:\n            self.forked",
+        "if False:\n            self.forked",
         _FORKS,
     ),
     Mutant(
@@ -815,7 +815,7 @@ MUTANTS = (
     ),
     Mutant(
         "a body is not stopped when its worker leads with another term",
-        "runtime/leadership.py",
+        "runtime/beliefs.py",
         "return until if self.term(election) == term else None",
         "return until if self.term(election) is not None else None",
         (

@@ -12,8 +12,8 @@ from celery_leader.core.lease import Granted
 from celery_leader.ops.doctor import findings_table
 from celery_leader.ops.probe import Server, _all_calls, probe
 from celery_leader.ops.server_findings import about_server
-from celery_leader.runtime.leadership import Visit
 from celery_leader.runtime.lease_source import LeaseSource
+from celery_leader.runtime.session import RedisSession
 from celery_leader.runtime.settings import Settings
 from celery_leader.store import schedule_store, scripts
 from celery_leader.store.client import RedisClient, Script
@@ -31,7 +31,7 @@ def look(url: str, prefix: str = "", queue: str | None = "celery") -> Server:
     client = RedisClient(source.connect, setting=SETTING, operation_timeout=10.0)
     keys = Keys("celery", prefix)
     with closing(client):
-        visit = Visit(client, RedisLeaseStore(client, keys), keys, SETTING, source.address)
+        visit = RedisSession(client, RedisLeaseStore(client, keys), keys, SETTING, source.address)
         return probe(visit, ["beat", "worker"], queue)
 
 

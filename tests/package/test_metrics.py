@@ -77,23 +77,23 @@ def test_each_event_is_counted_once(
 ) -> None:
     registry = CollectorRegistry()
     LeaderMetrics(app, registry)
-    leadership_of(app).tell(event)
+    leadership_of(app).observers.tell(event)
     assert registry.get_sample_value(f"celery_leader_{name}", labels) == 1.0
 
 
 def test_a_first_failure_is_a_rise_from_nought(app: Celery) -> None:
     registry = CollectorRegistry()
     LeaderMetrics(app, registry)
-    leadership_of(app).tell(LeaderChanged("worker", "a", 7, "b"))
+    leadership_of(app).observers.tell(LeaderChanged("worker", "a", 7, "b"))
     assert registry.get_sample_value("celery_leader_failed_renewals_total", NODE) == 0.0
-    leadership_of(app).tell(LeaderChanged("beat", "b", 7, "b"))
+    leadership_of(app).observers.tell(LeaderChanged("beat", "b", 7, "b"))
     assert registry.get_sample_value("celery_leader_dispatched_total", BEAT) == 0.0
 
 
 def test_an_unanswered_campaign_is_no_failed_renewal(app: Celery) -> None:
     registry = CollectorRegistry()
     LeaderMetrics(app, registry)
-    leadership_of(app).tell(Unanswered("worker", "a", None))
+    leadership_of(app).observers.tell(Unanswered("worker", "a", None))
     assert registry.get_sample_value("celery_leader_failed_renewals_total", NODE) is None
 
 

@@ -121,7 +121,7 @@ def said_with(**conf: Any) -> str:
 
 
 def banner(app: Celery) -> str:
-    return LeaderElection(app, "reports")._leadership.where("reports")
+    return LeaderElection(app, "reports")._leadership.redis.banner("reports")
 
 
 FUZZ = settings(

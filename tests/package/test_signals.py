@@ -20,7 +20,7 @@ from celery_leader.core.events import (
     Skipped,
 )
 from celery_leader.runtime.leadership import leadership_of
-from celery_leader.signals import Delivery
+from celery_leader.runtime.observers import SignalDelivery
 from tests.support.waiting import PATIENCE, wait_until
 
 ELECTED = LeaderElected("worker", "a", 7)
@@ -59,12 +59,12 @@ def test_a_receiver_gets_the_documented_arguments(received: list[Any]) -> None:
     app.finalize()
     task = app.tasks["proj.sweep"]
     leadership = leadership_of(app)
-    leadership.tell(ELECTED)
-    leadership.tell(LeaderDeposed("worker", "a", 7, "expired", True, 2.5))
-    leadership.tell(DispatchRefused("beat", "b", 8, "every", "deposed"))
-    leadership.tell(Forwarded("worker", "a", "proj.sweep", "id-1", "celery.leader"))
-    leadership.tell(Skipped("worker", "a", "proj.sweep", "id-2", "receiver"))
-    leadership.finish_signals()
+    leadership.observers.tell(ELECTED)
+    leadership.observers.tell(LeaderDeposed("worker", "a", 7, "expired", True, 2.5))
+    leadership.observers.tell(DispatchRefused("beat", "b", 8, "every", "deposed"))
+    leadership.observers.tell(Forwarded("worker", "a", "proj.sweep", "id-1", "celery.leader"))
+    leadership.observers.tell(Skipped("worker", "a", "proj.sweep", "id-2", "receiver"))
+    leadership.observers.finish()
     assert received == [
         ("leader_elected", {"sender": app, "election": "worker", "node": "a", "term": 7}),
         (
@@ -116,7 +116,7 @@ def test_a_receiver_gets_the_documented_arguments(received: list[Any]) -> None:
 
 
 def test_the_signals_arguments_are_those_they_declare(received: list[Any]) -> None:
-    delivery = Delivery()
+    delivery = SignalDelivery()
     for event in (
         ELECTED,
         LeaderDeposed("worker", "a", 7, "expired", True, 2.5),
@@ -139,7 +139,7 @@ def test_a_failing_receiver_harms_neither_the_teller_nor_other_signals(
 
     signals.leader_elected.connect(fail, weak=False, dispatch_uid="failing")
     try:
-        delivery = Delivery()
+        delivery = SignalDelivery()
         delivery.send(ELECTED, None)
         delivery.send(DispatchRefused("beat", "b", 8, "every", "deposed"), None)
         assert delivery.finish(PATIENCE)
@@ -160,7 +160,7 @@ def test_a_slow_receiver_holds_nobody_up_and_what_is_too_much_is_dropped_and_sai
 
     signals.leader_elected.connect(slow)
     try:
-        delivery = Delivery()
+        delivery = SignalDelivery()
         for term in range(3000):
             delivery.send(LeaderElected("worker", "a", term), None)
         assert not delivery.finish(0.01), "the receiver is still at the first"
@@ -176,7 +176,7 @@ def test_a_slow_receiver_holds_nobody_up_and_what_is_too_much_is_dropped_and_sai
 
 def test_signals_without_receivers_start_no_thread() -> None:
     before = threading.active_count()
-    delivery = Delivery()
+    delivery = SignalDelivery()
     delivery.send(ELECTED, None)
     assert delivery.finish(0.0)
     assert threading.active_count() == before
@@ -186,14 +186,14 @@ def test_signals_without_receivers_start_no_thread() -> None:
 def test_a_forked_child_calls_receivers_too(received: list[Any]) -> None:
     app = Celery("forked", broker="memory://", set_as_current=False)
     leadership = leadership_of(app)
-    leadership.tell(ELECTED)
-    leadership.finish_signals()
+    leadership.observers.tell(ELECTED)
+    leadership.observers.finish()
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         received.clear()
-        leadership.tell(LeaderElected("worker", "child", 8))
-        leadership.finish_signals()
+        leadership.observers.tell(LeaderElected("worker", "child", 8))
+        leadership.observers.finish()
         os.write(write, repr([arguments["node"] for _, arguments in received]).encode())
         os._exit(0)
     os.waitpid(pid, 0)

@@ -26,6 +26,7 @@ import billiard
 from celery import Celery
 from celery_leader import LeaderElection, LeaderError, current_term, is_leader
 from celery_leader.runtime.leadership import leadership_of
+from tests.support.records import candidates_of, record_of
 
 warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside a thread
 app = Celery("forking", broker=sys.argv[1], set_as_current=True)
@@ -41,7 +42,7 @@ def believed():
         election.term(),
         is_leader("reports"),
         current_term("reports"),
-        known.is_candidate("reports"),
+        known.beliefs.is_candidate("reports"),
     ]
 
 
@@ -154,7 +155,7 @@ def test_a_fork_that_python_is_not_told_of_believes_nothing_either(
         """
         term = lead()
         # Such a fork of a process with threads may hang in C, whatever it does.
-        leadership_of(app)._runner.stop(30)
+        leadership_of(app).candidacies._runner.stop(30)
         print(json.dumps([term, in_fork_untold(believed), believed()]))
         """,
     )
@@ -212,19 +213,19 @@ def test_a_forked_child_that_campaigns_is_a_candidate_of_its_own_and_does_not_le
         f"""
         lead()
         watching = leadership_of(app)
-        renewals = watching.record("reports").renewals
+        renewals = record_of(watching, "reports").renewals
 
         def campaign():
             election.start()
             won = election.wait_until_leader(1.5)
-            nodes = [each.node for each in leadership_of(app).candidates("reports")]
+            nodes = [each.node for each in candidates_of(leadership_of(app), "reports")]
             return [won, *believed(), election.node, life(), sorted(nodes)]
 
         def life():
-            return leadership_of(app)._campaigns[0].election.life
+            return leadership_of(app).candidacies._campaigns[0].election.life
 
         told = WAYS[{way!r}](campaign)
-        record = watching.record("reports")
+        record = record_of(watching, "reports")
         print(json.dumps({{
             "child": told,
             "parent": [election.is_leader(), election.term() == record.term, record.transitions],
@@ -271,7 +272,7 @@ def test_three_preloaded_servers_of_one_parent_elect_one_leader_among_themselves
         for _, start in go:
             os.write(start, b"!")
         answers = [json.loads(each.readline()) for each in told]
-        record = leadership_of(app).record("reports")
+        record = record_of(leadership_of(app), "reports")
         for _, start in go:
             os.write(start, b"!")
         for _ in go:
@@ -307,8 +308,8 @@ def test_a_forked_child_that_resigns_or_leaves_the_context_does_not_resign_for_i
         def step_down():
             campaign = election._campaign
             LeaderElection(app, "third").start().wait_until_leader(30)
-            leadership_of(app).step_down(campaign)
-            leadership_of(app).resign(campaign).wait(30)
+            leadership_of(app).candidacies.step_down(campaign)
+            leadership_of(app).candidacies.resign(campaign).wait(30)
             return election.is_leader()
 
         told = [in_fork(resign), in_fork(leave), in_fork(step_down)]

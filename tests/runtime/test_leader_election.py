@@ -21,6 +21,7 @@ from tests.runtime.candidate import (
     assert_never_two_believed_at_once,
 )
 from tests.support.fixtures import MakeApp
+from tests.support.records import candidates_of, record_of
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -57,7 +58,7 @@ def test_one_of_a_hundred_candidates_with_apps_of_their_own_leads(make_app: Make
     watcher = LeaderElection(make_app(), NAME)
     watching = leadership_of(make_app())
     wait_until(
-        lambda: len(watching.candidates(NAME)) == 100,
+        lambda: len(candidates_of(watching, NAME)) == 100,
         timeout=2 * PATIENCE,
         what="all hundred to have asked",
     )
@@ -68,7 +69,7 @@ def test_one_of_a_hundred_candidates_with_apps_of_their_own_leads(make_app: Make
     assert leader is not None
     assert leader.holder == leaders[0].node
     assert leader.term == leaders[0].term()
-    record = watching.record(NAME)
+    record = record_of(watching, NAME)
     assert record is not None
     assert record.transitions == 1
 
@@ -175,7 +176,7 @@ def test_of_two_nodes_of_one_name_the_other_leads_as_soon_as_one_resigns(
     assert second._campaign is not None
     life = second._campaign.election.life
     wait_until(
-        lambda: [each.life for each in first._leadership.candidates(NAME)] == [life],
+        lambda: [each.life for each in candidates_of(first._leadership, NAME)] == [life],
         what="the second to have asked",
     )
     assert not second.is_leader()
@@ -226,8 +227,8 @@ def test_one_off_elections_that_are_forgotten_leave_nothing_behind(
         assert not election.forget()
     leadership = leadership_of(app)
     assert not [name for name in leadership.elections() if name.startswith("one-off")]
-    assert leadership._page._pages == 1
-    assert leadership._page._free < 5 * 88, "one place is used again and again"
+    assert leadership.beliefs._pages._pages == 1
+    assert leadership.beliefs._pages._free < 5 * 88, "one place is used again and again"
     with own_redis.client() as client:
         assert client.keys("*") == []
 
@@ -298,7 +299,7 @@ def test_a_process_that_ends_gives_its_lease_up(
     wait_until(first.leads, what="the first to lead")
     assert first.end() == 0
     watching = leadership_of(make_app())
-    record = watching.record(NAME)
+    record = record_of(watching, NAME)
     assert record is not None
     assert not record.led
 
@@ -311,7 +312,7 @@ def test_a_stopped_leader_thawed_after_its_lease_says_not_leader_and_no_two_ever
     wait_until(first.leads, what="the first to lead")
     second = start_process("second")
     second.await_word()
-    wait_until(lambda: len(watching.candidates(NAME)) == 2, what="the second to have asked")
+    wait_until(lambda: len(candidates_of(watching, NAME)) == 2, what="the second to have asked")
     old_term = _term_of(watching)
     first.signal(signal.SIGSTOP)
     try:
@@ -417,8 +418,8 @@ def test_an_election_nobody_knows_is_refused_and_the_known_ones_are_named(
 ) -> None:
     leadership = leadership_of(make_app(leader_elections=["mail"]))
     with pytest.raises(LeaderError, match=r"'mial'.*beat, mail, worker"):
-        leadership.term("mial")
-    assert leadership.term("mail") is None
+        leadership.beliefs.term("mial")
+    assert leadership.beliefs.term("mail") is None
 
 
 # -- a Redis that comes and goes -----------------------------------------------------------------------
@@ -478,13 +479,13 @@ def _await_followers(election: LeaderElection, count: int) -> None:
     """Wait until ``count`` candidates have asked, so that who does not lead follows."""
     leadership = election._leadership
     wait_until(
-        lambda: len(leadership.candidates(election.name)) == count,
+        lambda: len(candidates_of(leadership, election.name)) == count,
         what=f"{count} candidates of {election.name}",
     )
 
 
 def _term_of(leadership: Leadership) -> int:
-    record = leadership.record(NAME)
+    record = record_of(leadership, NAME)
     assert record is not None
     return record.term
 

@@ -30,7 +30,7 @@ from celery_leader.core.watchdog import Heartbeat
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime import clock
 from celery_leader.runtime.runner import Campaign, Runner
-from celery_leader.runtime.shared_memory import BeliefPage
+from celery_leader.runtime.shared_memory import LeasePages
 from tests.support.fake_store import FakeStore
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -84,7 +84,7 @@ class Fleet:
     def campaign(self, node: str, timing: Timing = LONG, *, name: str = NAME) -> Campaign:
         """A campaign that was not started."""
         election = Election(name, holder=node, nonce=uuid.uuid4().hex, timing=timing, app="us|1")
-        return Campaign(election, BeliefPage().allot())
+        return Campaign(election, LeasePages().allot())
 
     def leader(self, node: str, timing: Timing = LONG) -> tuple[Runner, Campaign]:
         runner, campaign = self.runner(), self.campaign(node, timing)
@@ -171,7 +171,7 @@ def test_a_deadline_counts_from_before_the_request_was_sent(fleet: Fleet) -> Non
     wait_until(lambda: clock.now() > slow_until, what="a slow answer")
     fleet.store.answers.set()
     assert campaign.led.wait(PATIENCE)
-    assert campaign.belief.valid_until <= sent_before + LONG.lease_duration - LONG.margin
+    assert campaign.view.valid_until <= sent_before + LONG.lease_duration - LONG.margin
 
 
 def test_a_belief_ends_by_its_deadline_although_the_thread_hangs(fleet: Fleet) -> None:
@@ -267,7 +267,7 @@ def test_a_leader_of_another_project_is_reported(fleet: Fleet) -> None:
     assert (name, record.holder, record.app) == (NAME, "a", "us|1")
 
 
-def test_a_contradicted_leader_stops_at_once_and_asks(fleet: Fleet) -> None:
+def test_a_leader_whose_lease_was_rejected_stops_at_once_and_asks(fleet: Fleet) -> None:
     runner, campaign = fleet.leader("a")
     term = campaign.term()
     assert term is not None

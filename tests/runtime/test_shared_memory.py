@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from celery_leader.runtime import clock
-from celery_leader.runtime.shared_memory import Address, Belief, BeliefPage, beliefs_at
+from celery_leader.runtime.shared_memory import Address, LeasePages, LeaseView, views_at
 from tests.support.fixtures import RunPython
 
 LONG = 3600.0
@@ -41,11 +41,11 @@ def in_a_forked_child(answer: Callable[[], object]) -> str:
 
 
 def test_a_new_belief_is_that_one_does_not_lead() -> None:
-    assert BeliefPage().allot().term() is None
+    assert LeasePages().allot().term() is None
 
 
 def test_a_published_term_is_believed_until_its_deadline_and_no_longer() -> None:
-    belief = BeliefPage().allot()
+    belief = LeasePages().allot()
     belief.publish(7, 100.0)
     assert belief.term(lambda: 99.999) == 7
     assert belief.term(lambda: 100.0) is None
@@ -53,7 +53,7 @@ def test_a_published_term_is_believed_until_its_deadline_and_no_longer() -> None
 
 
 def test_a_belief_ends_by_itself_on_the_clock_of_the_machine() -> None:
-    belief = BeliefPage().allot()
+    belief = LeasePages().allot()
     belief.publish(7, clock.now() - 0.001)
     assert belief.term() is None
     belief.publish(7, clock.now() + LONG)
@@ -61,21 +61,21 @@ def test_a_belief_ends_by_itself_on_the_clock_of_the_machine() -> None:
 
 
 def test_a_withdrawn_belief_is_gone_at_once() -> None:
-    belief = BeliefPage().allot()
+    belief = LeasePages().allot()
     belief.publish(7, LONG)
     belief.withdraw()
     assert belief.term(lambda: 0.0) is None
 
 
 def test_a_term_in_microseconds_comes_back_exactly() -> None:
-    belief = BeliefPage().allot()
+    belief = LeasePages().allot()
     term = 1_790_000_000_123_457
     belief.publish(term, LONG)
     assert belief.term(lambda: 0.0) == term
 
 
 def test_beliefs_do_not_touch_each_other_however_many_there_are() -> None:
-    page = BeliefPage()
+    page = LeasePages()
     beliefs = [page.allot() for _ in range(1000)]
     for number, belief in enumerate(beliefs, start=1):
         belief.publish(number, LONG)
@@ -85,7 +85,7 @@ def test_beliefs_do_not_touch_each_other_however_many_there_are() -> None:
 
 
 def test_the_place_of_a_belief_is_used_again_for_the_same_election_only() -> None:
-    page = BeliefPage()
+    page = LeasePages()
     beat = page.allot("beat")
     beat.publish(7, LONG)
     page.release(beat, "beat")
@@ -99,13 +99,13 @@ def test_the_place_of_a_belief_is_used_again_for_the_same_election_only() -> Non
 
 
 def test_a_forked_child_believes_what_its_parent_believed_before_the_fork() -> None:
-    belief = BeliefPage().allot()
+    belief = LeasePages().allot()
     belief.publish(7, clock.now() + LONG)
     assert in_a_forked_child(belief.term) == "7"
 
 
 def test_a_forked_child_sees_what_its_parent_publishes_and_withdraws_after_the_fork() -> None:
-    belief = BeliefPage().allot()
+    belief = LeasePages().allot()
     to_child, from_parent = os.pipe()
     to_parent, from_child = os.pipe()
     with warnings.catch_warnings():
@@ -137,8 +137,8 @@ def test_a_forked_child_sees_what_its_parent_publishes_and_withdraws_after_the_f
 
 LOOK = """
 import sys
-from celery_leader.runtime.shared_memory import Address, beliefs_at
-beliefs = beliefs_at(Address(*sys.argv[1:]))
+from celery_leader.runtime.shared_memory import Address, views_at
+beliefs = views_at(Address(*sys.argv[1:]))
 print("ready", flush=True)
 for _ in sys.stdin:
     print([(name, belief.term()) for name, belief in beliefs], flush=True)
@@ -188,7 +188,7 @@ def test_a_process_told_the_address_sees_each_election_and_every_change(
         without_nameless_memory(monkeypatch, tmp_path)
     elif not hasattr(os, "memfd_create"):
         pytest.skip("there is no memfd_create here")
-    page = BeliefPage()
+    page = LeasePages()
     address = page.share()
     assert address.path.startswith("/proc/" if kind == "nameless" else str(tmp_path))
     worker, longest = page.allot("worker"), page.allot("x" * 64)
@@ -207,7 +207,7 @@ def test_a_process_told_the_address_sees_each_election_and_every_change(
 @pytest.mark.usefixtures("real")
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there is no memfd_create here")
 def test_what_was_allotted_before_it_was_shared_is_found_too() -> None:
-    page = BeliefPage()
+    page = LeasePages()
     page.allot("early").publish(7, clock.now() + LONG)
     with Stranger(page.share()) as stranger:
         assert stranger.told() == repr([("early", 7)])
@@ -217,16 +217,16 @@ def test_what_was_allotted_before_it_was_shared_is_found_too() -> None:
 def test_nothing_is_found_where_the_owner_is_gone_or_something_else_has_its_place(
     tmp_path: Path,
 ) -> None:
-    page = BeliefPage()
+    page = LeasePages()
     address = page.share()
     page.allot("worker")
-    assert [name for name, _ in beliefs_at(address)] == ["worker"]
-    assert beliefs_at(Address(address.path, "of another life")) == []
-    assert beliefs_at(Address(str(tmp_path / "gone"), address.mark)) == []
+    assert [name for name, _ in views_at(address)] == ["worker"]
+    assert views_at(Address(address.path, "of another life")) == []
+    assert views_at(Address(str(tmp_path / "gone"), address.mark)) == []
     os.mkfifo(tmp_path / "pipe")
-    assert beliefs_at(Address(str(tmp_path / "pipe"), address.mark)) == []
+    assert views_at(Address(str(tmp_path / "pipe"), address.mark)) == []
     (tmp_path / "short").write_text(address.mark)
-    assert beliefs_at(Address(str(tmp_path / "short"), address.mark)) == []
+    assert views_at(Address(str(tmp_path / "short"), address.mark)) == []
 
 
 def test_a_named_file_is_this_users_alone_and_removed_at_exit(
@@ -234,8 +234,8 @@ def test_a_named_file_is_this_users_alone_and_removed_at_exit(
 ) -> None:
     code = (
         "import os; os.__dict__.pop('memfd_create', None)\n"
-        "from celery_leader.runtime.shared_memory import BeliefPage\n"
-        "page = BeliefPage()\n"
+        "from celery_leader.runtime.shared_memory import LeasePages\n"
+        "page = LeasePages()\n"
         "path = page.share().path\n"
         "print(path, oct(os.stat(path).st_mode & 0o777))\n"
         "pid = os.fork()\n"
@@ -264,7 +264,7 @@ class Cells(list[float]):
 
 def test_a_new_term_is_never_written_beside_the_old_deadline() -> None:
     cells = Cells()
-    belief = Belief(cells, 0)  # type: ignore[arg-type]
+    belief = LeaseView(cells, 0)  # type: ignore[arg-type]
     belief.publish(1, 100.0)
     belief.publish(2, 50.0)
     assert (100.0, 2.0) not in cells.states
@@ -273,7 +273,7 @@ def test_a_new_term_is_never_written_beside_the_old_deadline() -> None:
 
 def test_a_renewal_does_not_interrupt_the_belief() -> None:
     cells = Cells()
-    belief = Belief(cells, 0)  # type: ignore[arg-type]
+    belief = LeaseView(cells, 0)  # type: ignore[arg-type]
     belief.publish(1, 100.0)
     before = len(cells.states)
     belief.publish(1, 110.0)
@@ -283,24 +283,24 @@ def test_a_renewal_does_not_interrupt_the_belief() -> None:
 def test_the_places_of_forgotten_elections_are_used_again_and_readers_of_before_hear_nothing() -> (
     None
 ):
-    page = BeliefPage()
+    page = LeasePages()
     address = page.share()
     first = page.allot("first")
-    (seen,) = [belief for name, belief in beliefs_at(address) if name == "first"]
+    (seen,) = [belief for name, belief in views_at(address) if name == "first"]
     page.release(first, "first")
     page.forget("first")
     second = page.allot("second")
     second.publish(7, clock.now() + LONG)
-    assert [name for name, _ in beliefs_at(address)] == ["second"], "it is the same place"
+    assert [name for name, _ in views_at(address)] == ["second"], "it is the same place"
     assert (first.term(), seen.term()) == (None, None)
     assert first.valid_until == seen.valid_until == 0.0
     assert second.term() == 7
-    ((_, read),) = beliefs_at(address)
+    ((_, read),) = views_at(address)
     assert read.term() == 7
 
 
 def test_any_number_of_one_off_elections_take_no_more_memory_than_one() -> None:
-    page = BeliefPage()
+    page = LeasePages()
     address = page.share()
     for number in range(500):
         belief = page.allot(f"one-off-{number}")
@@ -308,11 +308,11 @@ def test_any_number_of_one_off_elections_take_no_more_memory_than_one() -> None:
         assert belief.term() == 1
         page.release(belief, f"one-off-{number}")
         page.forget(f"one-off-{number}")
-    assert len(beliefs_at(address)) == 1
+    assert len(views_at(address)) == 1
 
 
 def test_a_reader_interrupted_between_deadline_and_term_does_not_mix_them() -> None:
-    belief = BeliefPage().allot()
+    belief = LeasePages().allot()
     belief.publish(1, 100.0)
 
     def interrupted_by_a_term_that_is_over() -> float:
@@ -324,7 +324,7 @@ def test_a_reader_interrupted_between_deadline_and_term_does_not_mix_them() -> N
 
 def test_a_reader_beside_a_writer_never_sees_a_term_past_its_deadline() -> None:
     # Term n ends at n; so at every moment now the only right answers are above it.
-    belief = BeliefPage().allot()
+    belief = LeasePages().allot()
     now = 0.0
     wrong: list[tuple[int, float]] = []
     over = threading.Event()

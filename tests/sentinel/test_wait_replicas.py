@@ -141,7 +141,7 @@ def test_nobody_leads_until_a_replica_is_there_and_a_leader_without_one_stops(
             replica.resume()
             assert election.wait_until_leader(60)
             assert election.check() > first
-    with leadership_of(app).visit() as store:
-        record = store.read(NAME)
+    with leadership_of(app).redis.session() as session:
+        record = session.store.read(NAME)
         assert record is not None
         assert not record.led, "resigned: that needs no replica"

@@ -108,23 +108,18 @@ def _settings() -> Settings:
 class _Leadership:
     """What a scheduler asks of its app's part in the elections."""
 
-    leases_on_broker = True
-
     def __init__(self, world: World, node: Node, settings: Settings) -> None:
         self.settings = settings
-        self.keys = Keys(settings.namespace)
-        self._world, self._node = world, node
+        self.redis = SimpleNamespace(is_broker=True, keys=Keys(settings.namespace))
+        self.candidacies = SimpleNamespace(
+            # Redis has refused it.
+            lease_rejected=lambda campaign, term, *, gone: world.deposed(node, term)
+        )
+        self.observers = SimpleNamespace(tell=lambda event: None)
 
     def always_leads(self) -> bool:
         """Never without being elected."""
         return False
-
-    def lease_rejected(self, campaign: Any, term: int, *, gone: bool) -> None:
-        """Redis has refused it."""
-        self._world.deposed(self._node, term)
-
-    def tell(self, event: Any) -> None:
-        """Nobody listens."""
 
 
 class _Producer:
@@ -155,7 +150,7 @@ class _Dispatcher(Dispatcher):
         super().__init__(app, leadership, None)
         self._campaign = SimpleNamespace(election=node)  # type: ignore[assignment]
         self._client = SimpleNamespace(run=lambda calls: world.run(node, calls))  # type: ignore[assignment]
-        self._store = ScheduleStore(self._run, leadership.keys, BEAT)
+        self._store = ScheduleStore(self._run, leadership.redis.keys, BEAT)
         self._buffer = PublishBuffer() if world.fenced else None
         self._sends = _Producer(world, self._buffer)
 

@@ -22,7 +22,7 @@ from celery_leader.core.lease import CLOCK_SLACK, cursor_order
 from celery_leader.core.timing import LONGEST_LEASE, Timing
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.runtime.runner import Campaign, Runner
-from celery_leader.runtime.shared_memory import BeliefPage
+from celery_leader.runtime.shared_memory import LeasePages
 from celery_leader.store.lease_store import RedisLeaseStore
 from tests.support.fixtures import MakeStore
 from tests.support.lease_requests import acquire
@@ -59,7 +59,7 @@ class Fleet:
                     priority=i,
                     preempt=True,
                 ),
-                BeliefPage().allot(),
+                LeasePages().allot(),
             )
             for i in range(len(self.runners))
         ]

@@ -20,6 +20,7 @@ from tests.support.fake_store import FakeStore
 from tests.support.fixtures import MakeApp, MakeStore
 from tests.support.lease_requests import LONG, NAME, acquire, release, renew
 from tests.support.readme import acl_rules
+from tests.support.records import candidates_of
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
@@ -230,7 +231,7 @@ def test_what_is_no_fact_is_left_out() -> None:
 
 def test_a_candidate_says_no_password(make_app: MakeApp, redis_server: RedisServer) -> None:
     url = f"redis://:s3cret@127.0.0.1:{redis_server.port}/0"
-    info = leadership_of(make_app(url))._info("worker", 0)
+    info = leadership_of(make_app(url)).candidacies._info("worker", 0)
     assert "s3cret" not in info.text()
     assert info.settings["leader_lease_duration"] == 25.0
 
@@ -409,26 +410,26 @@ def test_a_leader_hands_over_when_asked_and_gives_way_when_held(make_app: MakeAp
     if not a.wait_until_leader(timeout=10):
         a, b = b, a
     asker = leadership_of(make_app())
-    wait_until(lambda: len(asker.candidates(NAME)) == 2, what="both to be candidates")
-    done = asker.hand_over(NAME, b.node, timeout=30)
+    wait_until(lambda: len(candidates_of(asker, NAME)) == 2, what="both to be candidates")
+    done = asker.orders.hand_over(NAME, b.node, timeout=30)
     assert (done.former, done.leader) == (a.node, b.node)
     wait_until(b.is_leader, what="the other to know")
     assert not a.is_leader()
-    assert asker.hold(b.node, [NAME]) == {NAME: True}
+    assert asker.orders.hold(b.node, [NAME]) == {NAME: True}
     assert a.wait_until_leader(timeout=30)
-    with asker.visit() as store:
-        reasons = [reign.reason for reign in store.history(NAME, 3)]
+    with asker.redis.session() as session:
+        reasons = [reign.reason for reign in session.store.history(NAME, 3)]
     assert reasons == [None, "held", "transferred"]
     a.resign()
-    assert [each.node for each in asker.candidates(NAME)] == [b.node], "who goes leaves at once"
-    assert asker.free(b.node, [NAME]) == {NAME: True}
+    assert [each.node for each in candidates_of(asker, NAME)] == [b.node], "who goes leaves at once"
+    assert asker.orders.free(b.node, [NAME]) == {NAME: True}
     assert b.wait_until_leader(timeout=30)
 
 
 def test_who_is_alone_and_asked_to_resign_is_elected_again(make_app: MakeApp) -> None:
     election = LeaderElection(make_app(), NAME, node="a").start()
     assert election.wait_until_leader(timeout=10)
-    done = leadership_of(make_app()).hand_over(NAME, timeout=60)
+    done = leadership_of(make_app()).orders.hand_over(NAME, timeout=60)
     assert (done.former, done.leader) == ("a", "a")
     assert done.term is not None
     assert done.term > done.former_term

@@ -154,15 +154,17 @@ def make_app(real: None, request: pytest.FixtureRequest) -> Iterator[MakeApp]:
     yield make
     leaderships = [leadership_of(app) for app in apps]
     # Who does not lead first: else one after the other is elected on the way out.
-    leaderships.sort(key=lambda each: any(c.term() is not None for c in each._campaigns))
+    leaderships.sort(
+        key=lambda each: any(c.term() is not None for c in each.candidacies._campaigns)
+    )
     for leadership in leaderships:
-        runner = leadership._runner
+        runner = leadership.candidacies._runner
         if runner is not None:
-            for campaign in leadership._campaigns:
+            for campaign in leadership.candidacies._campaigns:
                 runner.resign(campaign)
             runner.stop(0)
     for leadership in leaderships:
-        runner, leadership._runner = leadership._runner, None
+        runner, leadership.candidacies._runner = leadership.candidacies._runner, None
         if runner is not None:
             runner.stop(10)
             runner.disown()  # its pipe: one process makes hundreds of them here, and no other does

@@ -62,7 +62,7 @@ class LocalBeat:
         both = (to.scheduler, self.scheduler)
         while to.scheduler.leading_term() is None:
             # On a busy machine the successor may be late, and this one is elected again.
-            self.scheduler._leadership.step_down(campaign, successor, "transfer")
+            self.scheduler._leadership.candidacies.step_down(campaign, successor, "transfer")
             wait_until(lambda: any(each.leading_term() for each in both), what="a beat to lead")
         to.settle()
         assert self.scheduler.leading_term() is None
@@ -117,7 +117,7 @@ class Bench:
         """A beat of ``app``, which may not lead yet."""
         self._started += 1
         for _ in range(self._started):  # all are of one process, and each has a name of its own
-            leadership_of(app).free_node_name("beat")
+            leadership_of(app).node_names.unused("beat")
         beat = LocalBeat(app, scheduler)
         self._open.callback(beat.stop)
         return beat

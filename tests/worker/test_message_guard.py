@@ -289,11 +289,11 @@ def test_no_body_starts_once_the_shutdown_of_its_worker_has_begun() -> None:
     app.finalize()
     task = app.tasks[last.name]
     leadership = leadership_of(app)
-    leadership.allot(["worker"])  # as a worker does before its pool starts
-    leadership._allotted["worker"].publish(7, float("inf"))
-    leadership._beliefs["worker"] = (leadership._allotted["worker"],)
+    leadership.beliefs.reserve(["worker"])  # as a worker does before its pool starts
+    leadership.beliefs._reserved["worker"].publish(7, float("inf"))
+    leadership.beliefs._own["worker"] = (leadership.beliefs._reserved["worker"],)
     task.before_start("id", (), {})
-    leadership.shut()
+    leadership.beliefs.announce_shutdown()
     with pytest.raises(NotLeading):
         task.before_start("id", (), {})
     app.close()

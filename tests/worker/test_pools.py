@@ -75,11 +75,11 @@ class Pair:
 def kept_out(fleet: Fleet, process: Process) -> Iterator[None]:
     """While open, ``process`` leads nothing."""
     leadership = leadership_of(fleet.app)
-    leadership.hold(process.node, ("worker", "reports"))
+    leadership.orders.hold(process.node, ("worker", "reports"))
     try:
         yield
     finally:
-        leadership.free(process.node, ("worker", "reports"))
+        leadership.orders.free(process.node, ("worker", "reports"))
 
 
 def freeze_for_a_lease(fleet: Fleet, process: Process) -> None:

@@ -20,7 +20,8 @@ from celery_leader.errors import LeaderError
 from celery_leader.ops.overview import Overview
 from celery_leader.ops.printing import say, say_json
 from celery_leader.ops.table import Table, show
-from celery_leader.runtime.leadership import Leadership, app_identity, leadership_of
+from celery_leader.runtime.identity import app_identity
+from celery_leader.runtime.leadership import Leadership, leadership_of
 from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.tasks.leader_only import adopt_tasks
 
@@ -66,7 +67,9 @@ class Call:
                 " it always leads, and there is no status to read"
             )
         if patience is not None:
-            leadership.visit_timeout = max(patience, leadership.settings.timing.operation_timeout)
+            leadership.redis.session_timeout = max(
+                patience, leadership.settings.timing.operation_timeout
+            )
         return leadership
 
     def answer(self, value: Any, *told: Table | str) -> None:

@@ -31,8 +31,8 @@ def doctor(call: Call, fail_on: str) -> bool:
     leadership = call.leadership()
     names = elections_named(leadership, None)
     # With leader_url the messages are in another Redis.
-    queue = leadership.app.conf.task_default_queue if leadership.leases_on_broker else None
-    with leadership.visit_server() as visit:
+    queue = leadership.app.conf.task_default_queue if leadership.redis.is_broker else None
+    with leadership.redis.session() as visit:
         server = probe(visit, names, queue)
         overviews = overviews_of(leadership, visit.store, names)
     fleet = Fleet(

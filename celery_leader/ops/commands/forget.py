@@ -19,7 +19,7 @@ def forget(call: Call, elections: tuple[str, ...]) -> bool:
     """
     leadership = call.leadership()
     names = [check_name(name) for name in elections]
-    found = {name: leadership.forget(name) for name in names}
+    found = {name: leadership.candidacies.forget(name) for name in names}
     call.answer(
         {"forgotten": sorted(name for name, there in found.items() if there)},
         *(

@@ -51,9 +51,9 @@ def healthcheck(call: Call, nodes: tuple[str, ...]) -> bool:
     leadership = call.leadership(patience=None)
     why, found = None, []
     try:
-        with leadership.visit() as store:
+        with leadership.redis.session() as session:
             for wanted in named or [Wanted(host)]:
-                found += _health_of(leadership, store, wanted)
+                found += _health_of(leadership, session.store, wanted)
     except StoreUnavailable as exc:
         why, found = f"no contact with Redis: {exc}", []
     well = why is None and all(each.well for each in found)

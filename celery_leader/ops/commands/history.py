@@ -25,8 +25,10 @@ def history(call: Call, election: str | None, limit: int) -> bool:
     """
     leadership = call.leadership()
     names = elections_named(leadership, election)
-    with leadership.visit() as store:
-        leaderships = {name: each.leaderships for name, each in store.survey(names, limit).items()}
+    with leadership.redis.session() as session:
+        leaderships = {
+            name: each.leaderships for name, each in session.store.survey(names, limit).items()
+        }
     call.answer(
         {name: history_as_json(each) for name, each in leaderships.items()},
         *(history_table(name, each) for name, each in leaderships.items()),

@@ -46,7 +46,7 @@ def hold(call: Call, node: str, election: str | None, duration: str | None, time
             f"{no_candidate(node, overviews)}. To hold one that is not there yet, name an"
             " --election"
         )
-    leadership.hold(held, names, seconds)
+    leadership.orders.hold(held, names, seconds)
     leading = _wait_until_not_leading(leadership, held, names, timeout)
     until = f"for {seconds:g} s" if seconds else f"until `celery leader release {held}`"
     call.answer(
@@ -62,9 +62,9 @@ def _wait_until_not_leading(
 ) -> list[str]:
     """The elections that ``node`` still leads at the end; none as soon as it leads none."""
     deadline, pause = now() + timeout, threading.Event()
-    with leadership.visit() as store:
+    with leadership.redis.session() as session:
         while True:
-            overviews = overviews_of(leadership, store, elections)
+            overviews = overviews_of(leadership, session.store, elections)
             leading = sorted(o.election for o in overviews if o.led and o.led.holder == node)
             if not leading or now() >= deadline:
                 return leading

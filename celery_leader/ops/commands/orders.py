@@ -12,7 +12,8 @@ from celery_leader.errors import LeaderError
 from celery_leader.ops.overview import Overview
 from celery_leader.ops.words import some
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.leadership import Handover, Leadership
+from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.orders import Handover
 
 from .base import Call, elections_named, overviews_of
 
@@ -43,8 +44,8 @@ def look_at(leadership: Leadership, election: str | None) -> list[Overview]:
         LeaderError: the app knows no election of that name.
         StoreUnavailable: Redis does not answer.
     """
-    with leadership.visit() as store:
-        return overviews_of(leadership, store, elections_named(leadership, election))
+    with leadership.redis.session() as session:
+        return overviews_of(leadership, session.store, elections_named(leadership, election))
 
 
 def full_name(node: str, overviews: Sequence[Overview]) -> str:
@@ -79,7 +80,7 @@ def hand_over(
         LeaderError: the order cannot be given.
     """
     began = now()
-    done = leadership.hand_over(election, successor, timeout=timeout)
+    done = leadership.orders.hand_over(election, successor, timeout=timeout)
     return tell(call, done, successor, now() - began)
 
 

@@ -19,7 +19,9 @@ def release(call: Call, node: str, election: str | None) -> bool:
     overviews = look_at(leadership, election)
     held = full_name(node, overviews)
     names = [each.election for each in overviews]
-    freed = sorted(name for name, was_held in leadership.free(held, names).items() if was_held)
+    freed = sorted(
+        name for name, was_held in leadership.orders.free(held, names).items() if was_held
+    )
     others = sorted({each for overview in overviews for each in overview.held})
     call.answer(
         {"node": held, "released_in": freed},

@@ -14,7 +14,8 @@ from celery_leader.ops.printing import say, say_json
 from celery_leader.ops.probe import wall_clock
 from celery_leader.ops.table import at_a_terminal, live
 from celery_leader.ops.watch import LEADERSHIPS, Diary, Look, looks
-from celery_leader.runtime.leadership import Leadership, Visit
+from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.session import RedisSession
 from celery_leader.runtime.settings import BEAT
 from celery_leader.store.schedule_store import ScheduleStore
 from celery_leader.tasks.routing import installed
@@ -46,7 +47,7 @@ def status(call: Call, election: str | None, watch: bool, interval: float) -> bo
     """
     leadership = call.leadership()
     names = elections_named(leadership, election)
-    with leadership.visit_server() as visit:
+    with leadership.redis.session() as visit:
         if watch:
             _watch(call, leadership, visit, names, interval)
             return True
@@ -75,7 +76,7 @@ def _hint(leadership: Leadership, address: str, overviews: Sequence[Overview]) -
 
 
 def _watch(
-    call: Call, leadership: Leadership, visit: Visit, names: Sequence[str], interval: float
+    call: Call, leadership: Leadership, visit: RedisSession, names: Sequence[str], interval: float
 ) -> None:
     pause = threading.Event()
     seen = looks(lambda: _look(leadership, visit, names), lambda: pause.wait(interval), wall_clock)
@@ -101,7 +102,7 @@ def _draw(call: Call, seen: Iterator[Look]) -> None:
             draw(look.as_tables())
 
 
-def _look(leadership: Leadership, visit: Visit, names: Sequence[str]) -> Look:
+def _look(leadership: Leadership, visit: RedisSession, names: Sequence[str]) -> Look:
     overviews = overviews_of(leadership, visit.store, names, LEADERSHIPS)
     schedule = ScheduleStore(visit.client.run, visit.keys, BEAT)
     return Look(wall_clock(), overviews, schedule.dispatched() if BEAT in names else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from celery_leader.errors import LeaderError
-from celery_leader.runtime.leadership import Handover
+from celery_leader.runtime.orders import Handover
 
 from .base import Call, command
 from .orders import full_name, hand_over, look_at, no_candidate, tell, timeout_option

@@ -1,0 +1,310 @@
+"""The elections that this process takes part in, and the one thread that runs them."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import socket
+import threading
+import uuid
+import weakref
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from celery_leader.core.candidate_info import CandidateInfo
+from celery_leader.core.changes import StepDownRequested
+from celery_leader.core.election import Election
+from celery_leader.core.events import LeaderChanged, LeaderElected, Standing
+from celery_leader.core.identity import Kin, called, kinship
+from celery_leader.core.lease import Record
+from celery_leader.core.names import check_name, check_node
+from celery_leader.core.watchdog import Requirement
+from celery_leader.errors import LeaderError
+
+from .beliefs import Beliefs
+from .clock import now
+from .context import ALWAYS_TERM, AppContext
+from .identity import NodeNames, app_identity, versions
+from .observers import Observers
+from .runner import Campaign, Listener, Runner
+from .session import LeaseRedis
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_FAREWELL = 10.0  # seconds; longer leases than usual do not keep a process from its end
+_FOREIGN_INTERVAL = 3600.0  # seconds from one word about another project to the next
+
+
+class Candidacies:
+    """Begins and ends this process's campaigns.
+
+    Guaranteed: one thread and at most one connection, however many elections. A forked child
+    begins with none of them.
+
+    Attributes:
+        giving_way: elections whose lease is to be given up once no body needs it, and why.
+    """
+
+    def __init__(
+        self,
+        context: AppContext,
+        beliefs: Beliefs,
+        redis: LeaseRedis,
+        observers: Observers,
+        node_names: NodeNames,
+    ) -> None:
+        self._context = context
+        self._beliefs = beliefs
+        self._redis = redis
+        self._observers = observers
+        self._node_names = node_names
+        self._lock = threading.Lock()
+        self._campaigns: list[Campaign] = []
+        self._runner: Runner | None = None
+        self._foreign_told_at = -math.inf
+        self.giving_way: dict[str, StepDownRequested] = {}
+        context.forks.call_in_child(self._after_fork)
+
+    # -- beginning ------------------------------------------------------------
+
+    def enter(
+        self,
+        election: str,
+        node: str,
+        listener: Listener | None = None,
+        priority: int | None = None,
+        requirements: Iterable[Requirement] = (),
+        role: str = "process",
+        scheduler: str = "",
+        fenced: bool = True,
+    ) -> Campaign | None:
+        """Take part in ``election`` as ``node``; ``None`` where there is nothing to win.
+
+        Args:
+            election: its name.
+            node: the candidate's name.
+            listener: called with each change, in the election's thread.
+            priority: ``leader_priority`` unless it is given.
+            requirements: what must hold for this process to lead.
+            role: ``worker``, ``beat`` or ``process``, for the register of candidates.
+            scheduler: of a beat, its scheduler class, for the register.
+            fenced: of a beat, whether it sends only while it leads, for the register.
+
+        Raises:
+            LeaderError: the settings cannot be used.
+        """
+        self._context.entered.add(election)
+        if self._beliefs.is_staged(election):
+            return None
+        if self._context.always_leads():
+            self._observers.tell(LeaderElected(election, node, ALWAYS_TERM))
+            self._observers.tell(LeaderChanged(election, node, ALWAYS_TERM, leader=node))
+            return None
+        with self._lock:
+            runner = self._running()
+            self._node_names.take(node)
+            priority = self._context.settings.priority if priority is None else priority
+            info = self._info(role, priority, scheduler=scheduler, fenced=fenced)
+            campaign = self._new_campaign(check_name(election), check_node(node), info, priority)
+            campaign.requirements += requirements
+            if listener is not None:
+                campaign.listeners.append(listener)
+            self._campaigns.append(campaign)
+        runner.start(campaign)
+        return campaign
+
+    # -- asking ---------------------------------------------------------------
+
+    def node(self, election: str) -> str | None:
+        """The node name under which this process takes part in ``election``."""
+        for campaign in self._campaigns:
+            if campaign.name == election:
+                return campaign.election.holder
+        return None
+
+    def standings(self) -> list[Standing]:
+        """How each candidate of this process stands at this moment; no I/O."""
+        contact = self._runner.last_contact if self._runner is not None else None
+        return [
+            campaign.standing(contact, giving_way=campaign.name in self.giving_way)
+            for campaign in list(self._campaigns)
+        ]
+
+    def runs(self, campaign: Campaign) -> bool:
+        """Whether ``campaign`` is this process's, not that of the one it was forked from."""
+        self._context.forks.notice()
+        return campaign in self._campaigns
+
+    @property
+    def farewell_timeout(self) -> float:
+        """How long, in seconds, to wait for a lease to be given up before leaving it to expire."""
+        timing = self._context.settings.timing
+        attempt = 2 * timing.operation_timeout + timing.renew_retry_delay
+        return min(timing.renew_attempts * attempt, _LONGEST_FAREWELL)
+
+    # -- telling the thread ---------------------------------------------------
+
+    def look_around(self) -> None:
+        """Have the election's thread see now whether this process is fit to lead."""
+        if self._runner is not None:
+            self._runner.wake()
+
+    def lease_rejected(self, campaign: Campaign, term: int, *, gone: bool) -> None:
+        """Redis refused an act done with ``term``: another leads, or the record is ``gone``."""
+        if self._runner is not None:
+            self._runner.lease_rejected(campaign, term, gone=gone)
+
+    def follow(self, live: Any) -> None:
+        """The worker's consumer is connected with ``live``: keep the leases there too."""
+        if self._redis.follow(live) and self._runner is not None:
+            self._runner.reconnect()
+
+    # -- ending ---------------------------------------------------------------
+
+    def resign(
+        self, campaign: Campaign, successor: str | None = None, reason: str | None = None
+    ) -> threading.Event:
+        """Give up; the event is set when that is done. Harmless when not leading.
+
+        May be called from a signal handler. ``reason`` is what the history will say.
+        """
+        if self._runner is None or not self.runs(campaign):
+            done = threading.Event()
+            done.set()
+            return done
+        return self._runner.resign(campaign, successor, reason)
+
+    def step_down(
+        self, campaign: Campaign, successor: str | None = None, reason: str | None = None
+    ) -> None:
+        """Give the lease up, to ``successor`` if one is named, and go on as a candidate.
+
+        ``reason`` is what the history will say.
+        """
+        if self._runner is not None and self.runs(campaign):
+            self._runner.step_down(campaign, successor, reason)
+
+    def retire(self, campaign: Campaign) -> None:
+        """Forget a campaign that has resigned for good; its place in memory is used again."""
+        with self._lock:
+            if self._runner is None or campaign not in self._campaigns:
+                return
+            self._campaigns.remove(campaign)
+            self._node_names.give_back(campaign.election.holder)
+            free_place = self._beliefs.retire(campaign.name, campaign.view)
+        self._runner.retire(campaign, free_place)
+
+    def resign_all(self) -> bool:
+        """Give everything up and wait until that is done; whether it was done in time."""
+        if self._context.forks.owner != os.getpid():
+            return True
+        farewells = [self.resign(campaign) for campaign in self._campaigns]
+        deadline = now() + self.farewell_timeout
+        told = all(done.wait(max(0.0, deadline - now())) for done in farewells)
+        self._observers.finish()
+        return told
+
+    def forget(self, election: str) -> bool:
+        """Remove ``election`` from Redis and from this process; whether Redis had it.
+
+        Raises:
+            LeaderError: somebody takes part in it, or its lease has not been over for long.
+            StoreUnavailable: Redis did not answer.
+        """
+        if self.node(election) is not None:
+            raise LeaderError(f"{election}: this process takes part; resign() first")
+        with self._redis.session() as session:
+            lease = self._context.settings.timing.lease_duration
+            was_there = session.store.forget(election, lease)
+        with self._lock:
+            self._context.entered.discard(election)
+            self._beliefs.forget(election)
+        return was_there
+
+    # -- small parts ----------------------------------------------------------
+
+    def _running(self) -> Runner:
+        if self._runner is None:
+            self._runner = Runner(
+                self._redis.open(),
+                app=app_identity(self._context.app),
+                patience=self._context.settings.timing.operation_timeout,
+                on_foreign=self._warn_of_foreign,
+                observer=self._observers.tell,
+            )
+            atexit.register(_resign_at_exit, weakref.ref(self))
+        return self._runner
+
+    def _new_campaign(self, name: str, node: str, info: CandidateInfo, priority: int) -> Campaign:
+        settings = self._context.settings
+        election = Election(
+            name,
+            holder=node,
+            nonce=uuid.uuid4().hex,
+            timing=settings.timing,
+            app=info.app,
+            priority=priority,
+            preempt=settings.preempt,
+            info=info.text(),
+        )
+        return Campaign(election, self._beliefs.view_for(name), info)
+
+    def _info(self, role: str, priority: int, **of_beat: Any) -> CandidateInfo:
+        """What a candidate of this process says of itself; no address, no password."""
+        settings = self._context.settings
+        return CandidateInfo(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            role=role,
+            app=app_identity(self._context.app),
+            versions=versions(),
+            settings={
+                **{f"leader_{name}": value for name, value in asdict(settings.timing).items()},
+                "leader_namespace": settings.namespace,
+                "leader_queue": settings.queue,
+                "leader_priority": priority,
+                "leader_preempt": settings.preempt,
+                "leader_history_size": settings.history_size,
+                "leader_wait_replicas": settings.wait_replicas,
+            },
+            **of_beat,
+        )
+
+    def _warn_of_foreign(self, election: str, record: Record) -> None:
+        """Log an error, again after an hour, if another project's app leads ``election``."""
+        moment = now()
+        if not record.app or moment < self._foreign_told_at + _FOREIGN_INTERVAL:
+            return
+        own = app_identity(self._context.app)
+        kin = kinship(own, record.app)
+        if kin is Kin.SAME:
+            return
+        self._foreign_told_at = moment
+        logger.error(
+            "%s: %s, which leads, %s of another project (%s; this one is %s): their tasks are"
+            " others. Two projects share election keys in one Redis, and only one of them is"
+            " led: give one of them another leader_namespace, and another leader_queue or"
+            " task_default_queue",
+            election,
+            record.holder,
+            "is" if kin is Kin.OTHER else "may be",
+            called(record.app),
+            called(own),
+        )
+
+    def _after_fork(self, parent: int) -> None:
+        # The parent's thread may have held the lock at that moment.
+        self._lock = threading.Lock()
+        if self._runner is not None:
+            self._runner.disown()
+        self._runner = None
+        self._campaigns = []
+
+
+def _resign_at_exit(reference: weakref.ref[Candidacies]) -> None:
+    candidacies = reference()
+    if candidacies is not None:
+        candidacies.resign_all()
