@@ -8,7 +8,7 @@ import pytest
 
 import celery_leader.store
 from tests.mutants.mutants import MUTANTS, Mutant
-from tests.redis_process import RedisServer
+from tests.support.redis_server import RedisServer
 
 LUA = Path(celery_leader.store.__file__).parent / "lua"
 OF_LUA = [mutant for mutant in MUTANTS if mutant.file.endswith(".lua")]
