@@ -1,11 +1,11 @@
-"""Elections as Prometheus metrics, of this process; needs the package prometheus-client.
+"""Prometheus metrics of this process's elections; needs the package prometheus-client.
 
-Guaranteed: a scrape reads memory only and asks nothing of Redis, so a process that is cut
-off is still scraped, and renewals and dispatches do not wait for it. Not guaranteed: that
-what a process knows of the others is so now; ``celery leader status`` asks Redis.
+Guaranteed: a scrape reads memory only. So a process that is cut off from Redis still answers,
+and no renewal or dispatch waits for a scrape. Not guaranteed: that other nodes still are as
+this process saw them last; ``celery leader status`` asks Redis.
 
-``leader_metrics_port`` has workers and beats serve them. For a registry of your own, or
-another process: ``LeaderMetrics(app, registry)``. The pool processes of a worker count nothing.
+With ``leader_metrics_port`` workers and beats serve these metrics. For your own registry, or
+in another process, use ``LeaderMetrics(app, registry)``. Pool processes count nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _Family = CounterMetricFamily | GaugeMetricFamily
 
 _CANDIDATE = ("election", "node")
 
-#: Seconds; from a Redis next door to the longest operation timeout anybody should set.
+#: Seconds, from a Redis on the same host to the longest sensible leader_operation_timeout.
 _LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -53,11 +53,11 @@ class LeaderMetrics(Collector):
     """The metrics of one app's elections in this process.
 
     Args:
-        app: the Celery app. What happened before this object was made is not counted.
-        registry: where they are registered; each registry takes those of one app.
+        app: the Celery app. Counting begins when this object is made.
+        registry: where the metrics are registered. A registry takes the metrics of one app.
 
     Raises:
-        LeaderError: the registry has metrics of these names already.
+        LeaderError: the registry already has metrics of these names.
     """
 
     def __init__(self, app: Celery, registry: CollectorRegistry = REGISTRY) -> None:
@@ -71,7 +71,7 @@ class LeaderMetrics(Collector):
             registry.register(self)
         except ValueError as exc:
             raise LeaderError(
-                f"this Prometheus registry has metrics of celery_leader already: {exc}"
+                f"this Prometheus registry already has metrics of celery_leader: {exc}"
             ) from exc
         self._changes = counter("transitions", "Leaderships that this node heard of.")
         self._depositions = counter("depositions", "Ends of this node's own leading.", "reason")
@@ -95,17 +95,17 @@ class LeaderMetrics(Collector):
         self._leadership.observers.add(self._count)
 
     def describe(self) -> Iterator[Metric]:
-        """The names of what ``collect`` yields, without a value."""
+        """The metrics that ``collect`` yields, without values."""
         yield from _families()
 
     def collect(self) -> Iterator[Metric]:
-        """How each candidate of this process stands; no I/O."""
+        """The state of each candidate of this process; no I/O."""
         leading, term, renewal, contact, leaderless = _families()
         for standing in self._leadership.candidacies.standings():
             labels = (standing.election, standing.node)
             leading.add_metric(labels, float(standing.leading))
             term.add_metric(labels, standing.term or standing.leader_term)
-            # Of who does not lead nobody waits for a renewal.
+            # A follower never renews, so this is left out for it.
             if standing.leading and standing.last_renewal is not None:
                 renewal.add_metric(labels, standing.last_renewal)
             if standing.last_contact is not None:
@@ -114,7 +114,7 @@ class LeaderMetrics(Collector):
         yield from (leading, term, renewal, contact, leaderless)
 
     def _grown(self, standing: Standing) -> float:
-        """Leaderless seconds, which are taken back where the leader turns out to have led on."""
+        """The most leaderless seconds so far; a counter must not fall when some are taken back."""
         labels = (standing.election, standing.node)
         most = max(standing.leaderless_seconds, self._leaderless.get(labels, 0.0))
         self._leaderless[labels] = most
@@ -122,7 +122,7 @@ class LeaderMetrics(Collector):
 
     def _count(self, event: Event) -> None:
         if worker_pid() is not None:
-            return  # nobody scrapes a pool process, which was forked with who knows what locked
+            return  # nobody scrapes a pool process, and the fork may have left locks taken
         match event:
             case Renewed(election, node, _, latency):
                 self._latency.labels(election, node).observe(latency)
@@ -145,7 +145,7 @@ class LeaderMetrics(Collector):
                 self._depositions.labels(election, node, reason).inc()
 
     def _begin(self, election: str, node: str) -> None:
-        # What is not there before its first event has no rate then.
+        # A counter that appears with its first event shows no increase for that event.
         for metric in (self._failed_renewals, self._unanswered, self._latency):
             metric.labels(election, node)
         if election == BEAT:
@@ -178,7 +178,7 @@ def _families() -> tuple[_Family, ...]:
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """Serve the registry of this process over HTTP, in a thread; returns what it listens on.
+    """Serve this process's registry over HTTP in a thread; returns the listening socket.
 
     Raises:
         OSError: the address cannot be had.

@@ -1,8 +1,8 @@
-"""Serves this process's metrics over HTTP, where ``leader_metrics_port`` asks for it.
+"""Serves this process's metrics over HTTP if ``leader_metrics_port`` is set.
 
-Guaranteed: a worker or beat whose port cannot be had starts without metrics, and says so: a
-leader matters more. It serves them once the port is free. Not guaranteed: that who may scrape
-is who should; the port is open to whoever reaches ``leader_metrics_address``.
+Guaranteed: a worker or beat whose port is taken starts without metrics and logs that, because
+leading matters more. It serves them once the port is free. Not guaranteed: any protection;
+everybody who reaches ``leader_metrics_address`` can read the metrics.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ _served: weakref.WeakSet[Celery] = weakref.WeakSet()
 def serve_metrics(app: Celery) -> None:
     """Serve the metrics of this process, once, if ``leader_metrics_port`` is set.
 
-    Beats inside of workers serve none, because the port is their worker's.
+    A beat inside a worker serves none, because its worker has the port.
 
     Raises:
-        LeaderError: prometheus-client is not installed, or its registry has metrics of
-            another app of this process.
+        LeaderError: prometheus-client is not installed, or its registry already has metrics of
+            another app in this process.
     """
     settings = leadership_of(app).settings
     if settings.metrics_port is None or app in _served or worker_pid() is not None:
         return
-    from .metrics import LeaderMetrics, listen  # needs an optional package, and says which
+    from .metrics import LeaderMetrics, listen  # needs an optional package
 
     LeaderMetrics(app)
     _served.add(app)
     address, port = settings.metrics_address, settings.metrics_port
     try:
-        _told(listen(address, port))
+        _announce(listen(address, port))
     except OSError as exc:
         logger.error(
-            "leader_metrics_port: no metrics here while %s:%d cannot be had (%s), which is tried"
-            " again; give each process of a host a port of its own, or 0 for any free one",
+            "leader_metrics_port: no metrics while %s:%d cannot be used (%s); it is tried again."
+            " Give each process of a host its own port, or 0 for any free port",
             address,
             port,
             exc,
@@ -65,12 +65,12 @@ def _listen_later(address: str, port: int) -> None:
     while True:
         _never.wait(_RETRY)
         with contextlib.suppress(OSError):
-            _told(listen(address, port))
+            _announce(listen(address, port))
             return
 
 
-def _told(listening: socket.socket) -> None:
-    # Or orphaned pool processes would keep the port of a worker that was killed.
+def _announce(listening: socket.socket) -> None:
+    # Otherwise orphaned pool processes keep the port of a worker that was killed.
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=listening.close)
     logger.info("metrics at http://%s:%d/metrics", *listening.getsockname()[:2])

@@ -23,8 +23,6 @@ from celery_leader.store.scripts import Keys
 _ROUND_TRIPS = 7
 _LONG_ENOUGH = 3.0  # seconds, for all of them
 _SETTINGS = ("min-replicas-to-write", "timeout", "save")
-#: Keys of one step of the search for other namespaces, and the most steps.
-_SCANNED, _MOST_STEPS = 1000, 200
 #: The part of a key that decides its slot: between the first { and the next }.
 _HASH_TAG = re.compile(r"^[^{]*\{[^}]+\}")
 
@@ -42,7 +40,6 @@ class Server:
         ahead: how many seconds its clock is ahead of this machine's.
         refused: the commands that it refuses this user at this moment, and why.
         transactions: whether that could be found out.
-        namespaces: those with elections here; ``None`` if there are too many keys to look.
         shards: the shards of a Redis Cluster; ``None`` if it is none, or without the right.
         one_slot: whether the prefix of all keys keeps them together in a cluster.
     """
@@ -55,7 +52,6 @@ class Server:
     ahead: float
     refused: dict[str, str]
     transactions: bool
-    namespaces: frozenset[str] | None
     shards: int | None = None
     one_slot: bool = False
 
@@ -115,7 +111,6 @@ def probe(visit: RedisSession, elections: Iterable[str], queue: str | None) -> S
         ahead=ahead,
         refused=refused or {},
         transactions=refused is not None,
-        namespaces=_namespaces(client, keys.prefix),
         shards=_shards(client) if info.get("cluster_enabled") == "1" else None,
         one_slot=_HASH_TAG.search(keys.prefix) is not None,
     )
@@ -176,22 +171,6 @@ def _refused(client: RedisClient, wanted: Sequence[Sequence[Any]]) -> dict[str, 
     return refusals
 
 
-def _namespaces(client: RedisClient, prefix: str) -> frozenset[str] | None:
-    before = f"{prefix}celery-leader:"
-    pattern = _literal(before) + "*:election:*"
-    found: set[str] = set()
-    cursor = b"0"
-    for _ in range(_MOST_STEPS):
-        told = _ask(client, "SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED, "TYPE", "hash")
-        if told is None:
-            return None
-        cursor, keys = told
-        found |= {_text(key)[len(before) :].partition(":election:")[0] for key in keys}
-        if cursor == b"0":
-            return frozenset(found)
-    return None
-
-
 def _all_calls(keys: Keys, elections: Iterable[str], queue: str | None) -> list[Sequence[Any]]:
     calls = [call for name in elections for call in _calls(keys, name)]
     if queue is not None:  # what a dispatch runs
@@ -230,10 +209,6 @@ def wall_clock() -> float:
 def as_number(text: str) -> int:
     """``text`` as a number; 0 if it is none."""
     return int(text) if text.isdecimal() else 0
-
-
-def _literal(text: str) -> str:
-    return "".join(f"\\{each}" if each in "*?[]\\" else each for each in text)
 
 
 def _text(value: bytes | None) -> str:

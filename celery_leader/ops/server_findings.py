@@ -8,7 +8,7 @@ from celery_leader.runtime.settings import Settings
 
 from .findings import CRITICAL, NOTE, WARNING, Finding
 from .probe import Server, as_number
-from .words import some, span
+from .words import span
 
 _OLDEST = (6, 2)
 _FULL = 0.9  # of memory or of connections
@@ -26,7 +26,6 @@ def about_server(server: Server, settings: Settings) -> Iterator[Finding]:
     yield from _connections(server, settings.timing.renew_interval)
     yield from _speed(server, settings.timing.operation_timeout)
     yield from _clock(server)
-    yield from _other_namespaces(server, settings)
 
 
 def _unknown(server: Server) -> Iterator[Finding]:
@@ -224,22 +223,4 @@ def _clock(server: Server) -> Iterator[Finding]:
             " this machine's: leases do not mind, but crontab times, ETAs and expiries follow the"
             " clock of each machine",
             "synchronise the clocks (NTP)",
-        )
-
-
-def _other_namespaces(server: Server, settings: Settings) -> Iterator[Finding]:
-    if server.namespaces is None:
-        yield Finding(
-            NOTE,
-            "namespaces",
-            "other projects' elections are unknown: there are too many keys, or no right to SCAN",
-            "look for yourself, or run doctor as a user with +scan",
-        )
-    elif others := server.namespaces - {settings.namespace}:
-        yield Finding(
-            NOTE,
-            "namespaces",
-            f"other projects elect here, apart from this one ({settings.namespace}):"
-            f" {some(others)}",
-            f"see that none of them has {settings.queue!r} as its leader_queue",
         )

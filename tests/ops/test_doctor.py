@@ -46,7 +46,6 @@ WELL = Server(
     ahead=0.01,
     refused={},
     transactions=True,
-    namespaces=frozenset({"celery"}),
 )
 
 
@@ -149,8 +148,6 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
         (dataclasses.replace(WELL, round_trips=(0.001, 1.2)), ("critical", "speed")),
         (dataclasses.replace(WELL, ahead=-5.0), ("note", "clocks")),
         (dataclasses.replace(WELL, ahead=300.0), ("warning", "clocks")),
-        (dataclasses.replace(WELL, namespaces=frozenset({"celery", "x"})), ("note", "namespaces")),
-        (dataclasses.replace(WELL, namespaces=None), ("note", "namespaces")),
         (dataclasses.replace(WELL, transactions=False), ("note", "rights")),
         (dataclasses.replace(WELL, info={}), ("note", "INFO")),
     ],
@@ -308,7 +305,7 @@ def test_unsafe_durations_and_a_missing_install_are_found() -> None:
 
 
 def test_the_worst_comes_first() -> None:
-    everything = dataclasses.replace(server(role="slave", aof_enabled="0"), namespaces=None)
+    everything = dataclasses.replace(server(role="slave", aof_enabled="0"), transactions=False)
     severities = [severity for severity, _ in found(everything)]
     assert severities == ["critical", "warning", "note"]
 

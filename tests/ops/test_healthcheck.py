@@ -70,7 +70,7 @@ def test_a_worker_is_asked_for_elections_that_only_it_was_given(well: Fleet) -> 
 def test_a_node_that_nobody_heard_of_is_unwell(well: Fleet) -> None:
     ran = well.run("leader", "healthcheck", "--node", "w9@fleet")
     assert (ran.returncode, ran.stderr) == (1, "")
-    assert ran.stdout == "w9@fleet: not heard of by Redis in the last 900 s\n"
+    assert ran.stdout == "w9@fleet: no contact with Redis in the last 900 s\n"
 
 
 def test_a_frozen_worker_is_unwell_until_it_goes_on_and_a_killed_beat_for_good(
@@ -111,5 +111,5 @@ def test_nobody_on_this_host_is_unwell(fleet: Fleet) -> None:
     ran = check(fleet)
     assert (ran.returncode, ran.stderr) == (1, "")
     assert ran.stdout == (
-        f"any node of {socket.gethostname()}: not heard of by Redis in the last 6 s\n"
+        f"any node of {socket.gethostname()}: no contact with Redis in the last 6 s\n"
     )

@@ -85,9 +85,9 @@ def test_a_fleet_does_all_it_does_with_the_rights_of_the_readme(
     assert not [each for each in report["findings"] if each["severity"] == "critical"], report
     # Redis 6 names no subcommands in its log.
     refused = {each.split()[1].partition("|")[0] for each in fleet.refused()}
-    assert refused == {"info", "config", "scan"}
+    assert refused == {"info", "config"}
     unknown = {each["about"]: each["advice"] for each in report["findings"]}
-    for about, grant in (("INFO", "+info"), ("CONFIG", "+config|get"), ("namespaces", "+scan")):
+    for about, grant in (("INFO", "+info"), ("CONFIG", "+config|get")):
         assert grant in unknown[about]
     fleet.redis.acl_log_reset()
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 from contextlib import closing
 
-from celery import Celery
 from kombu import Connection
 
 from celery_leader.core.lease import Granted
-from celery_leader.ops.doctor import findings_table
 from celery_leader.ops.probe import Server, _all_calls, probe
-from celery_leader.ops.server_findings import about_server
 from celery_leader.runtime.lease_source import LeaseSource
 from celery_leader.runtime.session import RedisSession
-from celery_leader.runtime.settings import Settings
 from celery_leader.store import schedule_store, scripts
 from celery_leader.store.client import RedisClient, Script
 from celery_leader.store.lease_store import RedisLeaseStore
@@ -38,8 +34,7 @@ def look(url: str, prefix: str = "", queue: str | None = "celery") -> Server:
 def test_a_redis_that_refuses_nothing_is_seen_as_it_is(
     redis_url: str, make_store: MakeStore, redis_server: RedisServer
 ) -> None:
-    make_store(namespace="shop").perform([acquire("a")])
-    make_store(prefix="acme:").perform([acquire("a")])
+    make_store().perform([acquire("a")])
     with redis_server.client() as client:
         before = {key: client.dump(key) for key in client.scan_iter()}
         server = look(redis_url)
@@ -48,10 +43,8 @@ def test_a_redis_that_refuses_nothing_is_seen_as_it_is(
     assert server.info["role"] == "master"
     assert server.config["timeout"] == "0"
     assert (server.refused, server.transactions) == ({}, True)
-    assert server.namespaces == {"shop"}
     assert 0 < server.typical_round_trip <= server.longest_round_trip
     assert abs(server.ahead) < 1
-    assert look(redis_url, "acme:").namespaces == {"celery"}
 
 
 def test_what_a_user_may_not_do_is_named(own_redis: RedisServer) -> None:
@@ -83,14 +76,14 @@ def test_what_the_users_of_the_readme_may_not_ask_stays_unknown(own_redis: Redis
         server = look(f"redis://{user}:pw@127.0.0.1:{own_redis.port}/0", queue=None)
         assert server.refused == {}
         assert server.transactions is (user == "celery")
-        assert (server.info, server.config, server.namespaces) == ({}, {}, None)
+        assert (server.info, server.config) == ({}, {})
         assert server.typical_round_trip > 0
 
 
 def test_the_optional_rights_of_the_readme_are_all_that_a_probe_can_use(
     own_redis: RedisServer,
 ) -> None:
-    optional = ["+info", "+config|get", "+scan", "+multi", "+discard"]
+    optional = ["+info", "+config|get", "+multi", "+discard"]
     rules = [*acl_rules("leases"), *optional]
     with own_redis.client() as client:
         client.execute_command("ACL", "SETUSER", "leases", "on", ">pw", *rules)
@@ -98,7 +91,6 @@ def test_the_optional_rights_of_the_readme_are_all_that_a_probe_can_use(
     assert (server.refused, server.transactions) == ({}, True)
     assert server.info["role"] == "master"
     assert server.config["timeout"] == "0"
-    assert server.namespaces == frozenset()
 
 
 def test_a_user_who_may_begin_a_transaction_and_not_discard_it_is_asked_the_rest(
@@ -110,7 +102,6 @@ def test_a_user_who_may_begin_a_transaction_and_not_discard_it_is_asked_the_rest
     assert (server.refused, server.transactions) == ({}, True)
     assert server.info["role"] == "master"
     assert server.config["timeout"] == "0"
-    assert server.namespaces == frozenset()
 
 
 def test_a_replica_refuses_what_writes(own_redis: RedisServer) -> None:
@@ -174,14 +165,3 @@ def test_a_cluster_of_one_shard_is_told_from_others_and_works_with_a_hash_tag(
         assert (found.shards, found.one_slot, found.refused) == (1, True, {})
         assert not look(server.url, "acme:").one_slot
         assert not look(server.url, "{}acme:").one_slot
-
-
-def test_the_name_of_a_key_forges_no_line(redis_url: str, redis_server: RedisServer) -> None:
-    with redis_server.client() as client:
-        client.hset("celery-leader:x\n    critical  forged:election:y", "a", "b")
-        server = look(redis_url)
-    findings = list(about_server(server, Settings.of(Celery("proj", set_as_current=False))))
-    lines = findings_table(server, findings).in_lines().splitlines()
-    (line,) = [line for line in lines if "forged" in line]
-    assert line.startswith("    note  ")
-    assert "x\N{REPLACEMENT CHARACTER}    critical  forged" in line

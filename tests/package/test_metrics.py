@@ -171,7 +171,7 @@ def test_a_port_that_is_taken_is_an_error_in_the_log_and_is_served_once_it_is_fr
     caplog.set_level("INFO", logger="celery_leader.metrics_server")
     with _empty_registry():
         serve_metrics(app)
-        assert "leader_metrics_port: no metrics here while" in caplog.messages[-1]
+        assert "leader_metrics_port: no metrics while" in caplog.messages[-1]
         holder.close()
         wait_until(lambda: "metrics at" in caplog.messages[-1], what="the port to be tried again")
         assert len(caplog.messages) == 2
@@ -200,7 +200,7 @@ def test_a_second_app_of_a_process_is_told_that_the_port_is_taken(
     second.conf.update(leader_metrics_port=port, leader_metrics_address="127.0.0.1")
     with _empty_registry():
         serve_metrics(second)
-    assert "leader_metrics_port: no metrics here" in caplog.messages[-1]
+    assert "leader_metrics_port: no metrics" in caplog.messages[-1]
 
 
 @contextlib.contextmanager
