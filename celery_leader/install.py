@@ -9,7 +9,7 @@ from typing import Any
 import click
 from celery import Celery, signals
 
-from .beat.mixin import LeaderMixin
+from .beat.elected import ElectedScheduler
 from .errors import LeaderError
 from .runtime.identity import celery_app, worker_pid
 from .runtime.leadership import Leadership, leadership_of
@@ -92,7 +92,7 @@ def install(app: Celery) -> Celery:
 def _guard_beat(sender: Any, **_: Any) -> None:
     """Have a beat of any scheduler class take part, for the leader-only tasks it sends."""
     app = sender.app
-    if not installed(app) or isinstance(sender.scheduler, LeaderMixin):
+    if not installed(app) or isinstance(sender.scheduler, ElectedScheduler):
         return
     embedded = worker_pid() is not None
     scheduler = type(sender.scheduler)

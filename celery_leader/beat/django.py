@@ -1,18 +1,19 @@
 """django-celery-beat with an elected leader: ``celery beat -S leader-django``.
 
-Needs the package django-celery-beat. Entries and changes made in the admin are picked up
-as with its own scheduler. That one writes to the database when an entry ran last only every
-few minutes, and reads its rows again as often; the state that beats share is laid over
-what is read, so that a row the last leader could not write is not sent again.
+Needs the package django-celery-beat. Changes made in the admin are picked up as by its own
+scheduler, which writes the last runs into the rows only every few minutes. So the state that beats
+share is laid over the rows that are read, and a run that the last leader could not write is not
+repeated.
 
-Whoever sets a row's last run or its run count means it. So the shared state also says what the
-row held when its entry was sent: a row that holds neither that, nor what the leader was to write,
-nor is the same row, was made, switched on or reset since, and counts by itself. Not guaranteed: a
-reset to exactly what the row held before its last run, while that run is not written yet.
+Whoever sets the last run or the run count of a row means it. So the shared state also says what
+the row held when its entry was sent. A row that holds neither that nor what the leader was about
+to write was made, switched on or reset since, and counts by itself. Not guaranteed: that this
+notices a reset to exactly what the row held before its last run, before that run is written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ from django_celery_beat.schedulers import DatabaseScheduler, ModelEntry
 
 from celery_leader.errors import StoreUnavailable
 
-from .entry_state import amended, read
+from .entry_state import last_run, read
 from .mixin import LeaderMixin
-from .plan import Tick, at, last_run, occurrence_after, utc
+from .moments import timestamp, utc_text
+from .plan import Tick
+from .timetable import occurrence_after
 
 #: How far a row that never ran, with a start time, is set back by django-celery-beat.
 _SET_BACK = datetime.timedelta(days=365 * 30)
@@ -39,7 +42,7 @@ _CLOSE = 1.0  # seconds; some databases keep no fractions of a second
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a row says of its runs."""
+    """The runs of an entry, as its row tells them."""
 
     key: str
     last_run_at: float | None
@@ -47,13 +50,13 @@ class Row:
 
     @classmethod
     def of(cls, model: Any) -> Row:
-        """What the row of ``model`` says, which was just read or written."""
+        """The row of ``model``, which was just read or written."""
         ran = model.last_run_at
-        return cls(str(model.pk), None if ran is None else at(ran), model.total_run_count)
+        return cls(str(model.pk), None if ran is None else timestamp(ran), model.total_run_count)
 
     @classmethod
     def stored(cls, fields: Any) -> Row | None:
-        """What a shared state says that its row held; ``None`` if nothing that makes sense."""
+        """The row as a shared state remembers it; ``None`` if that makes no sense."""
         if not isinstance(fields, dict):
             return None
         key, ran, count = fields.get("key"), fields.get("last_run_at"), fields.get("count")
@@ -62,11 +65,11 @@ class Row:
         return cls(key, ran if isinstance(ran, int | float) else None, count)
 
     def as_stored(self) -> dict[str, Any]:
-        """What ``stored`` reads."""
+        """The fields that ``stored`` reads."""
         return {"key": self.key, "last_run_at": self.last_run_at, "count": self.count}
 
     def is_like(self, other: Row) -> bool:
-        """Whether both are of one row, and nobody has set it in between."""
+        """Whether both are the same row, and nobody has set its runs in between."""
         if (self.key, self.count) != (other.key, other.count):
             return False
         if self.last_run_at is None or other.last_run_at is None:
@@ -75,19 +78,19 @@ class Row:
 
 
 class _Known:
-    """What a leader knows of the row of an entry; the entries of its further runs share it."""
+    """The row of an entry as a leader knows it; the entries of later runs share it."""
 
     def __init__(self, row: Row) -> None:
-        #: What it holds.
+        #: The row as it was read or written last.
         self.row = row
-        #: Whether the entry ran since it was read.
+        #: Whether the entry ran since the row was read.
         self.ran = False
-        #: The shared run that it was set after, if it was: from then on it counts by itself.
+        #: The shared run after which somebody set the row, which since then counts by itself.
         self.ahead_of: Run | None = None
 
 
 class LeaderModelEntry(ModelEntry):  # type: ignore[misc]
-    """An entry that knows what its row holds, and does not write over what others set there."""
+    """An entry that does not overwrite what others have set in its row."""
 
     def __init__(self, model: Any, app: Any = None) -> None:
         self.known = _Known(Row.of(model))
@@ -103,9 +106,9 @@ class LeaderModelEntry(ModelEntry):  # type: ignore[misc]
         return following
 
     def save(self) -> None:
-        """Write when it ran last, unless somebody has set that since it was read."""
+        """Write when it ran last, unless somebody has set that since the row was read."""
         if not self.known.ran:
-            return  # a row of this name ran that is there no more
+            return  # the run was that of an earlier row of this name
         row = type(self.model)._default_manager.get(pk=self.model.pk)
         if not Row.of(row).is_like(self.known.row):
             return  # it is read again, and then counts by itself
@@ -116,7 +119,7 @@ class LeaderModelEntry(ModelEntry):  # type: ignore[misc]
 
     @property
     def due_at(self) -> datetime.datetime | None:
-        """When it is due next, or ``None`` if that cannot be told."""
+        """When it is due next; ``None`` if nobody can compute that."""
         start = self.model.start_time
         if isinstance(self.schedule, clocked):
             due = self.schedule.clocked_time
@@ -124,7 +127,7 @@ class LeaderModelEntry(ModelEntry):  # type: ignore[misc]
             due = self.waits_since
         else:
             due = occurrence_after(self.schedule, self.last_run_at)
-        return max((each for each in (due, start) if each is not None), key=at, default=None)
+        return max((each for each in (due, start) if each is not None), key=timestamp, default=None)
 
 
 class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[misc]
@@ -134,22 +137,22 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
     store_errors = (DatabaseError, InterfaceError)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # What is to be stored of rows beside their last tick; ``None``: it is switched off.
+        # The rows to store beside their last tick; ``None`` if the row is switched off.
         self._rows_to_note: dict[str, Row | None] = {}
         super().__init__(*args, **kwargs)
 
     def entries_in_memory(self) -> dict[str, Any]:
-        """None: what counts of a row is decided whenever it is read."""
+        """None: whether a row or the shared state counts is decided whenever rows are read."""
         return {}
 
     def known_entries(self) -> Collection[str]:
-        """The names of all rows, also of those that are switched off or far from due."""
+        """The names of all rows, including those that are switched off or far from due."""
         close_old_connections()
         return set(self.Model._default_manager.values_list("name", flat=True))
 
     def take_over(self, term: int) -> bool:
         """Go on from what the last leader left, in the database and in the shared state."""
-        # What this beat had in memory when it led before has been overtaken since.
+        # Other leaders have overtaken what is left in memory from an earlier leadership.
         self._dirty.clear()
         self._rows_to_note.clear()
         self._schedule: dict[str, Any] | None = None
@@ -157,21 +160,21 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
         return super().take_over(term)
 
     def lead(self, *args: Any, **kwargs: Any) -> float:
-        """One turn as the leader, which first notes what has become of rows."""
+        """One turn as the leader, which first stores what has become of rows."""
         term = self.leading_term()
         if term is not None and self._rows_to_note:
             self._note_rows(term)
         return super().lead(*args, **kwargs)
 
     def all_as_schedule(self) -> dict[str, Any]:
-        """The rows, as they are and as beats share them."""
+        """The rows, with the last runs that beats share laid over them."""
         before = self._schedule or {}
         entries: dict[str, Any] = super().all_as_schedule()
         for name, entry in before.items():
             if not entry.model.enabled:
-                self._rows_to_note[name] = None  # by this leader, as it ran once for all
+                self._rows_to_note[name] = None  # by this leader, as it was to run only once
         for name, entry in entries.items():
-            last = last_run(self._shared.get(name, ""))
+            last = last_run(self._states.of(name))
             if last is None:
                 continue
             entry.known.ahead_of = self._ahead_of(name, entry, before.get(name), last)
@@ -184,9 +187,9 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
     def _ahead_of(self, name: str, entry: Any, before: Any, last: Run) -> Run | None:
         """The last shared run, if the row was made, switched on or set after it."""
         if self.is_future(entry.last_run_at):
-            return None  # a beat wrote that whose clock was ahead
+            return None  # a beat whose clock was ahead wrote that
         row, (moment, count) = entry.known.row, last
-        state = read(self._shared[name])
+        state = read(self._states.of(name))
         held: Row | None
         if before is not None and before.known.row.is_like(row):
             return last if before.known.ahead_of == last else None
@@ -196,11 +199,11 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
             held = self._rows_to_note[name]
         elif "row" in state:
             held = Row.stored(state["row"])
-        else:  # a beat of another kind stored it
-            return last if at(moment) <= at(entry.last_run_at) else None
+        else:  # a beat with another scheduler stored it
+            return last if timestamp(moment) <= timestamp(entry.last_run_at) else None
         if held is None:
             return last
-        by_a_leader = row.is_like(held) or row.is_like(Row(held.key, at(moment), count))
+        by_a_leader = row.is_like(held) or row.is_like(Row(held.key, timestamp(moment), count))
         return None if by_a_leader else last
 
     def reserve(self, entry: Any) -> Any:
@@ -208,7 +211,7 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
         following = super().reserve(entry)
         entries = self._schedule or {}
         if entry.name in entries and entries[entry.name].known is entry.known:
-            # Or it would be found due again, when the heap is made anew out of these.
+            # Otherwise it is due again when the heap is made anew out of these.
             entries[entry.name] = following
         return following
 
@@ -218,43 +221,38 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
         super().sync()
         for name in dirty - self._dirty:
             entry = (self._schedule or {}).get(name)
-            last = last_run(self._shared.get(name, ""))
+            last = last_run(self._states.of(name))
             if entry is not None and last is not None and entry.known.ahead_of != last:
                 self._rows_to_note[name] = entry.known.row
 
     def _note_rows(self, term: int) -> None:
-        """Store what rows hold now: who sets them to what they held before means it."""
-        assert self._dispatcher is not None
-        states = {}
-        for name, row in self._rows_to_note.items():
-            stored = self._shared.get(name, "")
-            if last_run(stored) is not None:
-                states[name] = stored, amended(stored, row=row and row.as_stored())
-        try:
-            if not self._dispatcher.write(term, states):
-                self._led_term = None  # read the shared state again before anything else
-                return
-        except StoreUnavailable:
-            return  # the next turn does it
-        self._shared.update({name: new for name, (_, new) in states.items()})
-        self._rows_to_note.clear()
+        """Store what rows hold now: whoever sets them to an earlier value then means it."""
+        changes = {
+            name: {"row": row and row.as_stored()}
+            for name, row in self._rows_to_note.items()
+            if last_run(self._states.of(name)) is not None
+        }
+        # If Redis does not answer, the next turn does it.
+        with contextlib.suppress(StoreUnavailable):
+            if self._amend(term, changes):
+                self._rows_to_note.clear()
 
     def tick_of(self, entry: Any, before: str) -> Tick:
         """The tick that ``entry`` is to dispatch, whose shared state is ``before``."""
-        told = ran = utc(entry.last_run_at)
+        told = ran = utc_text(entry.last_run_at)
         last = last_run(before)
         if last is not None and entry.known.ahead_of == last:
-            # Set on purpose, maybe to what it was set to before: after another run, another tick.
-            ran = utc(last[0])
+            # Set on purpose, maybe to an earlier value: after another run it is another tick.
+            ran = utc_text(last[0])
             told = f"{told} after {ran}"
-        elif last is not None and at(last[0]) > at(entry.last_run_at):
-            told = str(read(before).get("tick"))  # an entry of before its last run: that was it
+        elif last is not None and timestamp(last[0]) > timestamp(entry.last_run_at):
+            told = str(read(before).get("tick"))  # the entry is older than its last run
         if told != ran or last is None:
-            self._last_sync = None  # write it soon: it may be set to the same again
-        label = utc(entry.due_at or entry.default_now())
+            self._last_sync = None  # write it soon: somebody may set the same value again
+        label = utc_text(entry.due_at or entry.default_now())
         return Tick(told, label, ran, {"row": entry.known.row.as_stored()}).as_claimed(before)
 
     def ran_at(self, entry: Any) -> datetime.datetime | None:
-        """When the row will say that ``entry`` ran: it was advanced before this."""
+        """When ``entry`` ran by its row, which was advanced before this."""
         ran: datetime.datetime = entry.model.last_run_at
-        return ran if at(ran) > at(entry.last_run_at) else None
+        return ran if timestamp(ran) > timestamp(entry.last_run_at) else None

@@ -1,8 +1,8 @@
-"""The text that is stored of one schedule entry, and how long one that nobody knows is kept.
+"""The state of one schedule entry, as the text that Redis keeps, and how long it is kept.
 
 A state is a JSON object with the number of its format. Guaranteed: a field that this version
-does not know does no harm, and the state of a later format is told from a damaged one, so that
-it can be left alone. In every format ``format``, ``unknown_since`` and ``project`` mean what
+does not know does no harm, and the state of a later format is not taken for a damaged one, so
+that it can be left alone. In every format ``format``, ``unknown_since`` and ``project`` mean what
 they mean here.
 """
 
@@ -17,9 +17,15 @@ from typing import Any
 #: The format that this version writes. It grows when an older version could not go by it.
 FORMAT = 1
 
+#: What reading a field can raise if no beat has written the state.
+SENSELESS = (ValueError, KeyError, TypeError, OverflowError)
+
 _HIGHEST_FORMAT = 1000  # no version has written a higher one, but anybody may have
 _PROJECT = "project"
-_UNKNOWN_SINCE = "unknown_since"  # by Redis's clock, in ms
+_UNKNOWN_SINCE = "unknown_since"  # by the clock of Redis, in ms
+
+#: A moment of other years than these was never due; and the calendar ends near them.
+_FIRST_YEAR, _LAST_YEAR = 1971, 9000
 
 
 def written(fields: Mapping[str, Any], project: str = "") -> str:
@@ -28,14 +34,13 @@ def written(fields: Mapping[str, Any], project: str = "") -> str:
     return json.dumps({"format": FORMAT, **whose, **fields})
 
 
-def project_of(stored: str) -> str:
-    """The id of the project that wrote this; empty if that cannot be told."""
-    whose = (_loaded(stored) or {}).get(_PROJECT)
-    return whose if isinstance(whose, str) else ""
+def amended(stored: str, **fields: Any) -> str:
+    """The same state with other values of these ``fields``."""
+    return written({**read(stored), **fields})
 
 
 def read(stored: str) -> dict[str, Any]:
-    """The fields of a state; none of what is no state, or of a later format."""
+    """The fields of a state; none if it is no state, or one of a later format."""
     state = _loaded(stored)
     return {} if state is None or state.get("format", FORMAT) != FORMAT else state
 
@@ -46,29 +51,52 @@ def is_later(stored: str) -> bool:
     return type(number) is int and FORMAT < number <= _HIGHEST_FORMAT
 
 
-def amended(stored: str, **fields: Any) -> str:
-    """The same state with other values of these ``fields``."""
-    return written({**read(stored), **fields})
+def project_of(stored: str) -> str:
+    """The id of the project that wrote this; empty if there is none."""
+    project = (_loaded(stored) or {}).get(_PROJECT)
+    return project if isinstance(project, str) else ""
+
+
+def last_run(stored: str) -> tuple[datetime.datetime, int] | None:
+    """When an entry ran last and how often; ``None`` if ``stored`` does not say."""
+    state = read(stored)
+    try:
+        return moment_of(state["last_run_at"]), int(state["total_run_count"])
+    except SENSELESS:
+        return None
+
+
+def moment_of(text: str) -> datetime.datetime:
+    """A moment as it was stored.
+
+    Raises:
+        ValueError, OverflowError, TypeError: it is none.
+    """
+    moment = datetime.datetime.fromisoformat(text)
+    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        raise ValueError(f"{text!r} is out of all bounds")
+    return moment
 
 
 def counted_anew(stored: str, now: float, tolerance: float) -> str:
-    """``stored``, or if it says that its entry ran in the future, the same counted from ``now``.
+    """``stored``; if it says that its entry ran in the future, the same counted from ``now``.
 
-    No beat writes that whose clock is right. As it stands, the entry would be silent until
-    then. ``now`` is by Redis's clock, and ``tolerance`` what a beat's may differ from it.
+    No beat with a right clock writes that. Left as it is, the entry would be silent until then.
+    ``now`` is by the clock of Redis, and a beat's may differ from it by ``tolerance``.
     """
     state = read(stored)
-    last, claimed = _moment(state.get("last_run_at")), state.get("claimed")
-    # What was claimed may be published already, and is to be confirmed as it stands.
+    last, claimed = _seconds(state.get("last_run_at")), state.get("claimed")
+    # A claimed tick may be published already, and is to be confirmed as it stands.
     if last is None or claimed or last <= now + tolerance:
         return stored
-    # Without the schedule that its due time was told from: that is from the future too.
+    # Without its schedule, because the due time that goes with it is from the future too.
     kept = {field: value for field, value in state.items() if field != "schedule"}
     moment = datetime.datetime.fromtimestamp(now, datetime.timezone.utc)
     return written({**kept, "last_run_at": moment.isoformat(timespec="microseconds")})
 
 
-def _moment(text: Any) -> float | None:
+def _seconds(text: Any) -> float | None:
+    """The moment ``text``, of any year, in seconds since the epoch."""
     try:
         moment = datetime.datetime.fromisoformat(text)
         if moment.tzinfo is None:
@@ -80,10 +108,10 @@ def _moment(text: Any) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Tidying:
-    """What is to be done with the states that the leader found.
+    """What a new leader does with the states that it found.
 
     Attributes:
-        marks: entry to its state as it is, and with or without the mark as it is to be.
+        marks: by entry, its state as it is and as it is to be.
         gone: the entries whose state is to be removed.
     """
 
@@ -99,9 +127,9 @@ class Tidying:
         retention: float,
         tolerance: float,
     ) -> Tidying:
-        """Judge ``states`` by the entries that the leader knows, and by Redis's clock.
+        """Judge ``states`` by the entries that the leader knows, and by the clock of Redis.
 
-        An entry that no leader has known for ``retention`` seconds is gone, and so is what is no
+        An entry that no leader has known for ``retention`` seconds goes, and so does what is no
         state at all. One that says that its entry ran later than ``tolerance`` seconds from now
         is counted anew. One that this leader is the first not to know is marked with the time.
         """
@@ -116,7 +144,7 @@ class Tidying:
             if state is None:
                 gone.append(entry)
             elif type(since) is not int or not 0 <= since <= now * 1000:
-                # None yet, or one that no leader wrote.
+                # There is no mark yet, or none that a leader wrote.
                 marks[entry] = stored, json.dumps({**state, _UNKNOWN_SINCE: int(now * 1000)})
             elif since <= (now - retention) * 1000:
                 gone.append(entry)

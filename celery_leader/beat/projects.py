@@ -1,10 +1,10 @@
-"""Whose the states of a shared schedule are: projects that share it, told apart.
+"""Which project owns each state of a shared schedule.
 
-Beside the schedule Redis keeps, for each project that has led it, a short id with what tells
-that project from others; each state carries the id of the one that wrote it. Guaranteed: a
-state without an id, or with one that nobody knows, is anybody's; a project goes on under its
-id while most of its tasks or of its entries stay. Not guaranteed: that two projects with
-hardly a task or an entry are told apart; then each takes the other's for its own.
+Redis keeps, beside the schedule, a short id for each project that has led it, with a description
+of that project; each state carries the id of the project that wrote it. Guaranteed: a state
+without an id, or with an unknown one, is free for anybody; a project keeps its id while most of
+its tasks or most of its entries stay. Not guaranteed: that two projects with hardly a task or an
+entry are told apart; then each takes the other's states for its own.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ID = re.compile(r"[0-9a-f]{8}")
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """What tells one project from others.
+    """The description that tells one project from others.
 
     Attributes:
-        app: its app, as ``identity`` has it.
+        app: the ``identity`` of its app.
         entries: a sketch of the names of its entries.
     """
 
@@ -40,7 +40,7 @@ class Project:
 
     @classmethod
     def read(cls, text: str) -> Project | None:
-        """What is kept of a project; ``None`` if it is none of ours."""
+        """The project that ``text`` describes; ``None`` if no version of ours wrote it."""
         try:
             said = json.loads(text)
             app, entries = said["app"], said["entries"]
@@ -49,11 +49,11 @@ class Project:
         return cls(app, entries) if isinstance(app, str) and isinstance(entries, str) else None
 
     def text(self) -> str:
-        """As it is kept."""
+        """The description as Redis keeps it."""
         return json.dumps({"app": self.app, "entries": self.entries})
 
     def is_other(self, project: Project) -> bool:
-        """Whether that is surely another project: it has other tasks, and other entries."""
+        """Whether ``project`` is surely another one: its tasks differ, and so do its entries."""
         if kinship(self.app, project.app) is not Kin.OTHER:
             return False
         # All tasks of a project may be renamed at once; nobody renames the entries with them.
@@ -62,14 +62,14 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """Whose the states are, as this project sees it.
+    """Who owns the states, as this project sees it.
 
     Attributes:
-        id: this project's.
-        before: what was kept of it.
-        text: what is to be kept of it.
-        others: id to the name of its app, for each project that is surely another one.
-        unused: the ids that are in no state.
+        id: the id of this project.
+        before: its description in Redis so far; empty if there is none.
+        text: its description as Redis is to keep it.
+        others: by id, the name of the app of each project that is surely another one.
+        unused: the ids that no state carries.
     """
 
     id: str
@@ -82,7 +82,7 @@ class Ownership:
     def of(
         cls, project: Project, kept: Mapping[str, str], states: Mapping[str, str], fresh: str
     ) -> Ownership:
-        """Find ``project`` among those that are ``kept``; a new one is called ``fresh``."""
+        """Find ``project`` among the ``kept`` descriptions; a new one gets the id ``fresh``."""
         known = {each: Project.read(text) for each, text in kept.items() if _ID.fullmatch(each)}
         others = {
             each: called(other.app)
@@ -103,6 +103,6 @@ class Ownership:
         return cls(own, kept.get(own, ""), project.text(), others, unused)
 
     def foreign(self, states: Mapping[str, str]) -> dict[str, str]:
-        """The entries whose state another project wrote, and that one's id."""
+        """The entries whose state another project wrote, with the id of that project."""
         written = {entry: project_of(state) for entry, state in states.items()}
         return {entry: each for entry, each in written.items() if each in self.others}

@@ -1,7 +1,7 @@
 """celery-redbeat with an elected leader: ``celery beat -S leader-redbeat``.
 
-Needs the package celery-redbeat. redbeat's own lock is not used: the election takes its
-place, so a beat that loses the lead follows and goes on where redbeat's would end.
+Needs the package celery-redbeat. The election takes the place of redbeat's own lock, so a beat
+that is deposed becomes a follower, where redbeat's own would end.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from redis.exceptions import RedisError
 
 from celery_leader.errors import StoreUnavailable
 
-from .entry_state import amended, read
+from .entry_state import last_run, read
 from .mixin import LeaderMixin
-from .plan import Tick, as_told_by, at, last_run, utc
+from .moments import in_zone_of, timestamp, utc_text
+from .plan import Tick
 
 logger = logging.getLogger(__name__)
 
@@ -46,57 +47,49 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
         return {*conf.schedule, *(key.removeprefix(conf.key_prefix) for key in keys)}
 
     def setup_schedule(self) -> None:
-        """Nothing yet: a beat writes the app's own entries into redbeat's Redis when it leads.
+        """Do nothing yet: a beat writes the app's own entries into redbeat's Redis when it leads.
 
-        Beats of another version of the app have others there, and remove these.
+        Beats of another version of the app have other entries, and would remove these.
         """
 
     def _maybe_entry(self, name: str, entry: Any) -> Any:
-        """The app's own ``entry``; if redbeat does not have it, it counts from its shared run."""
+        """The app's own ``entry``; a new one counts from the last run that beats share."""
         made = super()._maybe_entry(name, entry)
-        last = last_run(self._shared.get(name, ""))
+        last = last_run(self._states.of(name))
         if last is not None:
-            made.last_run_at = as_told_by(made, last[0])
+            made.last_run_at = in_zone_of(made, last[0])
         return made
 
     def tick_of(self, entry: Any, before: str) -> Tick:
         """The tick that ``entry`` is to dispatch, whose shared state is ``before``."""
         tick = Tick.of(entry, before)
         last = last_run(before)
-        if last is not None and utc(last[0]) == tick.counted_from:
+        if last is not None and utc_text(last[0]) == tick.counted_from:
             return tick
         # It never ran, or ``reschedule`` set its last run; maybe to long ago, to have it run now.
-        past = last is not None and tick.label < utc(last[0])
-        label = utc(entry.default_now()) if past else tick.label
+        past = last is not None and tick.label < utc_text(last[0])
+        label = utc_text(entry.default_now()) if past else tick.label
         return replace(tick, label=label, facts={"noted": False}).as_claimed(before)
 
     def reserve(self, entry: Any) -> Any:
         """Write into redbeat's Redis when ``entry`` ran last, by the shared state.
 
-        A leader that was killed before this write leaves it to its successor. The next tick
-        then counts from the run, and not from the moment when the successor noticed it.
+        If a leader is killed before this write, its successor does it. The next tick then counts
+        from the run, and not from the moment when the successor noticed it.
         """
-        stored = self._shared.get(entry.name, "")
+        stored = self._states.of(entry.name)
         last, term = last_run(stored), self.leading_term()
         if last is None or term is None or not Tick.of(entry).is_in(stored):
             return super().reserve(entry)
         moment, _ = last
-        following = entry.next(last_run_at=as_told_by(entry, moment))
+        following = entry.next(last_run_at=in_zone_of(entry, moment))
         if read(stored).get("noted") is False:
-            self._note(term, entry.name, stored)
+            try:
+                # redbeat has stored this run: whoever sets the old last run again means it.
+                self._amend(term, {entry.name: {"noted": True}})
+            except StoreUnavailable as exc:
+                logger.debug("beat: the run of %s could not be noted: %s", entry.name, exc)
         return following
-
-    def _note(self, term: int, name: str, stored: str) -> None:
-        """Note that redbeat knows of this run: who sets the old last run from now on means it."""
-        assert self._dispatcher is not None
-        noted = amended(stored, noted=True)
-        try:
-            if self._dispatcher.write(term, {name: (stored, noted)}):
-                self._shared[name] = noted
-            else:
-                self._led_term = None  # read the shared state again before anything else
-        except StoreUnavailable as exc:
-            logger.debug("beat: the run of %s could not be noted: %s", name, exc)
 
     def take_over(self, term: int) -> bool:
         """Go on from what the last leader left, with the entries of this version of the app."""
@@ -110,13 +103,13 @@ class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[mis
         return True
 
     def _count_anew(self) -> None:
-        """Have entries count from now if redbeat says that they ran in the future."""
-        key, present = self.app.redbeat_conf.schedule_key, at(self.app.now())
+        """Have an entry count from now if redbeat says that it ran in the future."""
+        key, present = self.app.redbeat_conf.schedule_key, timestamp(self.app.now())
         for due_later in get_redis(self.app).zrangebyscore(key, present, "+inf"):
-            # Deleted meanwhile, or damaged: then it is redbeat's to say so when it is due.
+            # An entry may be deleted meanwhile, or damaged; redbeat says so when it is due.
             with contextlib.suppress(KeyError, ValueError, TypeError):
                 entry = RedBeatSchedulerEntry.from_key(due_later, app=self.app)
                 if entry.last_run_at is not None and self.is_future(entry.last_run_at):
-                    # The shared moment, since any other would be an order to run it now.
-                    last = last_run(self._shared.get(entry.name, ""))
+                    # The shared moment, since redbeat takes any other for an order to run now.
+                    last = last_run(self._states.of(entry.name))
                     entry.reschedule(last_run_at=last[0] if last else entry.default_now())

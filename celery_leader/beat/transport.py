@@ -1,12 +1,12 @@
-"""A kombu Redis transport whose messages can be held back and handed over.
+"""A kombu Redis transport that can hold a message back and hand it to a ``Delivery``.
 
-While a buffer has somebody to deliver for it, what kombu's own channel would push in one
-publish is recorded instead, with the queue, priority, expiry and topic kombu chose. At the
-end of that publish it is handed over, to be pushed by a script; what goes wrong there
-comes out of the publish, as a failure to publish always does. Exchanges, bindings and queue
-declarations are not held. Guaranteed: the first message published through a channel of this
-transport, while there is somebody to deliver it, does not leave by itself. Not guaranteed:
-that kombu still uses this transport; ask ``obeys(channel)`` before each message.
+While a buffer has a delivery, the commands that kombu's own channel would send in one publish are
+recorded instead, with the queue, priority, expiry and topic that kombu chose. At the end of that
+publish the delivery gets them, to be run by a script. What the delivery raises comes out of the
+publish, as any failure to publish does. Exchanges, bindings and queue declarations are not held
+back. Guaranteed: while there is a delivery, the first message that is published through a channel
+of this transport does not leave by itself. Not guaranteed: that kombu still uses this transport;
+ask ``obeys(channel)`` before each message.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from celery_leader.store.schedule_store import Push
 
 
 class Delivery(Protocol):
-    """Delivers what is published while it stands in for the queues."""
+    """Delivers a message in the place of kombu."""
 
     @property
     def done(self) -> bool:
-        """Whether a message was delivered; what is published then goes straight to its queue."""
+        """Whether a message was delivered; the next ones go straight to their queues."""
 
     def deliver(self, pushes: list[Push]) -> None:
-        """Deliver one message. What this raises comes out of its publish."""
+        """Deliver one message; what this raises comes out of the publish."""
 
     def failed_later(self, push: Push, exc: Exception) -> None:
-        """Hear that something published after it could not be pushed, because of ``exc``."""
+        """Hear that ``push``, which follows the message, failed with ``exc``."""
 
 
 class PublishBuffer:
-    """Collects what one publish would push, for the delivery that is open."""
+    """Collects the commands of one publish, for the delivery that is open."""
 
     def __init__(self) -> None:
         self.delivery: Delivery | None = None
@@ -43,7 +43,7 @@ class PublishBuffer:
 
     @contextmanager
     def handing_to(self, delivery: Delivery) -> Iterator[None]:
-        """Hand what is published inside to ``delivery``."""
+        """Hand the message that is published meanwhile to ``delivery``."""
         self.delivery = delivery
         try:
             yield
@@ -52,7 +52,7 @@ class PublishBuffer:
 
     @contextmanager
     def collecting(self) -> Iterator[list[Push]]:
-        """Hold back what one publish pushes, and yield the list it goes to."""
+        """Hold the commands of one publish back, and yield the list of them."""
         self.collects, self._pushes = True, []
         try:
             yield self._pushes
@@ -74,11 +74,11 @@ class PublishBuffer:
         self._pushes.append(Push("PEXPIRE", key, millis))
 
     def pipeline(self, *args: Any, **kwargs: Any) -> PublishBuffer:
-        """Everything recorded is delivered in one step anyway."""
+        """Itself, since all that is recorded is delivered in one step anyway."""
         return self
 
     def execute(self) -> None:
-        """See ``pipeline``."""
+        """Nothing to do; see ``pipeline``."""
 
     def __enter__(self) -> PublishBuffer:
         return self
@@ -87,16 +87,15 @@ class PublishBuffer:
         return None
 
 
-def holding_transport(base: Any, buffer: PublishBuffer, timeout: float) -> Any:
-    """``base``, a kombu Redis transport class, with channels that obey ``buffer``.
+def buffering_transport(base: Any, buffer: PublishBuffer, timeout: float) -> Any:
+    """A subclass of ``base``, a kombu Redis transport, whose channels obey ``buffer``.
 
-    Where no ``socket_timeout`` or ``socket_connect_timeout`` is set, it is ``timeout``
-    seconds, and nothing is tried again unasked: kombu would wait for ever on a connection
-    that was opened into silence.
+    ``socket_timeout`` and ``socket_connect_timeout`` are ``timeout`` seconds unless they are set,
+    and redis-py does not retry: on a connection that stays silent, kombu would wait for ever.
     """
 
-    class HoldingChannel(base.Channel):  # type: ignore[misc]
-        # A batch of kombu's would push past the buffer, when it ends.
+    class BufferingChannel(base.Channel):  # type: ignore[misc]
+        # At its end, a batch of kombu would send its messages past the buffer.
         supports_batch_publish = False
         _delivering = False
 
@@ -150,17 +149,17 @@ def holding_transport(base: Any, buffer: PublishBuffer, timeout: float) -> Any:
                 with super().conn_or_acquire(client) as real:
                     yield real
 
-    HoldingChannel.buffer = buffer
+    BufferingChannel.buffer = buffer
 
-    class HoldingTransport(base):  # type: ignore[misc]
-        Channel = HoldingChannel
+    class BufferingTransport(base):  # type: ignore[misc]
+        Channel = BufferingChannel
         supports_batch_publish = False
 
-    return HoldingTransport
+    return BufferingTransport
 
 
 def counting_producer(base: Any) -> Any:
-    """``base``, a kombu producer class, whose producers count what they have published."""
+    """A subclass of ``base``, a kombu producer, that counts its messages."""
 
     class CountingProducer(base):  # type: ignore[misc]
         published = 0
@@ -174,5 +173,5 @@ def counting_producer(base: Any) -> Any:
 
 
 def obeys(channel: Any, buffer: PublishBuffer) -> bool:
-    """Whether what is published on ``channel`` obeys ``buffer``."""
+    """Whether ``buffer`` can hold back the messages of ``channel``."""
     return getattr(channel, "buffer", None) is buffer

@@ -1,10 +1,8 @@
-"""The time of day that a process goes by, compared with that of Redis, which all share.
+"""The clock of a process, compared with the clock of Redis, which all beats share.
 
-A schedule is read off a clock. A beat whose clock is an hour ahead sends what is due in an
-hour, and writes down that it ran in an hour. Time is an argument, the time of day is read
-where it is asked about. Guaranteed: once Redis has answered, a clock that is set wrong or
-right is noticed at the next question, also while Redis is away. Not known: which of the
-two is right.
+A beat whose clock is an hour ahead sends now what is due in an hour, and stores that it ran in an
+hour. Guaranteed: once Redis has answered, a clock that is set wrong or right is noticed at the
+next question, also while Redis is away. Not known: which of the two clocks is right.
 """
 
 from __future__ import annotations
@@ -13,16 +11,16 @@ import datetime
 import logging
 from collections.abc import Callable
 
-_LOOK = 10.0  # seconds between looks at a clock that nobody asks about
+_LOOK = 10.0  # seconds between looks at the clock, if nothing else asks
 _RIGHT_AGAIN = 0.9  # of the tolerance, so that a clock at its edge does not go to and fro
 
 
 class WallClock:
-    """A ``Requirement``: the process goes by about the same time as Redis.
+    """A ``Requirement``: the clock of the process shows about the same time as that of Redis.
 
     Args:
-        read: the time of day by which the process goes, in seconds since the epoch.
-        tolerance: by how many seconds the two may differ.
+        read: reads the clock of the process, in seconds since the epoch.
+        tolerance: by how many seconds the two clocks may differ.
     """
 
     reason = "clock"
@@ -33,32 +31,32 @@ class WallClock:
     def __init__(self, read: Callable[[], float], tolerance: float) -> None:
         self._read = read
         self._tolerance = tolerance
-        # Of the clock of Redis to that of the process which is never set.
+        # From the monotonic clock of the process, which nobody sets, to the clock of Redis.
         self._offset: float | None = None
         self._doubt = 0.0
         self._failed = False
 
     def heard(self, server_time: float, sent_at: float, now: float) -> None:
-        """Redis said what time it is, in an answer to what was sent at ``sent_at``."""
+        """Redis told its time, in its answer to a request that was sent at ``sent_at``."""
         self._offset = server_time - (sent_at + now) / 2
         self._doubt = (now - sent_at) / 2
 
     def server_time(self, now: float) -> float:
-        """What time it is by the clock of Redis; by the own one before it has answered."""
+        """The time by the clock of Redis; by our own clock before Redis has answered."""
         return self._read() if self._offset is None else now + self._offset
 
     def ahead(self, now: float) -> float:
-        """By how many seconds the own clock is ahead; 0 before Redis has answered."""
+        """By how many seconds our own clock is ahead; 0 before Redis has answered."""
         return 0.0 if self._offset is None else self._read() - now - self._offset
 
     def is_off(self, now: float) -> bool:
-        """Whether the two differ by more than the tolerance."""
+        """Whether the two clocks differ by more than the tolerance."""
         return abs(self.ahead(now)) > self._tolerance + self._doubt
 
     # -- from the election's thread -----------------------------------------------
 
     def fails(self, now: float) -> bool:
-        """As ``is_off``; once it was off, the two must differ by clearly less."""
+        """Like ``is_off``; but after they were off, the clocks must differ by clearly less."""
         bound = self._tolerance * (_RIGHT_AGAIN if self._failed else 1.0) + self._doubt
         self._failed = abs(self.ahead(now)) > bound
         return self._failed
@@ -76,7 +74,7 @@ class WallClock:
 
     @property
     def cure(self) -> str:
-        """What is to be done."""
+        """What to do."""
         return (
             f"they differ by {self._tolerance:g} s (leader_beat_clock_tolerance) at most: set the"
             " wrong one right, and keep it so (NTP)"

@@ -16,20 +16,10 @@ from celery.schedules import BaseSchedule, crontab, schedstate, schedule, solar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_leader.beat.entry_state import amended
-from celery_leader.beat.plan import (
-    CATCH_UP_OPTION,
-    Plan,
-    Tick,
-    catch_up_of,
-    due_of,
-    fingerprint,
-    last_run,
-    latest_missed,
-    occurrence_after,
-    task_id_of,
-    utc,
-)
+from celery_leader.beat.entry_state import amended, last_run
+from celery_leader.beat.moments import utc_text
+from celery_leader.beat.plan import CATCH_UP_OPTION, Plan, Tick, catch_up_of, task_id_of
+from celery_leader.beat.timetable import due_of, fingerprint, latest_missed, occurrence_after
 from celery_leader.errors import LeaderError
 from celery_leader.runtime.settings import CatchUp
 from tests.support.fixtures import RunPython
@@ -66,7 +56,7 @@ def occurrences(timetable: Any, start: datetime, end: datetime) -> list[datetime
     found = []
     moment = occurrence_after(timetable, start)
     while moment is not None and moment <= end:
-        found.append(datetime.fromisoformat(utc(moment)))
+        found.append(datetime.fromisoformat(utc_text(moment)))
         moment = occurrence_after(timetable, found[-1])
     return found
 
@@ -458,9 +448,9 @@ def test_a_restarted_entry_is_counted_from_then_and_has_not_run() -> None:
 
 def test_moments_are_stored_in_utc_whatever_zone_they_come_in() -> None:
     moment = datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=PARIS)
-    assert utc(moment) == "2026-10-25T01:30:00.000000+00:00"
-    assert utc(moment.replace(fold=0)) == "2026-10-25T00:30:00.000000+00:00"
-    assert utc(datetime(2026, 1, 1)) == "2026-01-01T00:00:00.000000+00:00"
+    assert utc_text(moment) == "2026-10-25T01:30:00.000000+00:00"
+    assert utc_text(moment.replace(fold=0)) == "2026-10-25T00:30:00.000000+00:00"
+    assert utc_text(datetime(2026, 1, 1)) == "2026-01-01T00:00:00.000000+00:00"
 
 
 # -- ticks of entries that another scheduler plans -----------------------------------
@@ -469,7 +459,7 @@ def test_moments_are_stored_in_utc_whatever_zone_they_come_in() -> None:
 def test_a_tick_is_known_by_the_run_it_is_counted_from() -> None:
     entry = entry_of(every(60))
     tick = Tick.of(entry)
-    assert (tick.counted_from, tick.label) == (utc(NOON), utc(NOON + MINUTE))
+    assert (tick.counted_from, tick.label) == (utc_text(NOON), utc_text(NOON + MINUTE))
     assert Tick.of(entry) == tick
     assert Tick.of(next(entry)) != tick
 
@@ -511,9 +501,9 @@ def test_a_tick_that_was_noted_where_its_entry_is_kept_is_another_when_it_is_the
 
 def test_a_tick_that_is_claimed_keeps_its_label_whoever_goes_on_with_it() -> None:
     entry = entry_of(Unforeseeable(1, app=APP))
-    claimed = replace(Tick.of(entry), label=utc(NOON - HOUR)).claimed("")
-    assert Tick.of(entry, claimed).label == utc(NOON - HOUR)
-    assert Tick.of(next(entry), claimed).label != utc(NOON - HOUR)
+    claimed = replace(Tick.of(entry), label=utc_text(NOON - HOUR)).claimed("")
+    assert Tick.of(entry, claimed).label == utc_text(NOON - HOUR)
+    assert Tick.of(next(entry), claimed).label != utc_text(NOON - HOUR)
 
 
 def test_an_entry_is_due_at_its_occurrence_to_the_microsecond_whenever_it_is_asked() -> None:
@@ -549,12 +539,12 @@ def test_the_label_of_an_entry_that_cannot_tell_is_the_moment_it_is_sent() -> No
 
 
 def test_a_task_id_is_the_same_for_the_same_tick_only() -> None:
-    one = task_id_of("celery", "tick", utc(NOON))
-    assert one == task_id_of("celery", "tick", utc(NOON))
+    one = task_id_of("celery", "tick", utc_text(NOON))
+    assert one == task_id_of("celery", "tick", utc_text(NOON))
     others = {
-        task_id_of("other", "tick", utc(NOON)),
-        task_id_of("celery", "tock", utc(NOON)),
-        task_id_of("celery", "tick", utc(NOON + SECOND)),
+        task_id_of("other", "tick", utc_text(NOON)),
+        task_id_of("celery", "tock", utc_text(NOON)),
+        task_id_of("celery", "tick", utc_text(NOON + SECOND)),
     }
     assert len(others) == 3
     assert one not in others

@@ -17,8 +17,12 @@ import pytest
 from celery.beat import Scheduler
 from celery.schedules import crontab
 
-from celery_leader.beat import LeaderMixin, LeaderPersistentScheduler, LeaderScheduler
-from celery_leader.beat import mixin as beat_module
+from celery_leader.beat import (
+    LeaderMixin,
+    LeaderPersistentScheduler,
+    LeaderScheduler,
+    shared_states,
+)
 from celery_leader.beat.projects import Project
 from celery_leader.core.identity import sketch
 from celery_leader.errors import LeaderError, StoreUnavailable
@@ -166,8 +170,8 @@ def test_what_is_new_is_shared_although_the_first_try_to_share_it_failed(
     bench: Bench, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beat = start({"tick": every(10)})
-    dispatcher: Any = beat.scheduler._dispatcher
-    write, failed = dispatcher.write, []
+    store: Any = beat.scheduler._shared_store
+    write, failed = store.write, []
 
     def write_at_second_try(term: int, states: dict[str, Any]) -> bool:
         if states and not failed:
@@ -175,7 +179,7 @@ def test_what_is_new_is_shared_although_the_first_try_to_share_it_failed(
             raise StoreUnavailable("cut")
         return bool(write(term, states))
 
-    monkeypatch.setattr(dispatcher, "write", write_at_second_try)
+    monkeypatch.setattr(store, "write", write_at_second_try)
     bench.clock.advance(5)
     lead(beat)
     wait_until(lambda: beat.settle() > 0 and bench.states(), what="the entry to be shared")
@@ -194,7 +198,7 @@ def test_a_leader_adopts_what_another_project_left_once_that_is_forgotten(
     advance(bench, 30, beat)
     assert bench.sent() == []
     bench.redis.hdel(PROJECTS, "0123abcd")
-    beat.scheduler._tidies_at = 0.0
+    beat.scheduler._states._tidies_at = 0.0
     advance(bench, 30, beat)
     assert len(bench.sent()) > 1
     assert bench.states()["tick"]["project"] != "0123abcd"
@@ -206,7 +210,7 @@ def test_what_is_of_the_future_is_judged_by_the_present_and_not_by_the_takeover(
     beat = lead(start({"tick": every(10)}))
     present, led = datetime.now(timezone.utc), timedelta(seconds=HOUR)
     assert beat.scheduler.is_future(present + led)
-    monkeypatch.setattr(beat_module, "now", lambda: clock.now() + HOUR)
+    monkeypatch.setattr(shared_states, "now", lambda: clock.now() + HOUR)
     assert not beat.scheduler.is_future(present + led)
     assert beat.scheduler.is_future(present + led + timedelta(minutes=5))
 

@@ -16,7 +16,9 @@ from celery.schedules import schedule
 
 from celery_leader import install
 from celery_leader.beat import LeaderScheduler
-from celery_leader.beat.dispatch import Dispatch, Dispatcher
+from celery_leader.beat.broker_connection import BrokerConnection
+from celery_leader.beat.dispatch import Dispatcher
+from celery_leader.beat.tick import Dispatch
 
 VARIABLE = "CELERY_LEADER_CHAOS"
 ENTRY = "chaos_entry"  # the header that names the entry
@@ -43,8 +45,9 @@ class PublishThenWrite(Dispatcher):
     """What a careful scheduler without a fence does: ask "do I lead?", publish, write state."""
 
     def send(self, term: int, dispatch: Dispatch, publish: Any) -> bool:
-        self._publish(dispatch, publish)
-        return self._agreed(self._move(term, dispatch, dispatch.old, dispatch.new), term)
+        self._publish_at_once(term, dispatch, publish)
+        outcome = self._move(term, dispatch, dispatch.old, dispatch.new)
+        return self._store.has_agreed(outcome, term)
 
 
 class UnfencedScheduler(LeaderScheduler):
@@ -52,8 +55,8 @@ class UnfencedScheduler(LeaderScheduler):
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(app, *args, **kwargs)
-        if self._dispatcher is not None:
-            self._dispatcher = PublishThenWrite(app, self._leadership, self._campaign)
+        broker = BrokerConnection(app, self._leadership, heartbeat=self._candidate.broker_heartbeat)
+        self._dispatcher = PublishThenWrite(app, self._leadership, self._shared_store, broker)
 
 
 def build(config: dict[str, Any]) -> Celery:

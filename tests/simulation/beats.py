@@ -26,9 +26,12 @@ from celery import Celery, beat
 from celery.schedules import crontab, schedule
 from kombu.exceptions import OperationalError
 
-from celery_leader.beat import LeaderScheduler
-from celery_leader.beat import mixin as shipped
+from celery_leader.beat import LeaderScheduler, shared_states
+from celery_leader.beat.broker_connection import BrokerConnection
 from celery_leader.beat.dispatch import Dispatcher
+from celery_leader.beat.fenced_store import FencedStore
+from celery_leader.beat.planner import Planner
+from celery_leader.beat.shared_states import SharedStates
 from celery_leader.beat.transport import PublishBuffer
 from celery_leader.core.changes import Deposed
 from celery_leader.errors import StoreUnavailable
@@ -116,6 +119,7 @@ class _Leadership:
             lease_rejected=lambda campaign, term, *, gone: world.deposed(node, term)
         )
         self.observers = SimpleNamespace(tell=lambda event: None)
+        self.app = _app(node.number, world.zone)
 
     def always_leads(self) -> bool:
         """Never without being elected."""
@@ -143,22 +147,28 @@ class _Producer:
             self._buffer.delivery.deliver([Push("LPUSH", "celery", text)])
 
 
-class _Dispatcher(Dispatcher):
-    """The shipped one, with the world's Redis and broker."""
+class _Store(FencedStore):
+    """The shipped one, with the world's Redis."""
 
-    def __init__(self, world: World, node: Node, app: Any, leadership: Any) -> None:
-        super().__init__(app, leadership, None)
+    def __init__(self, world: World, node: Node, leadership: Any) -> None:
+        super().__init__(leadership, None)
         self._campaign = SimpleNamespace(election=node)  # type: ignore[assignment]
         self._client = SimpleNamespace(run=lambda calls: world.run(node, calls))  # type: ignore[assignment]
         self._store = ScheduleStore(self._run, leadership.redis.keys, BEAT)
-        self._buffer = PublishBuffer() if world.fenced else None
-        self._sends = _Producer(world, self._buffer)
+
+
+class _Broker(BrokerConnection):
+    """The world's broker."""
+
+    def __init__(self, world: World, app: Any, leadership: Any) -> None:
+        super().__init__(app, leadership, PublishBuffer() if world.fenced else None)
+        self._sends = _Producer(world, self.buffer)
 
     def producer(self) -> Any:
         return self._sends
 
     @property
-    def _lost(self) -> tuple[type[Exception], ...]:
+    def lost(self) -> tuple[type[Exception], ...]:
         return (OperationalError,)
 
 
@@ -381,8 +391,13 @@ class World:
         )
         leadership = _Leadership(self, node, settings)
         scheduler.node, scheduler._leadership = node, leadership
-        scheduler._dispatcher = _Dispatcher(self, node, app, leadership)
-        scheduler._elected.set()  # it does not wait to be elected: the world ticks it
+        scheduler._candidate._leadership = leadership
+        scheduler._candidate._elected.set()  # it does not wait to be elected: the world ticks it
+        scheduler._shared_store = store = _Store(self, node, leadership)
+        scheduler._states = SharedStates(leadership, store)  # type: ignore[arg-type]
+        broker = _Broker(self, app, leadership)
+        scheduler._dispatcher = Dispatcher(app, leadership, store, broker)  # type: ignore[arg-type]
+        scheduler._planner = Planner(app, settings, scheduler.is_due, scheduler.max_interval)
         scheduler.setup_schedule()
 
     def elect(self, node: Node) -> None:
@@ -409,7 +424,7 @@ class World:
         """``node`` knows that it leads no longer."""
         if node.term == term:
             node.term = None
-            node.scheduler._on_change(Deposed(term, "expired", 0.0))
+            node.scheduler._candidate.on_change(Deposed(term, "expired", 0.0))
             if self.leader is node:
                 self.leader = None
 
@@ -443,7 +458,7 @@ class World:
                 return LEASE
             if rest > 0:
                 scheduler, leads = node.scheduler, node.scheduler._led_term == node.term
-                if leads and node.read and not (scheduler._failed_sends or scheduler._aside):
+                if leads and node.read and not (scheduler._retries.failures or scheduler._aside):
                     self.judge.at_rest(self.redis.states, node.term, node.read[0])
                 return float(rest)
         raise Broken(f"{node.holder} is still busy after {_TURNS} turns")
@@ -464,7 +479,7 @@ class World:
         Raises:
             Broken: a promise was.
         """
-        with _quiet(), mock.patch.object(shipped, "now", self.monotonic):
+        with _quiet(), mock.patch.object(shared_states, "now", self.monotonic):
             for _ in range(self.chance.randint(5, 14)):
                 self._happens()
                 self.live(self.chance.expovariate(1 / self.scale.step))

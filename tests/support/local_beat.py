@@ -58,7 +58,8 @@ class LocalBeat:
 
     def hand_over(self, to: LocalBeat) -> LocalBeat:
         """Have ``to`` lead in place of this one, which goes on as a follower."""
-        campaign, successor = self.scheduler._campaign, to.scheduler._campaign.election.holder
+        campaign = self.scheduler._candidate.campaign
+        successor = to.scheduler._candidate.campaign.election.holder
         both = (to.scheduler, self.scheduler)
         while to.scheduler.leading_term() is None:
             # On a busy machine the successor may be late, and this one is elected again.

@@ -1,0 +1,114 @@
+"""The end of a fenced publish: Redis checks the lease, claims the tick and takes the message.
+
+Guaranteed: what Redis refuses, and what it does not answer, comes out of the publish itself as an
+exception, so that a task's own ``apply_async`` sees it like any other failure.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from celery import Celery
+
+from celery_leader.errors import NotLeader, StoreUnavailable
+from celery_leader.runtime.settings import BEAT
+from celery_leader.store.client import without_echo
+from celery_leader.store.schedule_store import Outcome, Push
+
+from .fenced_store import AGREED, FencedStore
+from .tick import Dispatch
+
+logger = logging.getLogger(__name__)
+
+#: Stands for a command of Redis where a task's own code raised something.
+_TASK = "apply_async"
+
+
+class Losses:
+    """Logs what went wrong after a message was sent: once for each cause.
+
+    Args:
+        app: the app that sends.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._told: set[tuple[str, str]] = set()
+
+    def refused(self, entry: str, command: str, target: str, error: str) -> None:
+        """Redis refused a command that belongs to the dispatch of ``entry``."""
+        if (command, target) in self._told:
+            return
+        self._told.add((command, target))
+        logger.warning(
+            "beat: %s was sent, but not all that goes with it: %s %s: %s%s",
+            entry,
+            command,
+            target,
+            error,
+            self._advice(command, target, error),
+        )
+
+    def raised(self, entry: str, exc: Exception) -> None:
+        """The task's own ``apply_async`` raised ``exc`` after its message was sent."""
+        self.refused(entry, _TASK, type(exc).__name__, without_echo(exc))
+
+    def _advice(self, command: str, target: str, error: str) -> str:
+        if command == _TASK:
+            return ""
+        if "channel" in error:
+            right = f"&{target}"
+        elif "permission" in error or "The user executing the script can't" in error:
+            right = f"+{command.lower()} and ~{target}"
+        else:
+            return ""
+        events = self._app.conf.event_exchange in target and "task_send_sent_event needs it: "
+        return f"; {events or ''}give the Redis user of the broker {right}"
+
+
+class FencedDelivery:
+    """Delivers the first message that is published of a tick, together with the tick's claim."""
+
+    def __init__(self, store: FencedStore, term: int, dispatch: Dispatch, losses: Losses) -> None:
+        self._store = store
+        self._term = term
+        self._dispatch = dispatch
+        self._losses = losses
+        #: What Redis said; ``None`` if it was not asked, or did not answer.
+        self.outcome: Outcome | None = None
+        #: Why it did not answer.
+        self.failure: StoreUnavailable | None = None
+        #: Whether the log already says what failed after the message.
+        self.told = False
+
+    @property
+    def done(self) -> bool:
+        """Whether Redis agreed."""
+        return self.outcome in AGREED
+
+    def deliver(self, pushes: list[Push]) -> None:
+        """Have Redis check the lease, claim the tick and push the message, in one step.
+
+        Raises:
+            StoreUnavailable: nobody knows, or Redis refuses this message itself.
+            NotLeader: Redis refused, since another leads or has led.
+        """
+        tick = self._dispatch
+        self.outcome = self.failure = None
+        tick.published = bool(pushes)
+        try:
+            answer = self._store.dispatch(self._term, tick.entry, tick.old, tick.new, pushes)
+        except StoreUnavailable as exc:
+            self.failure = exc
+            tick.in_doubt = True
+            raise
+        self.outcome = answer.outcome
+        if not self.done:
+            raise NotLeader(f"{BEAT}: Redis refused this tick of {tick.entry}")
+        for refusal in answer.refusals:
+            self._losses.refused(tick.entry, refusal.command, refusal.target, refusal.error)
+
+    def failed_later(self, push: Push, exc: Exception) -> None:
+        """Something that follows the message could not be pushed."""
+        self.told = True
+        self._losses.refused(self._dispatch.entry, push.command, push.key, without_echo(exc))

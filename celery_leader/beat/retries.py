@@ -1,0 +1,34 @@
+"""When a beat tries again, and what its log says meanwhile: one line for a whole outage."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+_SHORTEST = 0.05  # seconds
+#: Seconds; the longest pause before something that nobody could send is tried again.
+LONGEST_PAUSE = 0.8
+
+
+class Retries:
+    """Counts the failures in a row, of whatever a beat has to do in Redis or at the broker."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+
+    def failed(self, what: str, exc: Exception) -> None:
+        """``what`` could not be done now, and is tried again."""
+        self.failures += 1
+        if self.failures == 1:
+            logger.warning("beat: %s stays due and is tried again: %s", what, exc)
+
+    def succeeded(self) -> None:
+        """Something was done again."""
+        if self.failures:
+            logger.info("beat: dispatching again after %d failed attempt(s)", self.failures)
+            self.failures = 0
+
+    def pause(self, longest: float) -> float:
+        """How many seconds to wait before the next attempt, ``longest`` at most."""
+        return float(min(_SHORTEST * 2 ** min(self.failures, 10), LONGEST_PAUSE, longest))
