@@ -157,8 +157,8 @@ def _unfenced_beats(overviews: Sequence[Overview]) -> Iterator[Finding]:
     yield Finding(
         CRITICAL if doubled else WARNING,
         "beat",
-        f"every ordinary periodic task is sent by {some(unfenced)}, leading or not, whose scheduler"
-        f" is {some(set(unfenced.values()))}{also}",
+        f"every ordinary periodic task is sent by {some(unfenced)}, leading or not"
+        f" ({some(set(unfenced.values()))}){also}",
         "start beats with a scheduler of this package: -S leader, leader-django or leader-redbeat"
         ' (in Django: CELERY_BEAT_SCHEDULER = "leader-django")',
     )

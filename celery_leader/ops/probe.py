@@ -87,24 +87,24 @@ class Server:
         }
 
 
-def probe(visit: RedisSession, elections: Iterable[str], queue: str | None) -> Server:
-    """Ask the Redis that is visited for everything.
+def probe(session: RedisSession, elections: Iterable[str], queue: str | None) -> Server:
+    """Ask one Redis for everything.
 
     Args:
-        visit: the connection.
+        session: the connection.
         elections: those whose keys must be readable and writable.
         queue: a queue that messages are sent to; ``None`` if they go to another server.
 
     Raises:
         StoreUnavailable: Redis does not answer.
     """
-    client, keys = visit.client, visit.keys
+    client, keys = session.client, session.keys
     round_trips, ahead = _clocks(client)
     refused = _refused(client, _all_calls(keys, elections, queue))
     info = _info(client)
     return Server(
-        visit.address,
-        visit.setting,
+        session.address,
+        session.setting,
         info=info,
         config=_config(client),
         round_trips=round_trips,

@@ -1,9 +1,8 @@
-"""Remote control of elections: ``celery inspect leader``, ``celery control leader_resign``.
+"""Remote control: ``celery inspect leader``, ``celery control leader_resign`` and the like.
 
-Every node is asked, and answers of itself; an order is for the one that leads. Guaranteed:
-an order takes the way of all orders, over the election's record, and is carried out when what
-the leader does has come to an end. Not guaranteed: an answer; a node whose event loop
-stands gives none.
+Each node answers for itself, and only the leader follows an order. Guaranteed: an order goes
+over the election's record, like every other order. Not guaranteed: an answer, because a node
+whose event loop is stuck gives none.
 """
 
 from __future__ import annotations
@@ -24,30 +23,30 @@ Handler = Callable[..., dict[str, Any]]
 
 
 def standings(leadership: Leadership) -> dict[str, dict[str, Any]]:
-    """How this node stands in each of its elections, as plain values."""
+    """This node's state in each of its elections, as plain values."""
     return {each.election: _plain(each) for each in leadership.candidacies.standings()}
 
 
 def leader(state: Any, **_: Any) -> dict[str, Any]:
-    """How each node stands in its leader elections."""
+    """Show the state of each node in its leader elections."""
     return standings(leadership_of(state.app))
 
 
 def leader_resign(state: Any, election: str = WORKER, **_: Any) -> dict[str, Any]:
-    """Have the leader give way to the other candidates, between leader-only bodies."""
-    return _order(state, election, None)
+    """Have the leader give up its lease when its leader-only tasks have ended."""
+    return _order(leadership_of(state.app), election, None)
 
 
 def leader_transfer(
     state: Any, node: str | None = None, election: str = WORKER, **_: Any
 ) -> dict[str, Any]:
-    """Have the leader give way to NODE, between leader-only bodies."""
+    """Have the leader give its lease to NODE when its leader-only tasks have ended."""
     if not node:
         return {"error": "name the node that is to lead: leader_transfer NODE [ELECTION]"}
-    return _order(state, election, node)
+    return _order(leadership_of(state.app), election, node)
 
 
-#: What a node answers to, by name.
+#: The commands that a node answers, by name.
 HANDLERS: dict[str, Handler] = {
     "leader": leader,
     "leader_resign": leader_resign,
@@ -56,7 +55,7 @@ HANDLERS: dict[str, Handler] = {
 
 
 def register() -> None:
-    """Make the commands known to Celery: to a worker, and to the command line that asks."""
+    """Tell Celery of the commands, in a worker and in the command line that asks."""
     inspect_command(name="leader")(leader)
     control_command(name="leader_resign", args=[("election", str)], signature="[ELECTION=worker]")(
         leader_resign
@@ -68,20 +67,19 @@ def register() -> None:
     )(leader_transfer)
 
 
-def _order(state: Any, election: str, successor: str | None) -> dict[str, Any]:
-    leadership = leadership_of(state.app)
+def _order(leadership: Leadership, election: str, successor: str | None) -> dict[str, Any]:
     try:
         if leadership.always_leads() or leadership.beliefs.term(election) is None:
             return {"ok": f"does not lead {election}"}
-        with leadership.redis.session() as session:
-            asked = session.store.ask(election, successor)
+        # Nothing here may wait for the next leader: it would hold up the worker's event loop.
+        order = leadership.orders.hand_over(election, successor, timeout=0)
     except LeaderError as exc:
         return {"error": str(exc)}
     to = f" to {successor}" if successor else ""
-    return {"ok": f"gives {election} up{to}, term {asked.term}, when what it runs has ended"}
+    return {"ok": f"gives {election} up{to}, term {order.former_term}, when what it runs has ended"}
 
 
 def _plain(standing: Standing) -> dict[str, Any]:
-    facts = {"leading": standing.leading, **dataclasses.asdict(standing)}
-    del facts["election"]
-    return {k: round(v, 3) if isinstance(v, float) else v for k, v in facts.items()}
+    values = {"leading": standing.leading, **dataclasses.asdict(standing)}
+    del values["election"]
+    return {k: round(v, 3) if isinstance(v, float) else v for k, v in values.items()}

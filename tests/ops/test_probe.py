@@ -27,8 +27,8 @@ def look(url: str, prefix: str = "", queue: str | None = "celery") -> Server:
     client = RedisClient(source.connect, setting=SETTING, operation_timeout=10.0)
     keys = Keys("celery", prefix)
     with closing(client):
-        visit = RedisSession(client, RedisLeaseStore(client, keys), keys, SETTING, source.address)
-        return probe(visit, ["beat", "worker"], queue)
+        session = RedisSession(client, RedisLeaseStore(client, keys), keys, SETTING, source.address)
+        return probe(session, ["beat", "worker"], queue)
 
 
 def test_a_redis_that_refuses_nothing_is_seen_as_it_is(

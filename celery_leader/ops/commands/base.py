@@ -22,7 +22,7 @@ from celery_leader.ops.printing import say, say_json
 from celery_leader.ops.table import Table, show
 from celery_leader.runtime.identity import app_identity
 from celery_leader.runtime.leadership import Leadership, leadership_of
-from celery_leader.store.lease_store import RedisLeaseStore
+from celery_leader.runtime.session import RedisSession
 from celery_leader.tasks.leader_only import adopt_tasks
 
 _NO, _ERROR = 1, 2
@@ -122,7 +122,7 @@ def elections_named(leadership: Leadership, election: str | None) -> list[str]:
 
 
 def overviews_of(
-    leadership: Leadership, store: RedisLeaseStore, names: Sequence[str], leaderships: int = 2
+    leadership: Leadership, session: RedisSession, names: Sequence[str], leaderships: int = 2
 ) -> list[Overview]:
     """The elections of these names with their latest leaderships, in one round trip.
 
@@ -131,8 +131,6 @@ def overviews_of(
     """
     timing, app = leadership.settings.timing, app_identity(leadership.app)
     return [
-        Overview(
-            name, survey.record, survey.candidates, survey.held, timing, survey.leaderships, app
-        )
-        for name, survey in store.survey(names, leaderships).items()
+        Overview(name, each.record, each.candidates, each.held, timing, each.leaderships, app)
+        for name, each in session.store.survey(names, leaderships).items()
     ]

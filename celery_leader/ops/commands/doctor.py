@@ -32,9 +32,9 @@ def doctor(call: Call, fail_on: str) -> bool:
     names = elections_named(leadership, None)
     # With leader_url the messages are in another Redis.
     queue = leadership.app.conf.task_default_queue if leadership.redis.is_broker else None
-    with leadership.redis.session() as visit:
-        server = probe(visit, names, queue)
-        overviews = overviews_of(leadership, visit.store, names)
+    with leadership.redis.session() as session:
+        server = probe(session, names, queue)
+        overviews = overviews_of(leadership, session, names)
     fleet = Fleet(
         installed=installed(leadership.app),
         settings=leadership.settings,

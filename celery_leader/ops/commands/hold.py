@@ -64,7 +64,7 @@ def _wait_until_not_leading(
     deadline, pause = now() + timeout, threading.Event()
     with leadership.redis.session() as session:
         while True:
-            overviews = overviews_of(leadership, session.store, elections)
+            overviews = overviews_of(leadership, session, elections)
             leading = sorted(o.election for o in overviews if o.led and o.led.holder == node)
             if not leading or now() >= deadline:
                 return leading

@@ -45,7 +45,7 @@ def look_at(leadership: Leadership, election: str | None) -> list[Overview]:
         StoreUnavailable: Redis does not answer.
     """
     with leadership.redis.session() as session:
-        return overviews_of(leadership, session.store, elections_named(leadership, election))
+        return overviews_of(leadership, session, elections_named(leadership, election))
 
 
 def full_name(node: str, overviews: Sequence[Overview]) -> str:

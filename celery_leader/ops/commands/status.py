@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import click
@@ -47,16 +47,16 @@ def status(call: Call, election: str | None, watch: bool, interval: float) -> bo
     """
     leadership = call.leadership()
     names = elections_named(leadership, election)
-    with leadership.redis.session() as visit:
+    with leadership.redis.session() as session:
         if watch:
-            _watch(call, leadership, visit, names, interval)
+            _watch(call, lambda: _look(leadership, session, names), interval)
             return True
-        overviews = overviews_of(leadership, visit.store, names)
+        overviews = overviews_of(leadership, session, names)
     call.answer(
         {"elections": [each.as_json() for each in overviews]}, *map(election_table, overviews)
     )
     if not call.as_json:
-        _hint(leadership, visit.address, overviews)
+        _hint(leadership, session.address, overviews)
     contested = [each for each in overviews if election or each.contested]
     return bool(contested) and all(each.led for each in contested)
 
@@ -75,21 +75,19 @@ def _hint(leadership: Leadership, address: str, overviews: Sequence[Overview]) -
     say(f"Hint: {hint}", error=True)
 
 
-def _watch(
-    call: Call, leadership: Leadership, visit: RedisSession, names: Sequence[str], interval: float
-) -> None:
+def _watch(call: Call, look: Callable[[], Look], interval: float) -> None:
     pause = threading.Event()
-    seen = looks(lambda: _look(leadership, visit, names), lambda: pause.wait(interval), wall_clock)
+    seen = looks(look, lambda: pause.wait(interval), wall_clock)
     with suppress(KeyboardInterrupt):
         if call.as_json:
-            for look in seen:
-                say_json(look.as_json())
+            for each in seen:
+                say_json(each.as_json())
         elif at_a_terminal():
             _draw(call, seen)
         else:
             diary = Diary()
-            for look in seen:
-                for line in diary.lines(look):
+            for each in seen:
+                for line in diary.lines(each):
                     say(line)
 
 
@@ -102,7 +100,7 @@ def _draw(call: Call, seen: Iterator[Look]) -> None:
             draw(look.as_tables())
 
 
-def _look(leadership: Leadership, visit: RedisSession, names: Sequence[str]) -> Look:
-    overviews = overviews_of(leadership, visit.store, names, LEADERSHIPS)
-    schedule = ScheduleStore(visit.client.run, visit.keys, BEAT)
+def _look(leadership: Leadership, session: RedisSession, names: Sequence[str]) -> Look:
+    overviews = overviews_of(leadership, session, names, LEADERSHIPS)
+    schedule = ScheduleStore(session.client.run, session.keys, BEAT)
     return Look(wall_clock(), overviews, schedule.dispatched() if BEAT in names else None)
