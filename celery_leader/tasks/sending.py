@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery, states, uuid
-from celery.app.task import Context
 from celery.result import EagerResult
-from celery.utils.functional import maybe_list
 
 from celery_leader.core.events import Skipped
 from celery_leader.runtime.identity import node_name
@@ -16,7 +14,7 @@ from celery_leader.runtime.settings import BEAT
 
 from .marks import LeaderOnly
 from .routing import installed
-from .skipped import TaskSkipped, store_skipped
+from .skipped import TaskSkipped, request_of, store_skipped
 
 
 def may_send(app: Celery, options: LeaderOnly) -> bool:
@@ -53,24 +51,7 @@ def skip_send(
     reason = TaskSkipped(f"{node} does not lead {election!r} and did not send {task.name}")
     # Nobody waits for a send that beat or an eager process skips.
     if not (by_beat or eager):
-        store_skipped(task, _context(task, task_id, args, kwargs, options), reason)
+        request = request_of(task.name, args, kwargs, {**options, "task_id": task_id})
+        store_skipped(task, request, reason)
         leadership.observers.tell(Skipped(election, node, task.name, task_id, "sender"))
     return EagerResult(task_id, reason, states.REVOKED, name=task.name)
-
-
-def _context(task: Any, task_id: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Context:
-    """The request that the send would have made, for the result backend."""
-    return Context(
-        id=task_id,
-        task=task.name,
-        args=args,
-        kwargs=kwargs,
-        group=options.get("group_id"),
-        group_index=options.get("group_index"),
-        chord=options.get("chord"),
-        chain=options.get("chain"),
-        callbacks=maybe_list(options.get("link")),
-        ignore_result=options.get("ignore_result"),
-        root_id=options.get("root_id"),
-        parent_id=options.get("parent_id"),
-    )

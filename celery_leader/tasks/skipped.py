@@ -9,12 +9,13 @@ Celery does not call them for a revoked task either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from celery import states
 from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
+from celery.utils.functional import maybe_list
 
 from celery_leader.errors import LeaderError
 
@@ -40,6 +41,27 @@ def store_skipped(task: Any, request: Context, reason: TaskSkipped) -> None:
         _store(task.backend, context, reason)
 
 
+def request_of(name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Context:
+    """The request of a task that is not sent, for its result backend.
+
+    Args:
+        name: the task's name.
+        args: its positional arguments.
+        kwargs: its named arguments.
+        options: what it would have been sent with, as ``apply_async`` and signatures name it.
+    """
+    same = ("group_index", "chord", "chain", "ignore_result", "root_id", "parent_id")
+    return Context(
+        id=options.get("task_id"),
+        task=name,
+        args=args,
+        kwargs=kwargs,
+        group=options.get("group_id"),
+        callbacks=maybe_list(options.get("link")),
+        **{option: options.get(option) for option in same},
+    )
+
+
 def _store(backend: Any, request: Context, reason: TaskSkipped) -> None:
     backend.store_result(request.id, reason, states.REVOKED, request=request)
     if request.chord:
@@ -60,17 +82,7 @@ def _tasks_in(signature: Any) -> Iterator[Context]:
             yield context
         yield from _tasks_in_all([kwargs.get("body")])
     elif options.get("task_id"):
-        yield Context(
-            id=options["task_id"],
-            task=signature.get("task"),
-            args=signature.get("args"),
-            kwargs=kwargs,
-            group=options.get("group_id"),
-            group_index=options.get("group_index"),
-            chord=options.get("chord"),
-            root_id=options.get("root_id"),
-            parent_id=options.get("parent_id"),
-        )
+        yield request_of(signature.get("task"), signature.get("args"), kwargs, options)
     yield from _tasks_in_all(options.get("link"))
 
 

@@ -1,1 +1,1 @@
-"""The worker's step: it consumes the leader's queue, and decides about each message."""
+"""The worker's side: it consumes the leader queues, and decides about each message."""

@@ -1,10 +1,9 @@
-"""Whether a candidate hears of its broker, which may be another server than keeps the leases.
+"""Whether a worker's broker answers; it may be another server than the one with the leases.
 
-A leader that can neither get nor send a message leads to no purpose, and its lease can be
-renewed all the same. Guaranteed: a worker whose connection is lost, or whose broker is silent,
-for about a lease, is noticed; one that is only busy is not taken for it. Not guaranteed: that
-the silence of a broker that is neither Redis nor RabbitMQ is noticed, nor silence on the
-worker's own connection alone.
+A leader without its broker can do no work, and yet its lease is renewed. Guaranteed: a worker
+is noticed whose connection is lost, or whose broker is silent, for about a lease. A busy worker
+is not mistaken for one. Not guaranteed: that the silence of a broker is noticed which is neither
+Redis nor RabbitMQ, or silence on the worker's own connection alone.
 """
 
 from __future__ import annotations
@@ -27,23 +26,23 @@ from celery_leader.store.client import RedisClient
 
 logger = logging.getLogger(__name__)
 
-#: Transports whose broker can be asked over one more connection whether it is there.
+#: Transports whose broker can be asked over a second connection whether it is there.
 _ASKABLE = ("amqp", "redis")
 
-#: Seconds that a broker may at least be away where it keeps the leases too.
+#: Seconds that a broker which also keeps the leases may be away, whatever the lease.
 _LEAST_BESIDE_RENEWALS = 10.0
 
 
 def link_of(leadership: Leadership) -> WorkerLink:
-    """The link of a worker of ``leadership``'s app."""
+    """The link of this app's worker."""
     timing = leadership.settings.timing
     if leadership.redis.is_consumed_broker:
-        # An outage ends the lease by itself, and a new connection may take Celery longer.
+        # An outage ends the lease anyway, and Celery may take longer to connect again.
         heartbeat = BrokerHeartbeat(timing.lease_duration, _LEAST_BESIDE_RENEWALS)
         return WorkerLink(heartbeat, None, lambda: False)
 
     def needed() -> bool:
-        # One more connection of each leader, and of who has lost its broker, is enough.
+        # Followers need no second connection, unless they wait for an answer.
         return heartbeat.awaited or any(
             each.term is not None for each in leadership.candidacies.standings()
         )
@@ -53,13 +52,13 @@ def link_of(leadership: Leadership) -> WorkerLink:
 
 
 class WorkerLink:
-    """What tells whether a worker's broker answers, from its first connection to its end.
+    """Watches a worker's broker from the first connection to the end of the worker.
 
     Args:
-        heartbeat: told of what is heard.
-        asks_every: seconds from one question over another connection to the next; ``None``:
-            the answers to renewals tell as much.
-        needed: whether it matters at this moment whether the broker answers.
+        heartbeat: told when the broker answers, and when it should.
+        asks_every: seconds between questions over a second connection; ``None`` where the
+            answers to renewals tell as much.
+        needed: whether it matters now that the broker answers.
     """
 
     def __init__(
@@ -88,13 +87,13 @@ class WorkerLink:
             self.heartbeat.expect(now())
 
     def end(self) -> None:
-        """The worker goes, and needs no more of its broker than to say so."""
+        """The worker shuts down: a silent broker matters no more."""
         self._over.set()
         self.heartbeat.suspend()
 
     def _ask(self) -> None:
         assert self._asks_every is not None
-        # A thread, since the event loop itself may wait for a silent broker.
+        # In a thread, because the event loop itself may wait for a silent broker.
         while not self._over.wait(self._asks_every):
             c = self._consumer
             if c is None or not self._needed():
@@ -103,7 +102,7 @@ class WorkerLink:
             try:
                 answered = answers(c.app, self.heartbeat.patience / 2)
             except Exception:
-                # Without this thread, no answer would ever be heard again.
+                # The thread must live on: without it, no answer is ever heard again.
                 logger.exception("the broker cannot be asked whether it is there; trying on")
                 continue
             if answered and self._consumer is c:
@@ -111,7 +110,7 @@ class WorkerLink:
 
 
 def answers(app: Celery, timeout: float) -> bool:
-    """Whether the broker that ``app`` consumes from answers, over a connection of its own.
+    """Whether the broker that ``app`` consumes from answers on a new connection.
 
     Waits for about ``timeout`` seconds. A refusal is an answer.
     """
@@ -128,7 +127,7 @@ def answers(app: Celery, timeout: float) -> bool:
             reach(connection)
     except OSError:
         return False
-    except Exception:  # whatever the broker did not like, it is there
+    except Exception:  # the broker refused something, so it is there
         return True
     return True
 

@@ -1,8 +1,8 @@
 """A worker's elections in Celery's event stream, for Flower, ``celery events`` and the like.
 
-Guaranteed: sent by the worker's own thread over its own event dispatcher, in order, and
-obeying ``-E``, ``--without-heartbeat`` and the like as other worker events do. Not
-guaranteed: that each arrives; like all events they are lost while the broker is away.
+Guaranteed: the worker's own thread sends them over its own event dispatcher, in order, and they
+obey ``-E``, ``--without-heartbeat`` and the like as other worker events do. Not guaranteed: that
+each one arrives. Like all events, they are lost while the broker is away.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _MOST_WAITING = 100
 
 
 class WorkerEvents:
-    """What is to be sent of what happens in one worker's elections."""
+    """The events of one worker's elections that are still to be sent."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[str, dict[str, Any]]] = deque(maxlen=_MOST_WAITING)
         self._had_heart = False
 
     def observe(self, event: Event) -> bool:
-        """Keep what monitors are to be told; whether there is something to send. Any thread."""
+        """Keep ``event`` if monitors want it; whether it was kept. For any thread."""
         match event:
             case LeaderElected(election, _, term):
                 kind, fields = "worker-leader-elected", {"election": election, "term": term}
@@ -48,7 +48,7 @@ class WorkerEvents:
         return True
 
     def send(self, c: Any) -> None:
-        """Send what waits; in the worker's own thread."""
+        """Send the kept events; in the worker's own thread."""
         self._had_heart = self._had_heart or c.heart is not None
         dispatcher = c.event_dispatcher
         while self._waiting and dispatcher is not None:
@@ -56,10 +56,11 @@ class WorkerEvents:
             ignore_errors(c, dispatcher.send, kind, **fields)
 
     def send_last(self, c: Any) -> None:
-        """Send what waits as the worker goes."""
+        """Send the kept events at the end of the worker."""
         if not self._waiting:
             return
         self.send(c)
         if self._had_heart and c.heart is None and c.event_dispatcher is not None:
-            # It has said that it goes, and monitors count what comes after that as its return.
+            # The worker has said that it is offline. Monitors take an event after that for its
+            # return, so it says so once more.
             ignore_errors(c, c.event_dispatcher.send, "worker-offline", **SOFTWARE_INFO)
