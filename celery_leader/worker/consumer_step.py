@@ -91,9 +91,9 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         keep_unknown_tasks(c, self._leadership)
         # The broker delivers again what waits here from the connection before.
         self._state.waiting.clear()
+        self._queues.connected(c)
         self._leadership.candidacies.follow(c.connection)
         self._link.connected(c)
-        self._queues.connected(c)
         if not self._campaigns_begun:
             self._campaigns_begun = True
             self._begin_campaigns(c)
