@@ -8,6 +8,7 @@ each one arrives. Like all events, they are lost while the broker is away.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import asdict
 from typing import Any
 
 from celery.worker.state import SOFTWARE_INFO
@@ -15,6 +16,11 @@ from kombu.common import ignore_errors
 
 from celery_leader.core.events import Event, LeaderChanged, LeaderDeposed, LeaderElected
 
+_KINDS: dict[type[Event], str] = {
+    LeaderElected: "worker-leader-elected",
+    LeaderChanged: "worker-leader-changed",
+    LeaderDeposed: "worker-leader-deposed",
+}
 _MOST_WAITING = 100
 
 
@@ -27,23 +33,13 @@ class WorkerEvents:
 
     def observe(self, event: Event) -> bool:
         """Keep ``event`` if monitors want it; whether it was kept. For any thread."""
-        match event:
-            case LeaderElected(election, _, term):
-                kind, fields = "worker-leader-elected", {"election": election, "term": term}
-            case LeaderChanged(election, _, term, leader):
-                kind = "worker-leader-changed"
-                fields = {"election": election, "term": term, "leader": leader}
-            case LeaderDeposed(election, _, term, reason, sudden, led_for):
-                kind = "worker-leader-deposed"
-                fields = {
-                    "election": election,
-                    "term": term,
-                    "reason": reason,
-                    "sudden": sudden,
-                    "led_for": round(led_for, 3),
-                }
-            case _:
-                return False
+        kind = _KINDS.get(type(event))
+        if kind is None:
+            return False
+        fields = asdict(event)
+        del fields["node"]  # Celery adds the worker's name to each event
+        if isinstance(event, LeaderDeposed):
+            fields["led_for"] = round(event.led_for, 3)
         self._waiting.append((kind, fields))
         return True
 
