@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import selectors
 import threading
 from collections import deque
@@ -50,6 +49,7 @@ from celery_leader.errors import StoreUnavailable
 
 from .clock import now
 from .shared_memory import LeaseView
+from .wake_pipe import WakePipe
 
 logger = logging.getLogger(__name__)
 
@@ -187,9 +187,7 @@ class Runner:
         self._observer = observer
         self._campaigns: list[Campaign] = []
         self._orders: deque[_Order] = deque()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        self._pipe = WakePipe()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._disowned = False
@@ -253,8 +251,7 @@ class Runner:
 
     def wake(self) -> None:
         """Have the thread look around now."""
-        with contextlib.suppress(BlockingIOError, OSError):
-            os.write(self._wake_write, b"!")
+        self._pipe.wake()
 
     @property
     def last_contact(self) -> float | None:
@@ -279,9 +276,7 @@ class Runner:
         Of a greenlet the child has a copy, which is to end.
         """
         self._stopping = self._disowned = True
-        for fd in (self._wake_read, self._wake_write):
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        self._pipe.close()
         self._thread = None
         with contextlib.suppress(Exception):
             self._store.close()
@@ -423,12 +418,12 @@ class Runner:
             self._sleep(timeout)
             return
         try:
-            news = self._store.announcements(followed, block, self._wake_read, patience)
+            news = self._store.announcements(followed, block, self._pipe.fileno(), patience)
         except StoreUnavailable as exc:
             self._lose_touch(exc)
             return
         self._deaf_for = 0.0
-        self._drain_wake()
+        self._sleep(0.0)  # only to empty the pipe
         moment = now()
         for line in news:
             for campaign in self._campaigns:
@@ -449,13 +444,9 @@ class Runner:
 
     def _sleep(self, timeout: float) -> None:
         with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_read, selectors.EVENT_READ)
-            # Read only what is there: with eventlet even this pipe blocks when it is empty.
+            selector.register(self._pipe.fileno(), selectors.EVENT_READ)
             if selector.select(timeout):
-                os.read(self._wake_read, 4096)
-
-    def _drain_wake(self) -> None:
-        self._sleep(0.0)
+                self._pipe.drain()
 
     def _publish(self, campaign: Campaign) -> None:
         election = campaign.election

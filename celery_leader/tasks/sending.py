@@ -19,19 +19,19 @@ from .skipped import TaskSkipped, request_of, store_skipped
 
 def may_send(app: Celery, options: LeaderOnly) -> bool:
     """Whether this process may send a task with these options now."""
-    leadership = leadership_of(app)
+    beliefs = leadership_of(app).beliefs
     if app.conf.task_always_eager:
         # No other process could run it; only a test says that another one leads.
-        staged = leadership.beliefs.is_staged(options.election)
-        return not staged or leadership.beliefs.term(options.election) is not None
+        staged = beliefs.is_staged(options.election)
+        return not staged or beliefs.term(options.election) is not None
     if not installed(app):
         return True
-    if leadership.beliefs.is_candidate(BEAT):
+    if beliefs.is_candidate(BEAT):
         # The schedule decides, also in the beat that a following worker embeds.
-        return leadership.beliefs.term(BEAT) is not None
-    if options.send_from == "anywhere" or not leadership.beliefs.is_candidate(options.election):
+        return beliefs.term(BEAT) is not None
+    if options.send_from == "anywhere" or not beliefs.is_candidate(options.election):
         return True
-    return leadership.beliefs.term(options.election) is not None
+    return beliefs.term(options.election) is not None
 
 
 def skip_send(
