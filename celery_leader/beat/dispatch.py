@@ -48,7 +48,9 @@ class _Attempt(NamedTuple):
 
 
 class Dispatcher:
-    """What one beat sends with.
+    """Sends the messages of one beat.
+
+    Where nobody knows what became of a question or an attempt, ``StoreUnavailable`` is raised.
 
     Args:
         app: the app whose tasks are sent.
@@ -110,9 +112,6 @@ class Dispatcher:
 
         Asked before a task's own ``apply_async`` is called again: if that takes a lock for a
         message that is out already, nobody releases the lock.
-
-        Raises:
-            StoreUnavailable: nobody knows.
         """
         if not dispatch.in_doubt:
             return False
@@ -209,11 +208,7 @@ class Dispatcher:
     # -- publishing ----------------------------------------------------------------------------
 
     def _publish(self, term: int, publish: Publish) -> _Attempt:
-        """Publish; what was raised is for the caller to judge.
-
-        Raises:
-            StoreUnavailable: the broker cannot be reached.
-        """
+        """Publish; the caller judges what the task or kombu raised."""
         producer = self._producer()
         producer.published = 0
         raised: Exception | None = None
@@ -236,11 +231,7 @@ class Dispatcher:
             self._losses.raised(dispatch.entry, attempt.raised)
 
     def _note_empty(self, dispatch: Dispatch, attempt: _Attempt) -> None:
-        """Note that nothing was published, unless the broker is to blame for that.
-
-        Raises:
-            StoreUnavailable: the broker cannot be reached.
-        """
+        """Note that nothing was published; ``StoreUnavailable`` if the broker is to blame."""
         if attempt.raised is not None:
             self._check_sendable(dispatch, attempt.raised)
         if not attempt.awaited:
@@ -248,11 +239,7 @@ class Dispatcher:
         dispatch.empty = True
 
     def _check_sendable(self, dispatch: Dispatch, raised: Exception) -> None:
-        """Note that the message cannot be made, unless ``raised`` is about the broker.
-
-        Raises:
-            StoreUnavailable: ``raised`` says that the broker cannot be reached.
-        """
+        """Note that nobody can make this message, unless ``raised`` is about the broker."""
         cause = (
             raised.__cause__ or raised.__context__
             if isinstance(raised, SchedulingError)

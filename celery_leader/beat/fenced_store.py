@@ -53,6 +53,9 @@ class Work:
 class FencedStore:
     """The shared schedule of the ``beat`` election.
 
+    What asks Redis raises ``StoreUnavailable`` if nobody knows what became of it; then call it
+    again with the same arguments.
+
     Args:
         leadership: the app's part in its elections.
         campaign: the campaign in whose name this writes; ``None`` if there is none to win.
@@ -84,54 +87,30 @@ class FencedStore:
         return self._leadership.redis.keys.of("projects", BEAT)
 
     def load(self) -> Stored:
-        """The states of all entries, and the projects.
-
-        Raises:
-            StoreUnavailable: Redis did not answer.
-        """
+        """The states of all entries, and the projects."""
         return Stored({}, 0.0) if self._store is None else self._store.load()
 
     def state(self, entry: str) -> str:
-        """The state of one entry; empty if there is none.
-
-        Raises:
-            StoreUnavailable: Redis did not answer.
-        """
+        """The state of one entry; empty if there is none."""
         return "" if self._store is None else self._store.state(entry)
 
     def register(self, term: int, ownership: Ownership) -> bool:
-        """Keep what tells this project from others; whether Redis agreed.
-
-        Raises:
-            StoreUnavailable: nobody knows; call it again.
-        """
+        """Keep what tells this project from others; whether Redis agreed."""
         if self._store is None or (ownership.before == ownership.text and not ownership.unused):
             return True
-        outcome = self._store.register(
-            self._token(term),
-            ownership.id,
-            ownership.before,
-            ownership.text,
-            ownership.unused,
-        )
+        who = ownership
+        token = self._token(term)
+        outcome = self._store.register(token, who.id, who.before, who.text, who.unused)
         return self.has_agreed(outcome, term)
 
     def write(self, term: int, states: Mapping[str, tuple[str, str]]) -> bool:
-        """Write ``(old, new)`` states that come with no message; whether Redis agreed to all.
-
-        Raises:
-            StoreUnavailable: nobody knows; call it again with the same states.
-        """
+        """Write ``(old, new)`` states that come with no message; whether Redis agreed to all."""
         if self._store is None or not states:
             return True
         return self.has_agreed(self._store.anchor(self._token(term), dict(states)), term)
 
     def forget(self, term: int, entries: Sequence[str]) -> bool:
-        """Remove the states of entries; whether Redis agreed.
-
-        Raises:
-            StoreUnavailable: nobody knows; call it again.
-        """
+        """Remove the states of entries; whether Redis agreed."""
         if self._store is None or not entries:
             return True
         return self.has_agreed(self._store.forget(self._token(term), entries), term)
@@ -139,20 +118,12 @@ class FencedStore:
     def dispatch(
         self, term: int, entry: str, old: str, new: str, pushes: Sequence[Push] = ()
     ) -> Answer:
-        """Claim a tick: move the state from ``old`` to ``new`` and push its message, or neither.
-
-        Raises:
-            StoreUnavailable: nobody knows; call it again with the same arguments.
-        """
+        """Claim a tick: move the state from ``old`` to ``new`` and push its message, or neither."""
         assert self._store is not None
         return self._store.dispatch(self._token(term), entry, old, new, pushes)
 
     def takes_writes(self, term: int) -> bool:
-        """Whether Redis takes writes in the name of ``term`` at this moment.
-
-        Raises:
-            StoreUnavailable: it takes none from anybody, or did not answer.
-        """
+        """Whether Redis takes writes in the name of ``term`` at this moment."""
         if self._store is None:
             return True
         token = self._token(term)

@@ -59,11 +59,7 @@ class LeaderMixin(ElectedScheduler):
     # -- taking over -----------------------------------------------------------------------
 
     def take_over(self, term: int) -> bool:
-        """Go on from what the last leader left, just elected; whether Redis agreed to that.
-
-        Raises:
-            StoreUnavailable: nobody knows.
-        """
+        """Go on from what the last leader left, just elected; whether Redis agreed to that."""
         if not super().take_over(term):
             return False
         entries = self.entries_in_memory()
@@ -189,11 +185,7 @@ class LeaderMixin(ElectedScheduler):
         return None
 
     def _amend(self, term: int, changes: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Store other values of some fields of entries' states; whether that is over.
-
-        Raises:
-            StoreUnavailable: nobody knows.
-        """
+        """Store other values of some fields of entries' states; whether that is over."""
         states = {
             name: amended(self._states.of(name), **fields) for name, fields in changes.items()
         }

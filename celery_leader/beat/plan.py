@@ -80,10 +80,7 @@ class Plan:
         if plan is None:
             return None
         # A claimed tick is still to be confirmed under the number that it was claimed with.
-        sequence = plan.sequence if plan.claimed else plan.sequence + 1
-        return cls.to_dispatch(
-            plan.entry, sequence, plan.due, claimed=plan.claimed, project=plan.project
-        )
+        return plan._with(sequence=plan.sequence + (not plan.claimed))
 
     @classmethod
     def _of(cls, entry: Any, stored: str) -> Plan | None:
@@ -114,35 +111,30 @@ class Plan:
 
     def claim(self) -> Plan:
         """The plan once its tick is claimed, and may be published."""
-        return self._with(self.entry, self.sequence, self.due, claimed=True)
+        return self._with(claimed=True)
 
     def of_project(self, project: str) -> Plan:
         """The plan as one of ``project``."""
-        if self.project == project:
-            return self
-        return self.to_dispatch(
-            self.entry, self.sequence, self.due, claimed=self.claimed, project=project
-        )
+        return self if self.project == project else self._with(project=project)
 
     def dispatched(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
         """The plan after this tick was dispatched; the entry ran last ``at``."""
         # In the zone of its clock: days of a relative interval begin at that zone's midnight.
         ran = in_zone_of(self.entry, at)
         entry = _like(self.entry, ran, self.entry.total_run_count + 1)
-        return self._with(entry, self.sequence + 1, due)
+        return self._with(entry=entry, sequence=self.sequence + 1, due=due, claimed=False)
 
     def postponed(self, due: datetime.datetime) -> Plan:
         """The plan whose next tick is due at another time."""
-        return self._with(self.entry, self.sequence, due)
+        return self._with(due=due)
 
     def restarted(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
         """The plan of an entry that is counted from ``at``, with nothing dispatched."""
-        return self._with(counted_from(self.entry, at), self.sequence, due)
+        return self._with(entry=counted_from(self.entry, at), due=due)
 
-    def _with(
-        self, entry: Any, sequence: int, due: datetime.datetime, *, claimed: bool = False
-    ) -> Plan:
-        return self.to_dispatch(entry, sequence, due, claimed=claimed, project=self.project)
+    def _with(self, **changes: Any) -> Plan:
+        names = ("entry", "sequence", "due", "claimed", "project")
+        return self.to_dispatch(**{name: getattr(self, name) for name in names} | changes)
 
 
 @dataclass(frozen=True, slots=True)

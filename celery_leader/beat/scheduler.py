@@ -91,11 +91,7 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
     # -- taking over -------------------------------------------------------------------------
 
     def take_over(self, term: int) -> bool:
-        """Plan all entries by the shared state, and share what is new; whether Redis agreed.
-
-        Raises:
-            StoreUnavailable: nobody knows.
-        """
+        """Plan all entries by the shared state, and share what is new; whether Redis agreed."""
         depositions = self._candidate.depositions
         if not super().take_over(term):
             return False
@@ -189,11 +185,7 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
         return 0
 
     def _dispatch(self, name: str, plan: Plan, next_in: float, term: int) -> tuple[Plan, bool]:
-        """Send the message of this tick and store what follows; that, and whether Redis agreed.
-
-        Raises:
-            StoreUnavailable: nobody knows; the tick stays due.
-        """
+        """Send the message of this tick and store what follows; that, and whether Redis agreed."""
         sending = self._sendings.get(name)
         if sending is None:
             sending = self._sendings[name] = self._new_sending(name, plan)

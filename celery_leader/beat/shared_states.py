@@ -32,7 +32,9 @@ _TIDY_INTERVAL = 3600.0  # seconds; between two looks at the states that nobody 
 
 
 class SharedStates:
-    """What one leader has read of the shared schedule, and knows since.
+    """The states that one leader has read, and what it knows since.
+
+    What asks Redis raises ``StoreUnavailable`` if nobody knows what became of it.
 
     Args:
         leadership: the app's part in its elections.
@@ -84,12 +86,7 @@ class SharedStates:
     def read(self, term: int, known: Collection[object]) -> bool:
         """Read all states, just elected; whether Redis agreed to what had to be written.
 
-        Args:
-            term: the leader's.
-            known: the names of all entries that this leader knows.
-
-        Raises:
-            StoreUnavailable: nobody knows.
+        ``known`` are the names of all entries that this leader knows.
         """
         states = self._tidied(term, {str(name) for name in known})
         if states is None:
@@ -116,11 +113,7 @@ class SharedStates:
         return agreed and self._foreign == foreign
 
     def write(self, term: int, states: Mapping[str, str]) -> bool:
-        """Have Redis take new states of entries in place of those known; whether it agreed.
-
-        Raises:
-            StoreUnavailable: nobody knows.
-        """
+        """Have Redis take new states of entries in place of those known; whether it agreed."""
         changes = {str(name): (self.of(name), new) for name, new in states.items()}
         if not self._store.write(term, changes):
             return False

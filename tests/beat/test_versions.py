@@ -27,6 +27,7 @@ from celery_leader.beat.projects import Project
 from celery_leader.core.identity import sketch
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.runtime import clock
+from celery_leader.runtime.leadership import leadership_of
 from tests.support.fixtures import NewFleet
 from tests.support.local_beat import KEY, Bench, LocalBeat
 from tests.support.waiting import wait_until
@@ -150,6 +151,30 @@ def test_what_is_new_counts_from_the_moment_a_leader_takes_it_up_and_not_from_a_
     advance(bench, 1, new)
     assert bench.seconds("new") == [45 * 60 + 60]
     assert bench.seconds("cron") == []
+
+
+def test_a_key_of_beat_schedule_that_is_no_string_is_an_entry_like_any_other(
+    bench: Bench, start: Start
+) -> None:
+    entries: dict[Any, Any] = {1: every(10), None: every(HOUR)}
+    first, second = lead(start(entries)), start(entries)
+    advance(bench, 10, first)
+    assert bench.seconds("1") == [10]
+    first.hand_over(second)
+    advance(bench, 10, second)
+    assert bench.seconds("1") == [10, 20]
+    assert set(bench.states()) >= {"1", "None"}
+
+
+def test_the_register_shows_a_scheduler_by_the_name_that_users_know(
+    bench: Bench, start: Start
+) -> None:
+    beat = lead(start({}))
+    with leadership_of(beat.app).redis.session() as session:
+        (candidate,) = session.store.candidates("beat")
+    assert candidate.info is not None
+    module, _, name = candidate.info.scheduler.rpartition(".")
+    assert (module, name) == ("celery_leader.beat", type(beat.scheduler).__name__)
 
 
 def test_what_never_ran_does_not_count_anew_at_each_change_of_the_leader(
