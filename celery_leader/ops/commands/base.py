@@ -46,13 +46,10 @@ class Call:
     color: bool
 
     def leadership(self, patience: float | None = _PATIENCE) -> Leadership:
-        """The elections of the app, with those that its tasks name.
+        """The elections of the app, with those that its tasks name; an error if there are none.
 
         ``patience``: how many seconds Redis may take over one answer, if longer than a lease's
         own operations may.
-
-        Raises:
-            LeaderError: a setting cannot be used, or no Redis keeps the elections.
         """
         # Without -A there is an app as well. It has no broker unless celeryconfig.py names one.
         if self.app is _state.default_app and not self.app.conf.broker_url:
@@ -88,7 +85,7 @@ def command(function: Callable[..., bool]) -> click.Command:
     """Make a command of ``function``, with ``--json`` and the exit codes.
 
     ``function`` gets the ``Call`` and the command's own options. It returns ``True`` for the
-    exit code 0 and ``False`` for 1.
+    exit code 0 and ``False`` for 1, and raises a ``LeaderError`` for 2.
     """
 
     @functools.wraps(function)
@@ -108,11 +105,7 @@ def command(function: Callable[..., bool]) -> click.Command:
 
 
 def elections_named(leadership: Leadership, election: str | None) -> list[str]:
-    """``election``, or all elections if it is ``None``.
-
-    Raises:
-        LeaderError: the app knows no election of that name.
-    """
+    """``election``, or all elections if it is ``None``; an unknown one is an error."""
     names = sorted(leadership.elections())
     if election is None:
         return names
@@ -124,11 +117,7 @@ def elections_named(leadership: Leadership, election: str | None) -> list[str]:
 def overviews_of(
     leadership: Leadership, session: RedisSession, names: Sequence[str], leaderships: int = 2
 ) -> list[Overview]:
-    """The elections of these names with their latest leaderships, in one round trip.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
+    """The elections of these names with their latest leaderships, in one round trip."""
     timing, app = leadership.settings.timing, app_identity(leadership.app)
     return [
         Overview(name, each.record, each.candidates, each.held, timing, each.leaderships, app)

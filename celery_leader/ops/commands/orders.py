@@ -38,22 +38,13 @@ timeout_option = click.option(
 
 
 def look_at(leadership: Leadership, election: str | None) -> list[Overview]:
-    """The election of this name, or all of them.
-
-    Raises:
-        LeaderError: the app knows no election of that name.
-        StoreUnavailable: Redis does not answer.
-    """
+    """The election of this name, or all of them."""
     with leadership.redis.session() as session:
         return overviews_of(leadership, session, elections_named(leadership, election))
 
 
 def full_name(node: str, overviews: Sequence[Overview]) -> str:
-    """The full name of ``node``: its host, and a beat's process id, may be left out.
-
-    Raises:
-        LeaderError: several nodes go by that name.
-    """
+    """The full name of ``node``, whose host and process id may be left out if only one fits."""
     exact = str(host_format(default_nodename(node)))
     known = {n for each in overviews for n in (*each.held, *(c.node for c in each.candidates))}
     if exact in known:
@@ -74,11 +65,7 @@ def no_candidate(node: str, overviews: Sequence[Overview]) -> str:
 def hand_over(
     call: Call, leadership: Leadership, election: str, successor: str | None, timeout: float
 ) -> bool:
-    """Give the order, wait, and tell what came of it; whether it was done.
-
-    Raises:
-        LeaderError: the order cannot be given.
-    """
+    """Give the order, wait, and tell what came of it; whether it was done."""
     began = now()
     done = leadership.orders.hand_over(election, successor, timeout=timeout)
     return tell(call, done, successor, now() - began)
@@ -114,5 +101,5 @@ def _lines(done: Handover, successor: str | None, took: float, achieved: bool) -
         how = f" again: there was no other candidate{how}"
     lines = [f"{done.election}: {done.leader} leads{how}"]
     if not achieved:
-        lines.append(f"{successor} did not take the lease in its time, so the election went on")
+        lines.append(f"{successor} did not take the lease in time, so another node got it")
     return lines
