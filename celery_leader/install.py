@@ -10,8 +10,9 @@ import click
 from celery import Celery, signals
 
 from .beat.elected import ElectedScheduler
+from .compat.celery import route_anew, set_class, worker_pid
 from .errors import LeaderError
-from .runtime.identity import celery_app, worker_pid
+from .runtime.identity import celery_app
 from .runtime.leadership import Leadership, leadership_of
 from .runtime.runner import Campaign
 from .runtime.schedulers import check_scheduler, told_of
@@ -80,9 +81,8 @@ def install(app: Celery) -> Celery:
     app.user_options["beat"].add(_AFTER_OPTIONS)
     if "amqp" in vars(app):
         # Made before: its queues must not be lost, its routing table is made anew.
-        app.amqp.__class__ = routing_class(type(app.amqp))
-        app.amqp._rtable = None
-        vars(app.amqp).pop("router", None)
+        set_class(app.amqp, routing_class(type(app.amqp)))
+        route_anew(app.amqp)
     if app.finalized:
         adopt_tasks(app)
     signals.beat_init.connect(_guard_beat, weak=False, dispatch_uid="celery_leader.guard_beat")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 from celery import Celery
 
+from .compat.celery import worker_pid
 from .core.events import (
     Dispatched,
     DispatchRefused,
@@ -28,7 +29,6 @@ from .core.events import (
     Unanswered,
 )
 from .errors import LeaderError
-from .runtime.identity import worker_pid
 from .runtime.leadership import leadership_of
 from .runtime.settings import BEAT
 

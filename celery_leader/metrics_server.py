@@ -16,7 +16,7 @@ import weakref
 
 from celery import Celery
 
-from .runtime.identity import worker_pid
+from .compat.celery import worker_pid
 from .runtime.leadership import leadership_of
 
 logger = logging.getLogger(__name__)

@@ -10,15 +10,15 @@ Not guaranteed: that an answer comes; after ``StoreUnavailable`` try again with 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from celery import Celery, _state
+from celery import Celery
 from celery.beat import SchedulingError
 from kombu.exceptions import OperationalError
 
+from celery_leader.compat.celery import awaiting_no_results
 from celery_leader.core.events import Dispatched, DispatchRefused
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.leadership import Leadership
@@ -215,7 +215,7 @@ class Dispatcher:
         # Before the publish, since a silent broker may never let it end.
         awaited = self._broker.expect_answer()
         try:
-            with self._store.work, _awaiting_no_results():
+            with self._store.work, awaiting_no_results():
                 publish(producer, term)
         except Exception as exc:  # a user's own router or option may raise anything
             raised = exc
@@ -253,15 +253,3 @@ class Dispatcher:
         dispatch.unsendable = True
         entry = dispatch.entry
         logger.error("beat: %s cannot be sent, this tick of it is given up: %s", entry, raised)
-
-
-@contextlib.contextmanager
-def _awaiting_no_results() -> Iterator[None]:
-    # Celery subscribes to the result of what it sends. Nobody in a beat waits for it, and with
-    # the result backend away each send would block for 20 s and then fail for good.
-    before = _state.task_join_will_block()
-    _state._set_task_join_will_block(True)
-    try:
-        yield
-    finally:
-        _state._set_task_join_will_block(before)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from celery_leader.compat.kombu import check_publishing
 from celery_leader.runtime.lease_source import no_retry
 from celery_leader.store.schedule_store import Push
 
@@ -93,6 +94,7 @@ def buffering_transport(base: Any, buffer: PublishBuffer, timeout: float) -> Any
     ``socket_timeout`` and ``socket_connect_timeout`` are ``timeout`` seconds unless they are set,
     and redis-py does not retry: on a connection that stays silent, kombu would wait for ever.
     """
+    check_publishing(base.Channel)
 
     class BufferingChannel(base.Channel):  # type: ignore[misc]
         # At its end, a batch of kombu would send its messages past the buffer.

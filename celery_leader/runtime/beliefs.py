@@ -12,10 +12,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from celery_leader.compat.celery import worker_pid
 from celery_leader.core.names import check_name
 
 from .context import ALWAYS_TERM, AppContext
-from .identity import worker_pid
 from .shared_memory import Address, LeasePages, LeaseView, views_at
 
 #: Tells a pool process that was not forked where its worker's beliefs are.

@@ -12,11 +12,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from billiard.process import current_process
-from celery import Celery, _state
-from celery.local import Proxy
+from celery import Celery
 from celery.utils.nodenames import host_format, nodename, nodesplit
 
+from celery_leader.compat.celery import current_app, unproxied
 from celery_leader.core.identity import identity
 from celery_leader.core.names import check_node
 from celery_leader.errors import LeaderError
@@ -80,20 +79,13 @@ def node_name(role: str) -> str:
     return f"{role}@{socket.gethostname()}:{os.getpid()}"
 
 
-def worker_pid() -> int | None:
-    """The process id of the worker whose pool process or embedded beat this process is."""
-    pid: int | None = getattr(current_process(), "_parent_pid", None)
-    return pid
-
-
 def celery_app(app: Any, asking: str) -> Celery:
     """``app`` itself, also where a proxy such as ``celery.current_app`` stands for it.
 
     Raises:
         LeaderError: ``app`` is not a Celery app. The message names ``asking``, its receiver.
     """
-    if isinstance(app, Proxy):
-        app = app._get_current_object()
+    app = unproxied(app)
     if not isinstance(app, Celery):
         raise LeaderError(f"{asking} takes a Celery app, and {app!r} is none")
     return app
@@ -117,7 +109,7 @@ def versions() -> dict[str, str]:
 @contextlib.contextmanager
 def current(app: Celery) -> Iterator[None]:
     """Make ``app`` the current app for a while."""
-    before = _state.get_current_app()
+    before = current_app()
     app.set_current()
     try:
         yield

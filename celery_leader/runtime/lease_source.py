@@ -22,19 +22,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from celery_leader.compat.kombu import connection_pool
 from celery_leader.errors import LeaderError, kind_of
 
 _IN_PROCESS = ("memory",)
 _REDIS = "redis"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _USER_ALONE = re.compile(r"(?<=//)[^/]*@")
-
-
-class _NoClient:
-    """Stands where a kombu channel expects a client, so that it does not connect."""
-
-    def ping(self) -> None:
-        """The channel's first act."""
 
 
 class LeaseSource:
@@ -74,7 +68,7 @@ class LeaseSource:
         try:
             driver = connection.transport.driver_type
             if driver == _REDIS:
-                _new_pool(connection)
+                connection_pool(connection)
         except Exception as exc:  # kombu and redis-py raise what they like here
             secrets = (connection.userid, connection.password, connection.transport_options)
             raise _unusable(what, exc, (*secrets, connection.alt)) from None
@@ -97,7 +91,7 @@ class LeaseSource:
         Raises:
             redis.exceptions.RedisError, OSError: there is no connection to be had.
         """
-        pool = _new_pool(self._kombu)
+        pool = connection_pool(self._kombu)
         try:
             connection = _connected(pool)
         except BaseException:
@@ -124,7 +118,7 @@ class LeaseSource:
         Raises:
             redis.exceptions.RedisError, OSError: there is no connection to be had.
         """
-        return _connected(self._pool or _new_pool(self._kombu))
+        return _connected(self._pool or connection_pool(self._kombu))
 
     @property
     def connected(self) -> int:
@@ -311,20 +305,6 @@ def _pieces(value: Any) -> Iterator[str]:
 
 def _place(connection: Connection) -> tuple[Any, ...]:
     return (connection.hostname, connection.port, connection.virtual_host)
-
-
-def _new_pool(connection: Connection) -> Any:
-    transport = connection.transport
-
-    class Unconnected(transport.Channel):  # type: ignore[name-defined, misc]
-        def _create_client(self, asynchronous: bool = False) -> _NoClient:
-            return _NoClient()
-
-    channel = Unconnected(transport)
-    pool = channel.pool
-    transport.cycle.discard(channel)
-    transport.close_channel(channel)
-    return pool
 
 
 def _connected(pool: Any) -> Any:

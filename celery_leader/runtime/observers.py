@@ -15,6 +15,7 @@ from typing import Any
 from celery.utils.dispatch import Signal
 
 from celery_leader import signals
+from celery_leader.compat.celery import task_named
 from celery_leader.core.events import (
     DispatchRefused,
     Event,
@@ -67,7 +68,7 @@ class Observers:
             except Exception:
                 logger.exception("an observer failed on %s", event)
         app, task = self._context.app, getattr(event, "task", None)
-        self._signals.send(event, app if task is None else app._tasks.get(task))
+        self._signals.send(event, app if task is None else task_named(app, task))
 
     def finish(self) -> None:
         """Before this process ends: wait a little for the receivers of signals."""

@@ -19,11 +19,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from kombu.utils.compat import detect_environment
-
+from celery_leader.compat.celery import worker_pid
+from celery_leader.compat.kombu import detect_environment
 from celery_leader.errors import NotLeader
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.identity import worker_pid
 from celery_leader.runtime.leadership import leadership_of
 
 from .admission import NotLeading

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from celery import _state
-
+from celery_leader.compat.celery import current_app
 from celery_leader.errors import NotLeader
 from celery_leader.runtime.leadership import leadership_of
 from celery_leader.runtime.settings import WORKER
@@ -24,7 +23,7 @@ def current_term(election: str = WORKER) -> int | None:
     Raises:
         LeaderError: the current app knows no such election.
     """
-    return term_here(leadership_of(_state.get_current_app()), election)
+    return term_here(leadership_of(current_app()), election)
 
 
 def is_leader(election: str = WORKER) -> bool:
@@ -54,7 +53,7 @@ def check_leader(election: str = WORKER) -> int:
 
 
 def _why_not(election: str) -> str:
-    leadership = leadership_of(_state.get_current_app())
+    leadership = leadership_of(current_app())
     body, term = running_body(leadership, election), leadership.beliefs.term(election)
     if body is None or body.term is None or term is None:
         return f"this process does not lead {election!r}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import Task
 
+from celery_leader.compat.celery import set_class
 from celery_leader.errors import LeaderError
 
 from .abort import aborted_when_deposed
@@ -93,7 +94,7 @@ def guard(task: Any) -> None:
             "own_strategy": cls.Strategy,
             "own_request": cls.Request,
         }
-        task.__class__ = type(cls.__name__, (GuardedTask, cls), attributes)
+        set_class(task, type(cls.__name__, (GuardedTask, cls), attributes))
     if not hasattr(task.run, _BODY):
         task.run = as_body(task, task.run)
         setattr(task.run, _BODY, True)

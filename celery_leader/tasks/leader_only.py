@@ -11,9 +11,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from celery import Celery, Task, _state, signals
+from celery import Celery, Task, signals
 from celery.local import PromiseProxy, Proxy
 
+from celery_leader.compat.celery import on_every_finalized_app, task_named, unproxied
 from celery_leader.errors import LeaderError
 from celery_leader.runtime.identity import current
 from celery_leader.runtime.leadership import leadership_of
@@ -120,7 +121,7 @@ class LeaderTask(Task):  # type: ignore[misc]
             LeaderError: an option has a value that it cannot have.
         """
         bound = super().bind(app)
-        task = app._tasks.get(cls.name)
+        task = task_named(app, cls.name)
         if isinstance(task, cls):
             _watch_apps()
             _adopt(task, options_of(task) or cls.leader_options())
@@ -136,7 +137,7 @@ _watching = False
 
 def _mark_task(task: Any, options: LeaderOnly) -> None:
     if type(task) is PromiseProxy:
-        task = task._get_current_object()
+        task = unproxied(task)
     # Tasks of other apps may share a decorated function: they are marked with it. The method
     # of a class is not marked: a task that inherits it need not be leader-only.
     decorated = hasattr(task, "_decorated")
@@ -155,7 +156,7 @@ def adopt_tasks(app: Celery) -> None:
     """Make every marked task of ``app`` a leader-only task."""
     for proxy, options in list(_shared):
         with current(app), contextlib.suppress(KeyError):
-            _mark_task(proxy._get_current_object(), options)
+            _mark_task(unproxied(proxy), options)
     for task in list(app.tasks.values()):
         bound = options_of(task)
         if bound is not None:
@@ -169,7 +170,7 @@ def _watch_apps() -> None:
     global _watching
     if not _watching:
         _watching = True
-        _state.connect_on_app_finalize(
+        on_every_finalized_app(
             lambda app: app.on_after_finalize.connect(_adopt_finalized, weak=False)
         )
         signals.celeryd_after_setup.connect(_report_missing_install, weak=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from celery_leader.compat.celery import task_named
 from celery_leader.core.names import check_name
 from celery_leader.errors import LeaderError
 from celery_leader.runtime.settings import BEAT, WORKER
@@ -78,7 +79,7 @@ def options_for(task: Any, args: Any, kwargs: Any) -> LeaderOnly | None:
     """
     if task.name not in MAPS:
         return options_of(task)
-    return options_of(task.app._tasks.get(mapped_name(args, kwargs)))
+    return options_of(task_named(task.app, mapped_name(args, kwargs)))
 
 
 def mapped_name(args: Any, kwargs: Any) -> str | None:

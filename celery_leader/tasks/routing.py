@@ -12,8 +12,9 @@ from celery.utils.imports import symbol_by_name
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu import Exchange, Queue
 from kombu.common import maybe_declare
-from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
 
+from celery_leader.compat.celery import add_last_route, task_named
+from celery_leader.compat.kombu import CELERY_DELAYED_DELIVERY_EXCHANGE
 from celery_leader.runtime.leadership import leadership_of
 from celery_leader.runtime.settings import BEAT
 
@@ -63,12 +64,11 @@ class LeaderRouting:
     """
 
     app: Celery
-    _rtable: Any
 
     def flush_routes(self) -> None:
         """Prepare the routing table, with the leader's route as the last."""
         super().flush_routes()  # type: ignore[misc]
-        self._rtable = [*self._rtable, self._route]
+        add_last_route(self, self._route)
 
     def _route(
         self, name: str, args: Any, kwargs: Any, options: dict[str, Any], task: Any = None, **_: Any
@@ -77,7 +77,7 @@ class LeaderRouting:
             return None
         if getattr(task, "name", name) in MAPS:  # here ``name`` is that of the mapped task
             name, task = mapped_name(args, kwargs) or "", None
-        bound = options_of(task or self.app._tasks.get(name))
+        bound = options_of(task or task_named(self.app, name))
         if bound is None:
             return None
         queue = leader_queue(self.app, bound.election)

@@ -6,8 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from celery.concurrency.solo import TaskPool as SoloPool
-
+from celery_leader.compat.celery_worker import SoloPool
 from celery_leader.core.watchdog import Heartbeat
 from celery_leader.runtime.clock import now
 from celery_leader.runtime.leadership import Leadership

@@ -11,9 +11,9 @@ from collections import deque
 from dataclasses import asdict
 from typing import Any
 
-from celery.worker.state import SOFTWARE_INFO
 from kombu.common import ignore_errors
 
+from celery_leader.compat.celery_worker import SOFTWARE_INFO
 from celery_leader.core.events import Event, LeaderChanged, LeaderDeposed, LeaderElected
 
 _KINDS: dict[type[Event], str] = {

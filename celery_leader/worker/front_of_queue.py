@@ -10,9 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kombu.transport.virtual import QoS
 from kombu.utils.json import dumps
 
+from celery_leader.compat.kombu import (
+    forget_delivery,
+    list_key,
+    raw_message,
+    restores_by_tag,
+    unacked_keys,
+)
 from celery_leader.store.scripts import lua
 
 #: At most so many messages in one step: Redis does nothing else meanwhile.
@@ -27,9 +33,8 @@ def put_in_front(messages: Sequence[Any], queue: str) -> None:
     Not more than ``STEP`` messages, all of them delivered from that queue over one channel.
     """
     channel = messages[0].channel
-    qos: Any = getattr(channel, "qos", None)
     # The last message first, because each one is put in front of the others.
-    if not hasattr(qos, "restore_by_tag"):
+    if not restores_by_tag(channel):
         for message in reversed(messages):
             message.requeue()
         return
@@ -37,23 +42,14 @@ def put_in_front(messages: Sequence[Any], queue: str) -> None:
     lists: dict[str, int] = {}
     arguments: list[Any] = []
     for message in reversed(messages):
-        payload = _redelivered(message._raw)
-        name = channel._q_for_pri(queue, _priority(channel, payload))
-        number = lists.setdefault(channel.global_keyprefix + name, len(lists) + 1)
+        payload = _redelivered(raw_message(message))
+        number = lists.setdefault(list_key(channel, queue, payload), len(lists) + 1)
         arguments += [message.delivery_tag, number, dumps(payload)]
-    unacked = [channel.global_keyprefix + key for key in (qos.unacked_key, qos.unacked_index_key)]
-    keys = [*unacked, *lists]
+    keys = [*unacked_keys(channel), *lists]
     with channel.conn_or_acquire() as client:
         client.eval(_PUT_BACK, len(keys), *keys, *arguments)
     for message in messages:
-        QoS.ack(qos, message.delivery_tag)  # in this process only: the script has told Redis
-
-
-def _priority(channel: Any, payload: dict[str, Any]) -> Any:
-    try:
-        return channel._get_message_priority(payload, reverse=False)
-    except OverflowError:
-        return channel.default_priority
+        forget_delivery(channel, message.delivery_tag)
 
 
 def _redelivered(payload: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 
-from celery.worker.state import active_requests
-
+from celery_leader.compat.celery_worker import active_requests, is_in_pool
 from celery_leader.runtime.leadership import leadership_of
 from celery_leader.tasks.marks import options_for
 from celery_leader.tasks.routing import leader_queue
@@ -28,7 +27,7 @@ def running_elections(state: WorkerState) -> set[str]:
     """The elections whose leader-only bodies run here, or may begin to."""
     # Copies made in one step: the main thread goes on meanwhile. First the requests that may
     # become active: in the other order, a request that does so in between would be in neither.
-    pooled = [request for request in list(state.waiting.values()) if _in_pool(request)]
+    pooled = [request for request in list(state.waiting.values()) if is_in_pool(request)]
     active = [reference() for reference in list(active_requests.data)]
     bound = [
         options_for(request.task, request.args, request.kwargs)
@@ -60,12 +59,8 @@ def _waiting(state: WorkerState, elections: Collection[str]) -> list[LeaderOnlyR
     return [
         request
         for request in list(state.waiting.values())
-        if not _in_pool(request) and request.election in elections
+        if not is_in_pool(request) and request.election in elections
     ]
-
-
-def _in_pool(request: LeaderOnlyRequest) -> bool:
-    return request._apply_result is not None
 
 
 def _came_from_its_queue(request: LeaderOnlyRequest) -> bool:

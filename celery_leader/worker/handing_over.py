@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from kombu import Producer, Queue
-from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE
 
+from celery_leader.compat.kombu import MAX_NUMBER_OF_BITS_TO_USE
 from celery_leader.core.events import Forwarded
 from celery_leader.runtime.leadership import leadership_of
 from celery_leader.tasks.routing import leader_queue
@@ -27,7 +27,7 @@ from celery_leader.tasks.routing import leader_queue
 from .state import WorkerState, worker_state
 
 if TYPE_CHECKING:
-    from celery.worker.request import Request
+    from celery_leader.compat.celery_worker import Request
 
 logger = logging.getLogger(__name__)
 

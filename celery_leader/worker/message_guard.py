@@ -18,10 +18,8 @@ from typing import Any
 
 from celery.exceptions import TaskRevokedError
 from celery.utils.imports import instantiate, symbol_by_name
-from celery.worker.request import Request
-from celery.worker.state import task_ready
-from celery.worker.strategy import hybrid_to_proto2
 
+from celery_leader.compat.celery_worker import EXECUTE, Request, hybrid_to_proto2, task_ready
 from celery_leader.runtime.leadership import leadership_of
 from celery_leader.tasks.admission import NotLeading, admission
 from celery_leader.tasks.marks import options_for, options_of
@@ -117,7 +115,7 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # Celery makes a subclass for each worker, whose own method does not call this one.
-        own = vars(cls).get("execute_using_pool")
+        own = vars(cls).get(EXECUTE)
         if own is not None:
             cls.execute_using_pool = _where_led(own)
 

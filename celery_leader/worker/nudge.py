@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from queue import Empty
 from typing import Any
 
 from kombu import Consumer, Producer, Queue
+
+from celery_leader.compat.kombu import is_popping, take_popped
 
 _UNTAKEN = 60_000  # milliseconds; how long an empty message is kept that nobody takes
 # A script, because only some versions of kombu put the key prefix before this command's key.
@@ -46,10 +47,9 @@ class Nudge:
 
         In a shutdown the socket is not read again until the pool has drained.
         """
-        if getattr(self._channel, "_in_poll", None):
+        if is_popping(self._channel):
             self.send()
-            with contextlib.suppress(Empty):
-                self._channel._brpop_read()  # as kombu does when it closes the channel
+            take_popped(self._channel)
 
     def remove(self) -> None:
         """Remove the queue and its key."""

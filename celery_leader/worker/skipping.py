@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.app.task import Context
-from celery.worker.request import Request
 
+from celery_leader.compat.celery_worker import Request, context_of
 from celery_leader.core.events import Skipped
 from celery_leader.runtime.leadership import leadership_of
 from celery_leader.tasks.skipped import TaskSkipped, store_skipped
@@ -52,7 +52,7 @@ def skip(
         after = functools.partial(_report, election, request, settle) if stored else settle
         state.call_in_loop(after)
 
-    state.skipped.add(Unstored(request.task, request._context, reason, told))
+    state.skipped.add(Unstored(request.task, context_of(request), reason, told))
     if state.skipped.failing:
         settle()
     else:
@@ -65,7 +65,7 @@ def _report(election: str, request: Request, settle: Callable[[], None]) -> None
     logger.info("%s: %s[%s] skipped, not leading", election, task.name, request.id)
     how = {"terminated": False, "signum": None, "expired": False}
     request.send_event("task-revoked", **how)
-    signals.task_revoked.send(sender=task, request=request._context, **how)
+    signals.task_revoked.send(sender=task, request=context_of(request), **how)
     leadership_of(task.app).observers.tell(
         Skipped(election, request.hostname, task.name, request.id, "receiver")
     )

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
+from celery_leader.compat.celery_worker import keep_unknown
 from celery_leader.runtime.leadership import Leadership
 
 from .handing_over import Stray, hand_over_later, key_of
@@ -18,14 +20,13 @@ logger = logging.getLogger(__name__)
 
 def keep_unknown_tasks(c: Any, leadership: Leadership) -> None:
     """Have consumer ``c`` put unknown tasks from a leader queue back into it."""
-    stock = c.__class__.on_unknown_task
     told: set[str] = set()
 
-    def on_unknown_task(body: Any, message: Any, exc: Exception) -> Any:
+    def handle(stock: Callable[[], Any], message: Any) -> Any:
         name, queue = message.headers.get("task"), key_of(message)
         elections = {leadership.queue(election): election for election in leadership.elections()}
         if name is None or queue not in elections:
-            return stock(c, body, message, exc)
+            return stock()
         if name not in told:
             told.add(name)
             logger.error(
@@ -40,4 +41,4 @@ def keep_unknown_tasks(c: Any, leadership: Leadership) -> None:
             Stray(c.app, elections[queue], name, message, acknowledge, unknown=True)
         )
 
-    c.on_unknown_task = on_unknown_task
+    keep_unknown(c, handle)

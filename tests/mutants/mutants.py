@@ -745,9 +745,9 @@ MUTANTS = (
     ),
     Mutant(
         "the leader's route comes before the user's",
-        "tasks/routing.py",
-        "self._rtable = [*self._rtable, self._route]",
-        "self._rtable = [self._route, *self._rtable]",
+        "compat/celery.py",
+        "amqp._rtable = [*table, route]",
+        "amqp._rtable = [route, *table]",
         (*_MARKED, _CONFIGURED + "routes_of_the_users_own_come_first_and_do_not_undo_the_others"),
     ),
     Mutant(

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-from celery import Celery, _state
+from celery import Celery
 from celery.bin.base import CeleryCommand, handle_preload_options
 
+from celery_leader.compat.celery import is_default_app
 from celery_leader.errors import LeaderError
 from celery_leader.ops.overview import Overview
 from celery_leader.ops.printing import say, say_json
@@ -52,7 +53,7 @@ class Call:
         own operations may.
         """
         # Without -A there is an app as well. It has no broker unless celeryconfig.py names one.
-        if self.app is _state.default_app and not self.app.conf.broker_url:
+        if is_default_app(self.app) and not self.app.conf.broker_url:
             raise LeaderError("no app is named: put it first, as in celery -A proj leader status")
         self.app.finalize()
         self.app.loader.import_default_modules()

@@ -1,0 +1,64 @@
+"""Private names of Celery's worker. Importing this module imports the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import attribute, imported
+
+#: A received message in a worker. Requests of leader-only tasks are a subclass.
+Request: Any = imported(
+    "celery.worker.request:Request", "hand over a message instead of running it"
+)
+
+#: Celery calls this method, of a subclass that it makes itself, to give a request to the pool.
+EXECUTE = "execute_using_pool"
+
+#: Tells Celery that a request is over.
+task_ready: Callable[[Any], None] = imported(
+    "celery.worker.state:task_ready", "end a request that does not run"
+)
+
+#: Reads a message of Celery's first protocol.
+hybrid_to_proto2: Callable[..., Any] = imported(
+    "celery.worker.strategy:hybrid_to_proto2", "read a message of Celery's first protocol"
+)
+
+#: Weak references to the requests that run.
+active_requests: Any = imported(
+    "celery.worker.state:active_requests", "know which leader-only bodies run"
+)
+
+#: What a worker says of itself in its own events.
+SOFTWARE_INFO: Any = imported("celery.worker.state:SOFTWARE_INFO", "send a worker's last event")
+
+#: The pool that runs tasks in the thread of the worker itself.
+SoloPool: Any = imported("celery.concurrency.solo:TaskPool", "know a worker that runs tasks itself")
+
+attribute(Request, EXECUTE, "ask once more before a request is given to the pool")
+
+
+def is_in_pool(request: Any) -> bool:
+    """Whether ``request`` was given to the pool."""
+    result = attribute(request, "_apply_result", "know whether a request was given to the pool")
+    return result is not None
+
+
+def context_of(request: Any) -> Any:
+    """The context of the task that ``request`` is for, as result backends and signals take it."""
+    return attribute(request, "_context", "store the result of a task that is skipped")
+
+
+def keep_unknown(c: Any, handle: Callable[[Callable[[], Any], Any], Any]) -> None:
+    """Have ``handle`` called with Celery's own way and the message of each unknown task.
+
+    Celery would discard it. Its consumer has no signal at which that can be prevented.
+    """
+    why = "keep a leader-only task that this worker does not know"
+    stock = attribute(type(c), "on_unknown_task", why)
+
+    def on_unknown_task(body: Any, message: Any, exc: Exception) -> Any:
+        return handle(lambda: stock(c, body, message, exc), message)
+
+    c.on_unknown_task = on_unknown_task
