@@ -19,8 +19,8 @@ from benchmarks.peers.judge import Message
 from tests.chaos.app import ENTRY
 from tests.chaos.drainer import Drainer, sender
 from tests.chaos.supervised import Supervised, Supervisor
-from tests.support.lossy_proxy import LossyProxy, quiet_port
-from tests.support.redis_server import RedisServer
+from tests.support.proxy import Proxy
+from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import wait_until
 
 PATIENCE = 60.0  # seconds; used up by a contender that does not come back
@@ -37,7 +37,7 @@ class Node(Supervised):
     def __init__(
         self,
         number: int,
-        proxy: LossyProxy,
+        proxy: Proxy,
         contender: Contender,
         intervals: dict[str, float],
         directory: Path,
@@ -142,10 +142,10 @@ class Pair:
 
     def __enter__(self) -> Pair:
         enter = self._open.enter_context
-        self.server = enter(RedisServer(_DURABLE, port=quiet_port()))
+        self.server = enter(RedisServer(_DURABLE, port=free_port()))
         self.queue = enter(Queue(self.server.port))
 
-        def node(number: int, proxy: LossyProxy) -> Node:
+        def node(number: int, proxy: Proxy) -> Node:
             return Node(number, proxy, self.contender, self.intervals, self._directory)
 
         self._supervisor = enter(Supervisor(self.contender.nodes, self.server.port, node))

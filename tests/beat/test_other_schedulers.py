@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from tests.support import ROOT
 from tests.support.fixtures import NewFleet
-from tests.support.fleet import ROOT, Fleet, Process
+from tests.support.fleet import Fleet, Process
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 

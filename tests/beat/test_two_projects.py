@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import redis
 
-from tests.support import project
-from tests.support.fleet import LASTING, ROOT, Process
+from tests.support import ROOT, project
+from tests.support.fleet import LASTING, Process
 from tests.support.waiting import wait_until
 
 SCHEDULE, PROJECTS = "celery-leader:celery:schedule:beat", "celery-leader:celery:projects:beat"

@@ -17,9 +17,9 @@ from pathlib import Path
 import celery
 import pytest
 
+from tests.support import ROOT
 from tests.support.services import must_have
 
-ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = "tests.beat.leader_as_base"
 
 #: What cannot pass, and why. Kept as short as can be.

@@ -22,8 +22,7 @@ from tests.chaos.drainer import Drainer
 from tests.chaos.faults import KINDS, Done, Scene, schedule
 from tests.chaos.judge import Judge, Report, Row, Window
 from tests.chaos.stalls import Stalls
-from tests.support.lossy_proxy import quiet_port
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, free_port
 
 _DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 _SCHEDULERS = {True: "leader", False: "tests.chaos.app:UnfencedScheduler"}
@@ -66,7 +65,7 @@ def run(options: argparse.Namespace, plan: Plan, logs: Path) -> tuple[Report, li
     happened: list[tuple[str, Done]] = []
     unrecovered: list[str] = []
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(RedisServer(_DURABLE, port=quiet_port()))
+        server = stack.enter_context(RedisServer(_DURABLE, port=free_port()))
         drainer = stack.enter_context(Drainer(server.port))
         beats = stack.enter_context(
             Beats(options.beats, server.port, _SCHEDULERS[options.fence], config, logs)

@@ -10,13 +10,13 @@ from typing import Any
 
 from tests.chaos import app
 from tests.chaos.supervised import Supervised, Supervisor
-from tests.support.lossy_proxy import LossyProxy
+from tests.support.proxy import Proxy
 
 
 class Beat(Supervised):
     """One place for a beat."""
 
-    def __init__(self, number: int, proxy: LossyProxy, scheduler: str, config: Any, logs: Path):
+    def __init__(self, number: int, proxy: Proxy, scheduler: str, config: Any, logs: Path):
         super().__init__(f"beat{number}", proxy, logs)
         self._scheduler = scheduler
         self._config = {**config, "broker": proxy.url}

@@ -216,7 +216,7 @@ class Scene:
 
     def _connections_refused(self, fault: Fault) -> None:
         beat = self._hit(fault)
-        beat.proxy.refuse()
+        beat.proxy.turn_away()
         time.sleep(self._about_a_lease(fault))
         beat.proxy.restore()
 

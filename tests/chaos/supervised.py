@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from tests.support.lossy_proxy import LossyProxy
+from tests.support.launching import kill_group, launch, without_celery_variables
+from tests.support.proxy import Proxy
 
-ROOT = Path(__file__).resolve().parents[2]
 _RESTART_AFTER = 0.5  # seconds, as a supervisor would
 
 
@@ -41,7 +41,7 @@ class Supervised:
     #: What would end it only wakes it, if it was stopped.
     spared = False
 
-    def __init__(self, name: str, proxy: LossyProxy, logs: Path) -> None:
+    def __init__(self, name: str, proxy: Proxy, logs: Path) -> None:
         self.name = name
         self.proxy = proxy
         self.log = logs / f"{name}.log"
@@ -81,19 +81,10 @@ class Supervised:
 
     def start(self) -> None:
         """Run it."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("CELERY_")}
-        environment |= {"PYTHONUNBUFFERED": "1", **self.environment()}
-        with self._lock, self.log.open("ab") as out:
+        environment = without_celery_variables(PYTHONUNBUFFERED="1", **self.environment())
+        with self._lock:
             self._told_at = self._ended_at = None
-            self._process = subprocess.Popen(
-                self.command(),
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self._process = launch(self.command(), self.log, env=environment)
 
     def tell(self, number: int) -> None:
         """Send ``number``; SIGTERM and SIGKILL are meant to end it."""
@@ -140,9 +131,7 @@ class Supervised:
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            kill_group(process)
 
 
 P = TypeVar("P", bound=Supervised)
@@ -157,7 +146,7 @@ class Supervisor(Generic[P]):
         make: one of them, given its number and its proxy.
     """
 
-    def __init__(self, count: int, redis_port: int, make: Callable[[int, LossyProxy], P]) -> None:
+    def __init__(self, count: int, redis_port: int, make: Callable[[int, Proxy], P]) -> None:
         self._open = contextlib.ExitStack()
         self._made = (count, redis_port, make)
         self.all: list[P] = []
@@ -168,7 +157,7 @@ class Supervisor(Generic[P]):
     def __enter__(self) -> Supervisor[P]:
         count, redis_port, make = self._made
         for number in range(count):
-            proxy = self._open.enter_context(LossyProxy(redis_port))
+            proxy = self._open.enter_context(Proxy(redis_port))
             one = make(number, proxy)
             self._open.callback(one.end)
             self.all.append(one)

@@ -152,7 +152,7 @@ class Scene:
 
     def _connections_refused(self, fault: Fault) -> None:
         worker = self._hit(fault)
-        worker.proxy.refuse()
+        worker.proxy.turn_away()
         time.sleep(self._about_a_lease(fault))
         worker.proxy.restore()
 

@@ -29,8 +29,7 @@ from tests.chaos.supervised import Death
 from tests.chaos.task_faults import KINDS, Electing, Plain, Scene
 from tests.chaos.witness import Journal, Witness, wait_for_rest
 from tests.chaos.workers import Worker, Workers
-from tests.support.lossy_proxy import quiet_port
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, free_port
 
 _STARTS_WITHIN = 20.0  # seconds a worker may take; part of what is waited for at the end
 
@@ -59,7 +58,7 @@ def run(options: argparse.Namespace, seed: int, plan: Plan, logs: Path) -> tuple
     """Put workers under the faults of ``plan``; the report, and notes beside it."""
     unrecovered: list[str] = []
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(RedisServer(port=quiet_port()))
+        server = stack.enter_context(RedisServer(port=free_port()))
         journal = stack.enter_context(Journal(server.port))
         witness = stack.enter_context(Witness(server.port))
         config = {

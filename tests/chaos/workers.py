@@ -15,7 +15,7 @@ import psutil
 
 from tests.chaos import task_app
 from tests.chaos.supervised import Supervised, Supervisor
-from tests.support.lossy_proxy import LossyProxy
+from tests.support.proxy import Proxy
 
 
 class Worker(Supervised):
@@ -24,7 +24,7 @@ class Worker(Supervised):
     # Celery's own warm shutdown can hang; then it is killed, as any supervisor would.
     ends_within = 10.0
 
-    def __init__(self, number: int, proxy: LossyProxy, config: Any, logs: Path) -> None:
+    def __init__(self, number: int, proxy: Proxy, config: Any, logs: Path) -> None:
         super().__init__(f"worker{number}", proxy, logs)
         self.queue = f"chaos{number}"
         self._config = {**config, "broker": proxy.url}

@@ -13,9 +13,8 @@ import psutil
 import pytest
 import redis
 
+from tests.support import ROOT
 from tests.support.waiting import wait_until
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 NewShow = Callable[..., "RunningShow"]
 
 

@@ -21,7 +21,8 @@ import redis
 
 from examples.kubernetes import show as kubernetes
 from examples.systemd import show as systemd
-from tests.examples.shows import ROOT
+from tests.support import ROOT
+from tests.support.launching import launch, without_celery_variables
 from tests.support.services import must_have
 from tests.support.waiting import wait_until
 
@@ -130,15 +131,7 @@ class Running:
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
         self._log = log
-        self._process = subprocess.Popen(
-            here(command),
-            cwd=APP,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log.open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        self._process = launch(here(command), log, cwd=APP, env=environment)
 
     def says(self, text: str) -> None:
         def said() -> bool:
@@ -168,8 +161,7 @@ def here(command: list[str]) -> list[str]:
 
 @pytest.fixture
 def environment(redis_url: str) -> dict[str, str]:
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("CELERY_")}
-    return {**plain, "REDIS_URL": redis_url, "PYTHONDONTWRITEBYTECODE": "1"}
+    return without_celery_variables(REDIS_URL=redis_url, PYTHONDONTWRITEBYTECODE="1")
 
 
 def commands_of(source: str) -> tuple[list[str], list[str]]:

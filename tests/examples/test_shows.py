@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from examples.rabbitmq.server import rabbitmq_binary
-from tests.examples.shows import ROOT, NewShow, runs
+from tests.examples.shows import NewShow, runs
+from tests.support import ROOT
 from tests.support.services import must_have
 from tests.support.waiting import wait_until
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mutants.mutants import MUTANTS, Mutant
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 _ROOMS = ("core", "runtime", "tasks", "worker", "beat", "ops", "package")
 #: Asked one after the other where the tests that a mutant names do not see it.
 QUICK = (

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from celery_leader import LeaderElection
-from tests.support import command, fleet_app
-from tests.support.fleet import LASTING, ROOT, Fleet, Process
+from tests.support import ROOT, command, fleet_app
+from tests.support.fleet import LASTING, Fleet, Process
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 

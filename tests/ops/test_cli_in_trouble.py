@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -15,8 +12,9 @@ from celery_leader import install
 from tests.support import command
 from tests.support.fixtures import RunPython
 from tests.support.fleet import LASTING, QUICK, Fleet
+from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
-from tests.support.tcp_proxy import TcpProxy
+from tests.support.strange_servers import http_server
 from tests.support.waiting import wait_until
 
 COMMANDS = {
@@ -79,28 +77,9 @@ def test_a_wrong_password_is_an_error_that_names_the_setting(new_fleet: Any) -> 
 
 
 def test_what_is_not_redis_is_an_error_that_says_so(new_fleet: Any) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        server = subprocess.Popen(
-            [sys.executable, "-c", _HTTP, str(listener.fileno())], pass_fds=[listener.fileno()]
-        )
-        try:
-            line = refused(new_fleet(), "status", broker=f"redis://127.0.0.1:{port}/0")
-        finally:
-            server.kill()
-            server.wait()
+    with http_server() as server:
+        line = refused(new_fleet(), "status", broker=server.url)
     assert line.startswith("what answers at broker_url is not Redis")
-
-
-_HTTP = """
-import socket, sys
-listener = socket.socket(fileno=int(sys.argv[1]))
-while True:
-    client, _ = listener.accept()
-    client.recv(65536)
-    client.sendall(b"HTTP/1.1 400 Bad Request\\r\\n\\r\\n")
-    client.close()
-"""
 
 
 def test_a_replica_can_be_read_and_not_be_written_and_doctor_says_so(
@@ -167,9 +146,9 @@ def slow(redis_binary_or_skip: str, tmp_path_factory: Any) -> Any:
     with RedisServer() as server, Fleet(directory, server.url, conf=LASTING) as fleet:
         for process in fleet.workers("w1", "w2", pool="solo"):
             fleet.takes_part(process)
-        with TcpProxy(server.port) as proxy:
-            proxy.delay = QUICK["leader_operation_timeout"]
-            yield fleet, f"redis://127.0.0.1:{proxy.port}/0"
+        with Proxy(server.port) as proxy:
+            proxy.slow(QUICK["leader_operation_timeout"])
+            yield fleet, proxy.url
 
 
 def test_watch_goes_on_while_redis_is_away(own_redis: RedisServer, new_fleet: Any) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.support import ROOT
 from tests.support.fixtures import NewFleet
-from tests.support.fleet import ROOT, Fleet, Process
+from tests.support.fleet import Fleet, Process
 from tests.support.prometheus import BINARY, Prometheus
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.services import must_have

@@ -10,12 +10,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from tests.support import ROOT
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     tomllib = pytest.importorskip("tomli")
 
-ROOT = Path(__file__).resolve().parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("image*.txt"))
 _PIN = re.compile(r"^([A-Za-z0-9_.-]+)==([^ ;]+)", re.MULTILINE)
 

@@ -23,9 +23,9 @@ from celery import Celery
 
 from celery_leader import LeaderElection
 from celery_leader.runtime import clock
+from tests.support import ROOT
 from tests.support.waiting import wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 _BETWEEN_QUESTIONS = 0.002
 
 

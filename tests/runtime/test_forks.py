@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.candidate import ROOT, environment
+from tests.runtime.candidate import environment
+from tests.support import ROOT
 
 #: ``believed`` of a process that takes no part.
 NOTHING = [False, None, False, None, False]

@@ -9,6 +9,7 @@ from pathlib import Path
 import redis
 
 from examples.sentinel.servers import knows, sentinel_configuration
+from tests.support.launching import kill_group, launch
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import wait_until
 
@@ -87,8 +88,7 @@ class Watched:
     def close(self) -> None:
         """End everything."""
         for sentinel in self._sentinels:
-            sentinel.kill()
-            sentinel.wait()
+            kill_group(sentinel)
         for server in self._servers:
             server.stop()
 
@@ -112,10 +112,5 @@ class Watched:
                 failover_timeout=5.0,
             )
         )
-        with (self._directory / f"sentinel-{number}.log").open("wb") as log:
-            return subprocess.Popen(
-                [self._binary, str(configuration), "--sentinel"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        command = [self._binary, str(configuration), "--sentinel"]
+        return launch(command, self._directory / f"sentinel-{number}.log")

@@ -31,12 +31,12 @@ from tests.smoke.engine import (
     NEWEST,
     OLDEST,
     REDIS_IMAGE,
-    ROOT,
     build_arguments,
     no_engine,
     unavailable,
 )
 from tests.smoke.fleet import ContainerFleet
+from tests.support import ROOT
 from tests.support.redis_server import free_port
 
 WORKERS = 3

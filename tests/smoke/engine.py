@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import docker
 import pytest
 from docker.errors import DockerException
-
-ROOT = Path(__file__).resolve().parents[2]
 
 #: As for docker-compose.yml: without them the ordinary images are pulled.
 PYTHON_IMAGE = os.environ.get("PYTHON_IMAGE")

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.smoke.engine import ROOT, compose, unavailable
+from tests.smoke.engine import compose, unavailable
+from tests.support import ROOT
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(1200)

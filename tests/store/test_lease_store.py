@@ -13,9 +13,9 @@ from celery_leader.errors import StoreUnavailable
 from tests.store.conftest import Wake
 from tests.support.fixtures import PREFIX, SETTING, MakeStore
 from tests.support.lease_requests import NAME, acquire, release, renew
+from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.strange_servers import http_server, mute_server
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import wait_until
 
 RECORD = f"celery-leader:celery:election:{NAME}"
@@ -169,8 +169,8 @@ def test_a_batch_in_which_redis_knows_some_scripts_only_is_answered_in_order(
 def test_several_requests_take_one_round_trip(
     make_store: MakeStore, redis_server: RedisServer, redis_url: str
 ) -> None:
-    with TcpProxy(redis_server.port) as proxy:
-        store = make_store(f"redis://127.0.0.1:{proxy.port}/0")
+    with Proxy(redis_server.port) as proxy:
+        store = make_store(proxy.url)
         replies = store.perform([acquire("a", election="first")])
         assert isinstance(replies[0], Granted)
         before = proxy.round_trips
@@ -193,15 +193,14 @@ def test_a_reply_lost_after_the_write_was_done_is_made_up_for_by_asking_again(
     make_store: MakeStore, redis_server: RedisServer, redis_url: str
 ) -> None:
     direct = make_store()
-    with TcpProxy(redis_server.port) as proxy:
-        store = make_store(f"redis://127.0.0.1:{proxy.port}/0", operation_timeout=2.0)
+    with Proxy(redis_server.port) as proxy:
+        store = make_store(proxy.url, operation_timeout=2.0)
         store.perform([acquire("a", election="warm-up")])
-        proxy.loses_replies = True
+        proxy.lose_replies(1, silently=True)
         why_unavailable(lambda: store.perform([acquire("a")]))
         record = direct.read(NAME)
         assert record is not None
         assert record.holder == "a"
-        proxy.loses_replies = False
         (again,) = store.perform([acquire("a", 2)])
         assert isinstance(again, Granted)
         assert again.term == record.term

@@ -154,12 +154,6 @@ class CountingProxy(Proxy):
                 line = _Line(self._connections, client, self._peers[client])
                 self._lines[client] = self._lines[line.upstream] = line
 
-    def _is_upstream(self, sock: socket.socket) -> bool:
-        try:
-            return bool(sock.getpeername()[1] == self._upstream_port)
-        except OSError:
-            return False
-
     def _forward(self, source: socket.socket) -> None:
         line = self._lines[source]
         try:
@@ -233,14 +227,13 @@ class CountingProxy(Proxy):
         cut = line.cut
         assert cut is not None
         self.cuts += 1
-        for sock in (line.client, line.upstream):
-            self._unwatch(sock)
-            if cut.silent:
-                self._forgotten.add(sock)
-            else:
-                self._peers.pop(sock, None)
-                self._forgotten.discard(sock)
-                _abort(sock)
+        pair = (line.client, line.upstream)
+        if cut.silent:
+            self._forgotten.update(pair)
+            for sock in pair:
+                self._unwatch(sock)
+        else:
+            self._drop(*pair, close=_abort)
 
 
 @dataclass(slots=True, eq=False)

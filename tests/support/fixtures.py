@@ -19,8 +19,9 @@ from celery_leader.store.client import RedisClient
 from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.scripts import Keys
 from examples.machine import how_to_get_redis_server
+from tests.support import ROOT
 from tests.support import fleet as fleets
-from tests.support.fleet import ROOT, Fleet
+from tests.support.fleet import Fleet
 from tests.support.redis_server import RedisServer, redis_binary
 from tests.support.services import must_have
 

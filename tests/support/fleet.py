@@ -24,9 +24,10 @@ from typing import Any
 import redis
 from celery import Celery, _state
 
-from tests.support import fleet_app
+from tests.support import ROOT, fleet_app
 from tests.support.fleet_app.extras import SIGNALLED
 from tests.support.fleet_app.recorder import BELIEFS, RECORDS
+from tests.support.launching import kill_group, launch, without_celery_variables
 from tests.support.waiting import wait_until
 
 #: A short lease, renewed so often that a process may stall for more than a second.
@@ -38,7 +39,6 @@ QUICK = {
 }
 #: A lease that never runs out in a test, for where nobody is killed, frozen or cut off.
 LASTING = {**QUICK, "leader_lease_duration": 300.0}
-ROOT = Path(__file__).resolve().parents[2]
 _TAIL = 6000  # characters of a log shown when a test fails
 
 #: Fleets that have processes; their logs are shown when a test fails.
@@ -65,18 +65,13 @@ class Process:
         self.name = name
         self._node = node
         self.log_file = log
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("CELERY_")}
-        environment |= {fleet_app.VARIABLE: json.dumps(config), "PYTHONUNBUFFERED": "1"}
-        with log.open("wb") as out:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", self.app, *command],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._popen = launch(
+            [sys.executable, "-m", "celery", "-A", self.app, *command],
+            log,
+            env=without_celery_variables(
+                PYTHONUNBUFFERED="1", **{fleet_app.VARIABLE: json.dumps(config)}
+            ),
+        )
 
     @property
     def pid(self) -> int:
@@ -148,9 +143,7 @@ class Process:
     def close(self) -> None:
         """Kill whatever of it is left."""
         # Not reaped before, so nobody else can have this id by now.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._popen.wait()
+        kill_group(self._popen)
 
 
 class Fleet:
@@ -256,11 +249,11 @@ class Fleet:
         return self._python("-c", code, **config)
 
     def _python(self, *arguments: str, **config: Any) -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("CELERY_")}
+        configured = {fleet_app.VARIABLE: json.dumps(_merged(self.config, config))}
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=ROOT,
-            env=environment | {fleet_app.VARIABLE: json.dumps(_merged(self.config, config))},
+            env=without_celery_variables(**configured),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

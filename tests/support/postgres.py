@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -10,6 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.support.launching import kill_group, launch
 from tests.support.redis_server import free_port
 from tests.support.waiting import wait_until
 
@@ -60,20 +60,17 @@ class Postgres:
 
     def start(self) -> Postgres:
         """Run it, and return when it answers."""
-        with (self._directory / "out").open("ab") as out:
-            self._process = subprocess.Popen(
-                [
-                    str(self._binaries / "postgres"),
-                    *("-D", str(self._data), "-p", str(self.port)),
-                    *("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"),
-                    *("-c", f"unix_socket_directories={self._directory}"),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                user=self._user,
-                start_new_session=True,
-            )
+        self._process = launch(
+            [
+                str(self._binaries / "postgres"),
+                *("-D", str(self._data), "-p", str(self.port)),
+                *("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"),
+                *("-c", f"unix_socket_directories={self._directory}"),
+            ],
+            self._directory / "out",
+            cwd=self._directory,
+            user=self._user,
+        )
         wait_until(self._answers, _PATIENCE, "PostgreSQL to answer")
         return self
 
@@ -88,9 +85,7 @@ class Postgres:
         """End it for good."""
         process, self._process = self._process, None
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(_PATIENCE)
+            kill_group(process, _PATIENCE)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _answers(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support.launching import kill_group, launch
 from tests.support.redis_server import free_port
 from tests.support.waiting import wait_until
 
@@ -38,25 +38,21 @@ class Prometheus:
         self.url = f"http://127.0.0.1:{free_port()}"
         self._log = directory / "prometheus.log"
         assert BINARY is not None
-        with self._log.open("wb") as out:
-            self._process = subprocess.Popen(
-                [
-                    BINARY,
-                    f"--config.file={file}",
-                    f"--storage.tsdb.path={directory / 'data'}",
-                    f"--web.listen-address={self.url.removeprefix('http://')}",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
+        self._process = launch(
+            [
+                BINARY,
+                f"--config.file={file}",
+                f"--storage.tsdb.path={directory / 'data'}",
+                f"--web.listen-address={self.url.removeprefix('http://')}",
+            ],
+            self._log,
+        )
 
     def __enter__(self) -> Prometheus:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        kill_group(self._process)
 
     def get(self, path: str, **parameters: str) -> Any:
         """The data that the API answers; ``None`` while it does not."""

@@ -1,10 +1,6 @@
-"""A TCP proxy between a Celery process and its Redis, for the tests that need a bad network.
+"""A TCP proxy between a process and its Redis, for the tests that need a bad network.
 
-``reset()`` tears connections down with an RST, ``refuse()`` also answers no new one,
-``stall()`` drops into silence as a partition does: nothing is lost, nothing arrives, and
-what was under way arrives late, after ``restore()``. ``slow()`` passes everything on, each
-piece a little later. ``forget()`` makes the silence of
-the present connections last for ever, as a firewall does that has lost its state.
+What it can do is a method each; ``restore()`` ends it, and what has waited arrives late.
 """
 
 from __future__ import annotations
@@ -17,8 +13,11 @@ import struct
 import threading
 from collections.abc import Callable
 
+from examples.machine import free_port
+
 _CHUNK = 65536
 _RST = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger
+_PORTS_TO_TRY = 10
 
 
 class Proxy:
@@ -27,7 +26,7 @@ class Proxy:
     def __init__(self, upstream_port: int) -> None:
         self._upstream_port = upstream_port
         self._selector = selectors.DefaultSelector()
-        self._listener: socket.socket | None = _listen(0)
+        self._listener: socket.socket | None = _listen_somewhere()
         self.port: int = self._listener.getsockname()[1]
         self._peers: dict[socket.socket, socket.socket] = {}
         self._forgotten: set[socket.socket] = set()
@@ -35,12 +34,22 @@ class Proxy:
             collections.deque()
         )
         self._wake_read, self._wake_write = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, name="fleet-proxy", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._pause = threading.Event()
         self._over = False
         self._delay = 0.0
-        #: How many connections were ever taken.
+        self._turns_away = False
+        self._to_mute = 0
+        self._mute: list[socket.socket] = []
+        self._to_lose = 0
+        self._lose_silently = False
+        self._unanswered: set[socket.socket] = set()
+        #: How many connections were ever passed on.
         self.accepted = 0
+        #: How often a client spoke after it had been answered, or for the first time.
+        self.round_trips = 0
+        #: How many replies were lost.
+        self.lost = 0
 
     @property
     def url(self) -> str:
@@ -55,8 +64,12 @@ class Proxy:
         """End every connection with an RST and refuse new ones."""
         self._order(self._refuse)
 
+    def turn_away(self) -> None:
+        """End every connection with an RST, and each new one too; the port stays taken."""
+        self._order(self._turn_away)
+
     def stall(self) -> None:
-        """Pass nothing on, in either direction, and close nothing."""
+        """Pass nothing on, in either direction, and close nothing, as in a partition."""
         self._order(self._stall)
 
     def slow(self, delay: float) -> None:
@@ -67,8 +80,24 @@ class Proxy:
 
         self._order(slow)
 
+    def lose_replies(self, count: int, *, silently: bool) -> None:
+        """Lose the next ``count`` replies, and with each its connection: reset, or mute."""
+
+        def lose() -> None:
+            self._to_lose, self._lose_silently = count, silently
+
+        self._order(lose)
+
+    def mute_next(self, count: int) -> None:
+        """Take the next ``count`` new connections and never say a word on them."""
+
+        def mute() -> None:
+            self._to_mute = count
+
+        self._order(mute)
+
     def forget(self) -> None:
-        """Pass nothing on for ever on the connections there are."""
+        """Pass nothing on for ever on the present connections, as a firewall that lost its state."""
         self._order(self._forget)
 
     def restore(self) -> None:
@@ -113,6 +142,13 @@ class Proxy:
     def _accept(self) -> None:
         assert self._listener is not None
         client, _ = self._listener.accept()
+        if self._to_mute:
+            self._to_mute -= 1
+            self._mute.append(client)
+            return
+        if self._turns_away:
+            _abort(client)
+            return
         try:
             upstream = socket.create_connection(("127.0.0.1", self._upstream_port), timeout=5)
         except OSError:
@@ -126,8 +162,13 @@ class Proxy:
 
     def _forward(self, source: socket.socket) -> None:
         target = self._peers[source]
+        from_redis = self._is_upstream(source)
+        if from_redis and self._to_lose:
+            self._lose(source)
+            return
         try:
             data = source.recv(_CHUNK)
+            self._count(target if from_redis else source, asks=not from_redis and bool(data))
             self._pause.wait(self._delay)
             target.sendall(data)
         except OSError:
@@ -135,22 +176,51 @@ class Proxy:
         if not data:
             self._drop(source, target)
 
-    def _drop(self, *socks: socket.socket) -> None:
+    def _is_upstream(self, sock: socket.socket) -> bool:
+        try:
+            return bool(sock.getpeername()[1] == self._upstream_port)
+        except OSError:
+            return False
+
+    def _count(self, client: socket.socket, *, asks: bool) -> None:
+        if asks:
+            self.round_trips += client not in self._unanswered
+            self._unanswered.add(client)
+        else:
+            self._unanswered.discard(client)
+
+    def _lose(self, upstream: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            upstream.recv(_CHUNK)
+        self._to_lose -= 1
+        self.lost += 1
+        pair = (self._peers[upstream], upstream)
+        if self._lose_silently:
+            self._forgotten.update(pair)
+            for sock in pair:
+                self._unwatch(sock)
+        else:
+            self._drop(*pair, close=_abort)
+
+    def _drop(
+        self, *socks: socket.socket, close: Callable[[socket.socket], None] = socket.socket.close
+    ) -> None:
         for sock in socks:
             self._unwatch(sock)
             self._peers.pop(sock, None)
             self._forgotten.discard(sock)
-            sock.close()
+            self._unanswered.discard(sock)
+            close(sock)
 
     def _reset(self) -> None:
-        for sock in list(self._peers):
-            self._unwatch(sock)
-            _abort(sock)
-        self._peers.clear()
-        self._forgotten.clear()
+        self._drop(*self._peers, close=_abort)
 
     def _refuse(self) -> None:
         self._close_listener()
+        self._reset()
+
+    def _turn_away(self) -> None:
+        self._turns_away = True
         self._reset()
 
     def _stall(self) -> None:
@@ -166,6 +236,8 @@ class Proxy:
 
     def _restore(self) -> None:
         self._delay = 0.0
+        self._turns_away = False
+        self._to_lose = self._to_mute = 0
         if self._listener is None:
             self._listener = _listen(self.port)
         for sock in (self._listener, *self._peers):
@@ -175,6 +247,8 @@ class Proxy:
     def _end(self) -> None:
         self._over = True
         self._refuse()
+        for sock in self._mute:
+            sock.close()
 
     def _close_listener(self) -> None:
         if self._listener is not None:
@@ -185,6 +259,14 @@ class Proxy:
     def _unwatch(self, sock: socket.socket) -> None:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(sock)
+
+
+def _listen_somewhere() -> socket.socket:
+    """On a port that no outgoing connection is given while ``refuse`` holds."""
+    for _ in range(_PORTS_TO_TRY):
+        with contextlib.suppress(OSError):  # another process was faster
+            return _listen(free_port())
+    raise AssertionError("no port to listen on")
 
 
 def _listen(port: int) -> socket.socket:

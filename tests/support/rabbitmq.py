@@ -13,6 +13,7 @@ from pathlib import Path
 from kombu import Connection
 
 from examples.rabbitmq.server import node_environment, port_mapper, rabbitmq_binary
+from tests.support.launching import launch
 from tests.support.redis_server import free_port
 from tests.support.waiting import wait_until
 
@@ -41,16 +42,12 @@ class RabbitMQ:
         binary = rabbitmq_binary()
         assert binary is not None, "there is no rabbitmq-server here"
         self._mapper = subprocess.Popen(port_mapper(self._ports["mapper_port"]))
-        with (self._directory / "out").open("ab") as out:
-            self._process = subprocess.Popen(
-                [binary],
-                env=node_environment(self._directory, port=self._port, **self._ports),
-                cwd=self._directory,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._process = launch(
+            [binary],
+            self._directory / "out",
+            env=node_environment(self._directory, port=self._port, **self._ports),
+            cwd=self._directory,
+        )
         try:
             wait_until(self._answers, _PATIENCE, "RabbitMQ to answer")
         except AssertionError as exc:

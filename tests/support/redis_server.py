@@ -19,6 +19,7 @@ import redis
 
 from examples.machine import free_port as free_port
 from examples.machine import redis_server
+from tests.support.launching import kill_group, launch
 from tests.support.waiting import wait_until
 
 #: Names another redis-server (or valkey-server) to run the tests against.
@@ -108,8 +109,7 @@ class RedisServer:
         """End it at once; ``start`` runs it again on the same port."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            process.wait()
+            kill_group(process)
 
     def stop(self) -> None:
         """End it for good."""
@@ -127,13 +127,8 @@ class RedisServer:
         assert binary is not None, "there is no redis-server here"
         listening = ("--port", str(self._port), "--bind", "127.0.0.1")
         nothing_kept = ("--save", "", "--appendonly", "no", "--dir", str(self._directory))
-        with (self._directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [binary, *listening, *nothing_kept, *self._options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        command = [binary, *listening, *nothing_kept, *self._options]
+        self._process = launch(command, self._directory / "log")
 
     def _up_or_gone(self) -> str | None:
         assert self._process is not None
