@@ -12,6 +12,7 @@ from kombu import Connection
 
 from benchmarks import dispatch
 from benchmarks.peers.growth import cpu_used
+from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.election import Election
 from celery_leader.core.lease import Granted, Reply, Request
 from celery_leader.core.timing import Timing
@@ -158,10 +159,12 @@ def _dispatch_cpu(server: RedisServer) -> float:
 
 def _campaigning(name: str, number: int, *, lease: float) -> Election:
     election = Election(
-        name,
-        holder=f"beat@host-{number:05}:12345",
-        nonce=uuid.uuid4().hex,
-        timing=Timing.of_lease(lease),
+        Candidacy(
+            name,
+            holder=f"beat@host-{number:05}:12345",
+            nonce=uuid.uuid4().hex,
+            timing=Timing.of_lease(lease),
+        )
     )
     election.campaign(0.0)
     return election

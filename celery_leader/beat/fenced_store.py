@@ -150,7 +150,7 @@ class FencedStore:
 
     def _token(self, term: int) -> FencingToken:
         assert self._campaign is not None
-        return FencingToken(self._campaign.election.nonce, term)
+        return FencingToken(self._campaign.election.candidacy.nonce, term)
 
     def _run(self, calls: Calls) -> list[Any]:
         assert self._client is not None

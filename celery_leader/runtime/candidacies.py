@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.candidate_info import CandidateInfo
 from celery_leader.core.changes import StepDownRequested
 from celery_leader.core.election import Election
@@ -241,14 +242,16 @@ class Candidacies:
     def _new_campaign(self, name: str, node: str, info: CandidateInfo, priority: int) -> Campaign:
         settings = self._context.settings
         election = Election(
-            name,
-            holder=node,
-            nonce=uuid.uuid4().hex,
-            timing=settings.timing,
-            app=info.app,
-            priority=priority,
-            preempt=settings.preempt,
-            info=info.text(),
+            Candidacy(
+                name,
+                holder=node,
+                nonce=uuid.uuid4().hex,
+                timing=settings.timing,
+                app=info.app,
+                priority=priority,
+                preempt=settings.preempt,
+                info=info.text(),
+            )
         )
         return Campaign(election, self._beliefs.view_for(name), info)
 

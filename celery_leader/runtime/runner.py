@@ -97,12 +97,12 @@ class Campaign:
     def say_unfit(self, trouble: str) -> None:
         """Have the register say why this candidate does not campaign; empty: it does."""
         if self._info is not None:
-            self.election.introduce(replace(self._info, unfit=trouble).text())
+            self.election.candidacy.introduce(replace(self._info, unfit=trouble).text())
 
     def standing(self, last_contact: float | None, *, giving_way: bool) -> Standing:
         """How this candidate stands at this moment, for people to see; no I/O."""
         moment, election, term = now(), self.election, self.term()
-        known, renewed_at = election.observed_leader, election.renewed_at
+        known, renewed_at = election.observed.leader, election.renewed_at
         return Standing(
             election=election.name,
             node=election.holder,
@@ -113,7 +113,7 @@ class Campaign:
             last_contact=None if last_contact is None else moment - last_contact,
             last_renewal=moment - renewed_at if renewed_at else None,
             leaderless_seconds=known.vacant_seconds(moment),
-            priority=election.priority,
+            priority=election.candidacy.priority,
             eligible=election.campaigning,
             giving_way=giving_way,
         )
@@ -410,8 +410,8 @@ class Runner:
             election = campaign.election
             if election.campaigning and not election.step_down_requested:
                 leads = leads or election.term(now()) is not None
-                cursor = followed.get(election.name, election.cursor)
-                followed[election.name] = min(cursor, election.cursor, key=cursor_order)
+                cursor = followed.get(election.name, election.observed.cursor)
+                followed[election.name] = min(cursor, election.observed.cursor, key=cursor_order)
         # A renewal must not wait for Redis to end a read.
         block, patience = (timeout - _LATE, _LATE) if leads else (timeout, self._patience)
         if not followed or self._failed or now() < self._deaf_until or block <= 0:
@@ -428,7 +428,7 @@ class Runner:
         for line in news:
             for campaign in self._campaigns:
                 election = campaign.election
-                news_to_it = cursor_order(line.cursor) > cursor_order(election.cursor)
+                news_to_it = cursor_order(line.cursor) > cursor_order(election.observed.cursor)
                 if election.name == line.election and news_to_it:
                     election.heard(line, moment)
 

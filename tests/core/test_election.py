@@ -960,7 +960,7 @@ def test_a_leader_hears_an_order_at_once_and_renews_to_learn_what_it_is(world: W
 def test_an_order_whose_line_was_not_heard_is_told_at_the_next_renewal(world: World) -> None:
     leader = world.leader("a")
     world.store.ask(NAME, None)
-    leader.election.cursor = world.store.history[NAME][-1].cursor
+    leader.election.observed.cursor = world.store.history[NAME][-1].cursor
     world.run(LEASE.renew_interval + 0.1)
     assert any(isinstance(change, StepDownRequested) for change in leader.changes)
 

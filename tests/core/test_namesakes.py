@@ -78,14 +78,14 @@ def test_a_copied_leader_believes_for_a_renewal_and_is_a_candidate_of_its_own_th
     copied = leader.copied()
     assert leader.leads
     assert copied.leads, "until one of them renews"
-    term, nonce = leader.term, leader.election.nonce
+    term, nonce = leader.term, leader.election.candidacy.nonce
     world.pass_time(1.001)
     leader.settle()
     copied.settle()
     assert leader.term == term
     assert copied.depositions == ["lost"]
     assert any(isinstance(change, Copied) for change in copied.changes)
-    assert copied.election.nonce != nonce == leader.election.nonce
+    assert copied.election.candidacy.nonce != nonce == leader.election.candidacy.nonce
     world.run(3 * LEASE.lease_duration)
     assert leader.term == term, "nobody is in its way"
     leader.resign()
@@ -161,7 +161,7 @@ def test_a_term_of_the_far_future_is_not_learnt(world: World) -> None:
     assert leader.term < absurd
     line = Announcement(NAME, "1-1", "elected", "x", absurd, None)
     follower.election.heard(line, world.now)
-    assert follower.election.observed_leader.holder == "a"
+    assert follower.election.observed.leader.holder == "a"
 
 
 def test_what_was_learnt_while_the_clock_was_years_ahead_is_forgotten(world: World) -> None:

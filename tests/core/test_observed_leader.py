@@ -18,12 +18,12 @@ def test_a_follower_hears_who_leads_once_per_leadership(world: World) -> None:
     world.run(10 * LEASE.lease_duration)
     told = [change for change in follower.changes if isinstance(change, Followed)]
     assert told == [Followed(leader.term or 0, "a")]
-    assert follower.election.observed_leader.holder == "a"
+    assert follower.election.observed.leader.holder == "a"
 
 
 def test_a_leader_knows_itself_and_does_not_follow_itself(world: World) -> None:
     leader = world.leader("a")
-    known = leader.election.observed_leader
+    known = leader.election.observed.leader
     assert (known.holder, known.term, known.changes) == ("a", leader.term, 1)
     world.run(10 * LEASE.lease_duration)
     assert known.changes == 1
@@ -35,8 +35,8 @@ def test_a_third_candidate_hears_of_a_handover(world: World) -> None:
     leader.resign(successor="b")
     world.run(1.0)
     assert successor.leads
-    assert third.election.observed_leader.holder == "b"
-    assert third.election.observed_leader.changes == 2
+    assert third.election.observed.leader.holder == "b"
+    assert third.election.observed.leader.changes == 2
     told = [change.leader for change in third.changes if isinstance(change, Followed)]
     assert told == ["a", "b"]
 
@@ -45,7 +45,7 @@ def test_a_lease_that_is_renewed_leaves_no_time_without_a_leader(world: World) -
     world.leader("a")
     follower = world.follower("b")
     world.run(20 * LEASE.lease_duration)
-    assert follower.election.observed_leader.vacant_seconds(world.now) == 0.0
+    assert follower.election.observed.leader.vacant_seconds(world.now) == 0.0
 
 
 def test_time_without_a_leader_counts_from_where_the_lease_of_a_dead_one_ended(
@@ -56,7 +56,7 @@ def test_time_without_a_leader_counts_from_where_the_lease_of_a_dead_one_ended(
     world.run(LEASE.lease_duration + 5, [follower, third])
     assert follower.leads != third.leads
     for node in (follower, third):
-        vacant = node.election.observed_leader.vacant_seconds(world.now)
+        vacant = node.election.observed.leader.vacant_seconds(world.now)
         assert 0.0 < vacant <= LEASE.election_jitter + 0.2, node
 
 
@@ -65,9 +65,9 @@ def test_time_without_a_leader_goes_on_while_nobody_is_heard_to_lead(world: Worl
     leader.resign()
     leader.settle()
     follower.hear()
-    assert follower.election.observed_leader.holder is None
+    assert follower.election.observed.leader.holder is None
     world.pass_time(7)
-    assert follower.election.observed_leader.vacant_seconds(world.now) == pytest.approx(7)
+    assert follower.election.observed.leader.vacant_seconds(world.now) == pytest.approx(7)
 
 
 def test_a_candidate_cut_off_knows_of_no_leader_once_the_lease_it_saw_has_run_out(
@@ -77,8 +77,8 @@ def test_a_candidate_cut_off_knows_of_no_leader_once_the_lease_it_saw_has_run_ou
     follower = world.follower("b")
     world.store.lose_requests(1000)
     world.run(LEASE.lease_duration + 3, [follower])
-    assert follower.election.observed_leader.holder is None
-    assert follower.election.observed_leader.vacant_seconds(world.now) == pytest.approx(3, abs=0.5)
+    assert follower.election.observed.leader.holder is None
+    assert follower.election.observed.leader.vacant_seconds(world.now) == pytest.approx(3, abs=0.5)
 
 
 def test_that_a_leader_was_there_all_the_time_takes_the_time_without_one_back(
@@ -89,11 +89,11 @@ def test_that_a_leader_was_there_all_the_time_takes_the_time_without_one_back(
     leader.turn()
     world.store.lose_requests(1000)
     world.run(7, [follower])
-    assert follower.election.observed_leader.holder is None
+    assert follower.election.observed.leader.holder is None
     world.store.lose_requests(0)
     world.run(3, [follower])
-    assert follower.election.observed_leader.holder == "a"
-    assert follower.election.observed_leader.vacant_seconds(world.now) == 0.0
+    assert follower.election.observed.leader.holder == "a"
+    assert follower.election.observed.leader.vacant_seconds(world.now) == 0.0
 
 
 def test_a_paused_leader_led_until_its_lease_ended_and_not_until_it_woke(world: World) -> None:

@@ -7,6 +7,7 @@ import itertools
 import random
 from collections.abc import Iterable
 
+from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.changes import Change, Deposed, Elected
 from celery_leader.core.election import Election, Wait
 from celery_leader.core.lease import Announcement, Reply, Request, cursor_order
@@ -39,7 +40,7 @@ class World:
         """A candidate that has just been elected."""
         node = self.node(name, timing)
         node.settle()
-        assert node.leads, f"{name} was to lead, and is {node.election.record}"
+        assert node.leads, f"{name} was to lead, and {node.election.observed.leader.holder} leads"
         return node
 
     def follower(self, name: str, timing: Timing = LEASE, *, priority: int = 0) -> Node:
@@ -102,14 +103,16 @@ class Node:
 
     def _new_life(self) -> Election:
         return Election(
-            NAME,
-            holder=self.name,
-            nonce=f"life {next(self.world.lives)}",
-            timing=self.timing,
-            app="proj|1",
-            priority=self.priority,
-            preempt=True,
-            info="{}",
+            Candidacy(
+                NAME,
+                holder=self.name,
+                nonce=f"life {next(self.world.lives)}",
+                timing=self.timing,
+                app="proj|1",
+                priority=self.priority,
+                preempt=True,
+                info="{}",
+            ),
             chance=random.Random(self.seed),
         )
 
@@ -164,14 +167,14 @@ class Node:
     def hear(self) -> None:
         """Take in the announcements, as the runner does for who does not lead."""
         for line in self.news():
-            if cursor_order(line.cursor) > cursor_order(self.election.cursor):
+            if cursor_order(line.cursor) > cursor_order(self.election.observed.cursor):
                 self.election.heard(line, self.world.now)
 
     def news(self) -> list[Announcement]:
         """What it has not heard yet, and listens for."""
         if self.election.step_down_requested or not self.election.campaigning:
             return []
-        return self.world.store.news({NAME: self.election.cursor})
+        return self.world.store.news({NAME: self.election.observed.cursor})
 
     def turn(self, *, there: float = 0.0, back: float = 0.0) -> Reply | None:
         """Send what is due; it takes ``there`` seconds to arrive and ``back`` to be answered.

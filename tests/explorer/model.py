@@ -19,6 +19,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
+from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.changes import Elected
 from celery_leader.core.election import Election, Wait
 from celery_leader.core.lease import Acquire, Missing, Release, Renew, Reply, Request
@@ -211,15 +212,16 @@ class Model:
         return not waiting and (self.scope.bootstrap_delay > 0 or self._all_have_looked(state))
 
     def _all_have_looked(self, state: State) -> bool:
-        return all(c.election._longest_lease > 0 for c in state.candidates if c.alive)
+        return all(c.election.observed.longest_lease > 0 for c in state.candidates if c.alive)
 
     # -- one thing that happens -------------------------------------------------------------
 
     def _born(self, i: int, life: int, now: int) -> Candidate:
         election = Election(
-            NAME, holder=f"node{i}", nonce=f"{i}/{life}", timing=self.timing, chance=_EVEN
+            Candidacy(NAME, holder=f"node{i}", nonce=f"{i}/{life}", timing=self.timing),
+            chance=_EVEN,
         )
-        election.observed_leader = _NOBODY
+        election.observed.leader = _NOBODY
         election.campaign(float(now))
         return Candidate(election, life)
 
@@ -325,7 +327,7 @@ class Model:
         for i, candidate in enumerate(state.candidates):
             if 0 < candidate.mandate < state.highest_term and state.row is not None:
                 self._store.rows[NAME] = state.row
-                nonce = candidate.election.nonce
+                nonce = candidate.election.candidacy.nonce
                 if self._store.fenced_write(NAME, nonce, candidate.mandate) == "accepted":
                     raise Broken(f"{i} may write with {candidate.mandate}")
 
@@ -341,35 +343,40 @@ class Model:
         return hash(_Normal(state, self.timing).form())
 
 
+#: The parts of an election that change, and are copied with it.
+_PARTS = ("candidacy", "observed", "_own", "_pace", "_resignation")
 #: What an election knows that none of its decisions depends on, or that is told elsewhere.
 _LEFT_OUT = frozenset(
     {
+        *_PARTS,
         "name",
+        "election",
         "holder",
         "timing",
+        "_timing",
+        "priority",
         "cursor",
-        "record",
-        "known",
-        "_nonce",
-        "_life",
+        "leader",
+        "nonce",
+        "life",
+        "attempt",
+        "reason",
+        "renewed_at",
+        "successor",
         "_new_nonce",
         "_app",
-        "_priority",
         "_preempt",
         "_chance",
         "_changes",
-        "_attempt",
         "_elected_at",
         "_info",
         "_info_stored",
-        "_reason",
         "_untold",
-        "_renewed_at",
     }
 )
 #: Moments that are only ever compared with the present: past is past.
-_DUE = frozenset({"_valid_until", "_renew_at", "_ask_at", "_run_out_at", "_silent_at"})
-_TERMS = frozenset({"_term", "_seen_term"})
+_DUE = frozenset({"valid_until", "renew_at", "_ask_at", "_run_out_at", "_silent_at"})
+_TERMS = frozenset({"term", "seen_term"})
 
 
 class _Normal:
@@ -388,7 +395,10 @@ class _Normal:
         place = {f"node{i}": at for at, i in enumerate(order)}
         return (
             tuple(locals_[i] for i in order),
-            tuple(place.get(state.candidates[i].election._successor or "", -1) for i in order),
+            tuple(
+                place.get(state.candidates[i].election._resignation.successor or "", -1)
+                for i in order
+            ),
             self._row(place),
             self._terms.get(state.highest_term),
             state.faults_left,
@@ -424,8 +434,9 @@ class _Normal:
 
     def _election(self, election: Election) -> object:
         now, form = self._state.now, []
-        for name, value in vars(election).items():
-            if name in _LEFT_OUT or name == "_successor":
+        parts = [election, *(getattr(election, part) for part in _PARTS)]
+        for name, value in (item for part in parts for item in vars(part).items()):
+            if name in _LEFT_OUT:
                 continue
             if name in _DUE:
                 value = max(value - now, 0.0)
@@ -448,7 +459,7 @@ class _Normal:
         return max(offset - _AHEAD, furthest)
 
     def _since(self, election: Election, since: float | None) -> float | None:
-        wait = election.missing_record_wait
+        wait = election.observed.missing_record_wait
         if since is None or self._state.now > since + 2 * wait:
             return None
         return since - self._state.now
@@ -503,8 +514,9 @@ class _Normal:
         state = self._state
         terms = {state.highest_term, state.row.term if state.row else 0}
         for candidate in state.candidates:
-            election, watched = candidate.election, candidate.election._watched
-            terms |= {candidate.mandate, election._term or 0, election._seen_term}
+            observed, own = candidate.election.observed, candidate.election._own
+            terms |= {candidate.mandate, own.term or 0, observed.seen_term}
+            watched = observed._watched
             terms |= {watched[0]} if watched else set()
         for _, request in self._all_requests():
             for name in ("term", "seen_term", "live_term"):
@@ -559,5 +571,6 @@ def _gaps(terms: set[int], micros: int) -> dict[int, tuple[int, ...]]:
 
 def _copied(election: Election) -> Election:
     other: Election = object.__new__(Election)
-    other.__dict__.update(election.__dict__, _changes=[])
+    parts = {part: copy(getattr(election, part)) for part in _PARTS}
+    other.__dict__.update(election.__dict__, **parts, _changes=[])
     return other

@@ -87,90 +87,122 @@ MUTANTS = (
         "valid_until = sent_at + timing.lease_duration",
         "valid_until = now + timing.lease_duration",
     ),
-    _election(
+    Mutant(
         "leading does not end by itself",
-        "return self._term if now < self._valid_until else None",
-        "return self._term",
+        "core/election.py",
+        "return self._own.term if now < self._own.valid_until else None",
+        "return self._own.term",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "a missing record counts as free",
-        "return now >= self._makes_record_at(now)",
+        "core/observed_lease.py",
+        "return now >= self._may_make_record_at(now)",
         "return True",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "one witness only: the server's clock",
-        "watched=self._watched if now >= self._run_out_at else None",
-        "watched=self._watched",
+        "core/observed_lease.py",
+        "return self._watched if now >= self._run_out_at else None",
+        "return self._watched",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "a lease is silent at once",
-        "silent=self._watched is not None and now >= self._silent_at",
-        "silent=self._watched is not None",
+        "core/observed_lease.py",
+        "return self._watched is not None and now >= self._silent_at",
+        "return self._watched is not None",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "an old copy's time is believed",
+        "core/observed_lease.py",
         "old_copy = self._watched is not None and state < self._watched",
         "old_copy = False",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "the server's clock is never compared with our own",
-        "record.remaining + max(gained, 0.0)",
+        "core/observed_lease.py",
+        "record.remaining + clock_gained",
         "record.remaining",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "a clock set back is no reason for distrust",
-        'return moved if moved >= -self.timing.margin else float("inf")',
-        "return moved",
+        "core/observed_lease.py",
+        'return max(moved, 0.0) if moved >= -self._timing.margin else float("inf")',
+        "return max(moved, 0.0)",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "the attempts of a renewal never end",
-        "given_up = self._failures >= self.timing.renew_attempts",
-        "given_up = False",
+        "core/pace.py",
+        "return self._failures >= self._timing.renew_attempts",
+        "return False",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "who resigns in doubt leaves the lease behind",
-        "elif not self._releasing and (self._in_doubt or self._attempt):",
+        "core/election.py",
+        "elif not self._resignation.due and (self._in_doubt or self.candidacy.attempt):",
         "elif False:",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "a grant after resigning makes a leader",
-        "if not self.campaigning or self._releasing:",
+        "core/election.py",
+        "if not self.campaigning or self._resignation.due:",
         "if False:",
+        _CORE,
     ),
     _election(
         "a late grant is believed",
         "if valid_until <= now:",
         "if False:",
     ),
-    _election(
+    Mutant(
         "every attempt has the same number",
-        "self._attempt += 1",
-        "self._attempt = 1",
+        "core/candidacy.py",
+        "self.attempt += 1",
+        "self.attempt = 1",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "a leader whose record is gone lets go",
-        "if (older or ours) and not self._rewriting:",
-        "if False:",
+        "core/own_lease.py",
+        "return record.term < self.term or (record.term == self.term and ours)",
+        "return False",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "the wait for a missing record goes on across another's leadership",
-        'case "elected" | "resigned" | "reserved" if self._missing_since is not None:',
+        "core/election.py",
+        'case "elected" | "resigned" | "reserved" if self.observed.is_missing:',
         'case "elected" if False:',
+        _CORE,
     ),
-    _election(
+    Mutant(
         "a bootstrap delay is not waited for",
-        "return self._longest_lease or self.timing.bootstrap_delay",
-        "return self._longest_lease",
+        "core/observed_lease.py",
+        "return self.longest_lease or self._timing.bootstrap_delay",
+        "return self.longest_lease",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "what was granted is not remembered",
-        "self._seen_term = max(self._seen_term, term)",
+        "core/observed_lease.py",
+        "self.seen_term = max(self.seen_term, term)",
         "pass",
+        _CORE,
     ),
-    _election(
+    Mutant(
         "a refused candidate asks all the time",
-        "over_at = max(over_at, self._run_out_at)",
-        "pass",
+        "core/observed_lease.py",
+        "return max(over_at, self._run_out_at) if record.state is State.TAKEN else over_at",
+        "return over_at",
+        _CORE,
     ),
     # -- the scripts of the lease -----------------------------------------------------------
     _script(
@@ -346,8 +378,8 @@ MUTANTS = (
     # -- who is who, and what no candidate can have written ----------------------------------
     Mutant(
         "a namesake's resignation is taken for one's own",
-        "core/election.py",
-        "return news.life == self._life if news.life else news.node == self.holder",
+        "core/candidacy.py",
+        "return news.life == self.life if news.life else news.node == self.holder",
         "return news.node == self.holder",
         _IDENTITIES,
     ),
@@ -366,9 +398,9 @@ MUTANTS = (
     ),
     Mutant(
         "a copy of a process goes on as the same life",
-        "core/election.py",
-        "if record.life == self._life and record.attempt >= request.attempt:",
-        "if False:",
+        "core/candidacy.py",
+        "return record.life == self.life and record.attempt >= request.attempt",
+        "return False",
         _IDENTITIES,
     ),
     Mutant(
@@ -394,13 +426,13 @@ MUTANTS = (
     Mutant(
         "a fresh candidate does not wait where a record makes no sense",
         "core/election.py",
-        "self._saw(0, self.timing.lease_duration)",
+        "self.observed.saw(0, self.timing.lease_duration)",
         "pass",
         _IDENTITIES,
     ),
     Mutant(
         "behind a line of the future nothing is heard",
-        "core/election.py",
+        "core/observed_lease.py",
         "if cursor_order(self.cursor)[0] > 1000 * (server_time + 1):",
         "if False:",
         _IDENTITIES,
@@ -419,10 +451,12 @@ MUTANTS = (
         "if False:",
         (_HOSTILE + "a_forged_line_of_history_is_not_shown",),
     ),
-    _election(
+    Mutant(
         "who is refused asks as often for ever",
+        "core/pace.py",
         "if not over or most <= timing.renew_retry_delay:",
         "if True:",
+        _CORE,
     ),
     # -- the thread and what is believed ---------------------------------------------------
     Mutant(

@@ -174,7 +174,7 @@ def test_of_two_nodes_of_one_name_the_other_leads_as_soon_as_one_resigns(
     assert first.wait_until_leader(PATIENCE)
     second = LeaderElection(make_app(leader_lease_duration=LONG), NAME, node="w@web").start()
     assert second._campaign is not None
-    life = second._campaign.election.life
+    life = second._campaign.election.candidacy.life
     wait_until(
         lambda: [each.life for each in candidates_of(first._leadership, NAME)] == [life],
         what="the second to have asked",

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.changes import Change, Deposed, Elected
 from celery_leader.core.election import Election
 from celery_leader.core.events import (
@@ -83,7 +84,9 @@ class Fleet:
 
     def campaign(self, node: str, timing: Timing = LONG, *, name: str = NAME) -> Campaign:
         """A campaign that was not started."""
-        election = Election(name, holder=node, nonce=uuid.uuid4().hex, timing=timing, app="us|1")
+        election = Election(
+            Candidacy(name, holder=node, nonce=uuid.uuid4().hex, timing=timing, app="us|1")
+        )
         return Campaign(election, LeasePages().allot())
 
     def leader(self, node: str, timing: Timing = LONG) -> tuple[Runner, Campaign]:

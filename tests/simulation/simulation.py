@@ -16,6 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 
+from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.changes import Elected, StepDownRequested
 from celery_leader.core.election import Election, Wait
 from celery_leader.core.lease import (
@@ -228,13 +229,15 @@ class Simulation:
         actor.alive, actor.busy, actor.paused_until = True, False, 0.0
         actor.orders, actor.state_seen, actor.found_missing = [], (0, 0), False
         actor.election = Election(
-            NAME,
-            holder=actor.name,
-            nonce=f"{actor.name}/{actor.life}",
-            timing=self.schedule.timing(number),
-            priority=self.schedule.nodes[number].priority,
-            preempt=True,
-            info="{}",
+            Candidacy(
+                NAME,
+                holder=actor.name,
+                nonce=f"{actor.name}/{actor.life}",
+                timing=self.schedule.timing(number),
+                priority=self.schedule.nodes[number].priority,
+                preempt=True,
+                info="{}",
+            ),
             chance=self._chance(number, actor.life, 1),
         )
         actor.election.campaign(actor.local(self.now))
@@ -397,8 +400,8 @@ class Simulation:
         local, election = actor.local(self.now), actor.election
         if actor.busy or actor.cut_off or not election.campaigning or election.step_down_requested:
             return
-        for line in self.store.news({NAME: election.cursor}):
-            if cursor_order(line.cursor) > cursor_order(election.cursor):
+        for line in self.store.news({NAME: election.observed.cursor}):
+            if cursor_order(line.cursor) > cursor_order(election.observed.cursor):
                 if line.kind in ("elected", "resigned", "reserved"):
                     actor.found_missing = False
                 election.heard(line, local)
@@ -416,7 +419,7 @@ class Simulation:
         for fault in self._on_messages.get((actor.number, nth), ()):
             if isinstance(fault, SlowWrite):
                 there = fault.there
-        write = partial(self._fenced_write, actor, actor.life, election.nonce, term)
+        write = partial(self._fenced_write, actor, actor.life, election.candidacy.nonce, term)
         self._at(self.now + there, write)
 
     def _fenced_write(self, actor: Actor, life: int, nonce: str, term: int) -> None:

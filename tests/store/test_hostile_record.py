@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.election import Election
 from celery_leader.core.lease import CLOCK_SLACK, cursor_order
 from celery_leader.core.timing import LONGEST_LEASE, Timing
@@ -51,13 +52,15 @@ class Fleet:
         self.campaigns[election] = [
             Campaign(
                 Election(
-                    election,
-                    holder=f"node{i}",
-                    nonce=uuid.uuid4().hex,
-                    timing=TIMING,
-                    info='{"host":"h"}',
-                    priority=i,
-                    preempt=True,
+                    Candidacy(
+                        election,
+                        holder=f"node{i}",
+                        nonce=uuid.uuid4().hex,
+                        timing=TIMING,
+                        info='{"host":"h"}',
+                        priority=i,
+                        preempt=True,
+                    )
                 ),
                 LeasePages().allot(),
             )
@@ -85,7 +88,7 @@ class Fleet:
     def hears(self, election: str) -> bool:
         """Whether each candidate listens from a moment that has come."""
         soon = 1000 * (time.time() + 60)
-        cursors = [each.election.cursor for each in self.campaigns[election]]
+        cursors = [each.election.observed.cursor for each in self.campaigns[election]]
         return all(cursor_order(cursor)[0] < soon for cursor in cursors)
 
     def settles(self, elections: list[str], what: str) -> None:

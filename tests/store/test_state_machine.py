@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.changes import Elected
 from celery_leader.core.election import Election, Wait
 from celery_leader.core.timing import Timing
@@ -55,7 +56,7 @@ class Elections(RuleBasedStateMachine):
 
     def _new(self, i: int) -> Election:
         nonce = f"{self.name}/{next(self.lives)}"
-        election = Election(self.name, holder=f"node{i}", nonce=nonce, timing=TIMING)
+        election = Election(Candidacy(self.name, holder=f"node{i}", nonce=nonce, timing=TIMING))
         election.campaign(clock.now())
         return election
 
@@ -64,7 +65,7 @@ class Elections(RuleBasedStateMachine):
             if isinstance(change, Elected):
                 assert change.term > self.highest, "a term came back"
                 self.highest = change.term
-                self.tokens.append(FencingToken(election.nonce, change.term))
+                self.tokens.append(FencingToken(election.candidacy.nonce, change.term))
 
     @rule(i=CANDIDATES, fate=st.sampled_from(["answered"] * 4 + ["lost", "not answered"]))
     def act(self, i: int, fate: str) -> None:
@@ -103,9 +104,9 @@ class Elections(RuleBasedStateMachine):
 
     @rule()
     def lose_the_record(self) -> None:
-        seen = all(each._longest_lease > 0 for each in self.candidates)
+        seen = all(each.observed.longest_lease > 0 for each in self.candidates)
         # One made and lost between two looks of who waits for one is not guarded either.
-        if seen and all(each._missing_since is None for each in self.candidates):
+        if seen and all(not each.observed.is_missing for each in self.candidates):
             key = self.store._keys.of("election", self.name)
             self.store._client.call_all([["DEL", key]])
 

@@ -1,0 +1,85 @@
+"""The lease that one candidate has itself: until when it is valid, and how the last one ended."""
+
+from __future__ import annotations
+
+from .changes import Change, Deposed, Elected, StepDownRequested
+from .lease import Ended, Granted, Record, StepDown
+
+
+class OwnLease:
+    """What a candidate knows of its own leadership.
+
+    Attributes:
+        term: the term it was granted; ``None`` while it does not lead.
+        valid_until: until when it leads if nothing more is heard; 0 when it does not lead.
+        renewed_at: when the last request was sent that got or kept the lease.
+        renew_at: when the lease is to be renewed.
+        rewriting: whether the record is to be written again and not renewed.
+        step_down: what the leader was asked to step down for.
+    """
+
+    def __init__(self) -> None:
+        self.term: int | None = None
+        self.valid_until = 0.0
+        self.renewed_at = 0.0
+        self.renew_at = 0.0
+        self.rewriting = False
+        self.step_down: StepDown | None = None
+        self._elected_at = 0.0
+        self._untold: tuple[Deposed, float] | None = None
+
+    def granted(
+        self, reply: Granted, sent_at: float, valid_until: float, renew_at: float
+    ) -> list[Change]:
+        """The lease is ours until ``valid_until``; returns what has changed."""
+        changes: list[Change] = []
+        self.valid_until = valid_until
+        self.renewed_at = sent_at
+        self.renew_at = renew_at
+        if self.term != reply.term:
+            if self.term is None:
+                self._elected_at = sent_at
+            self.term = reply.term
+            changes.append(Elected(reply.term))
+        wanted, before = reply.step_down, self.step_down
+        self.step_down = wanted
+        if wanted is not None and wanted != before:
+            changes.append(StepDownRequested(reply.term, wanted.reason, wanted.successor))
+        return changes
+
+    def stands_against(self, record: Record, ours: bool) -> bool:
+        """Whether our deadline stands although the store refused us because of ``record``.
+
+        It does if the record is an old copy, or our own lease after the store's clock was set
+        forward: nobody has led since. But not if it was written again already.
+        """
+        if self.term is None or self.rewriting:
+            return False
+        return record.term < self.term or (record.term == self.term and ours)
+
+    def write_again(self, now: float) -> None:
+        """The record is gone or old, and our deadline stands: write it again at once."""
+        self.rewriting = True
+        self.renew_at = now
+
+    def end(self, reason: str, at: float) -> Deposed:
+        """The leadership is over."""
+        assert self.term is not None
+        deposed = Deposed(self.term, reason, at - self._elected_at)
+        self._untold = deposed, at
+        self.term = None
+        self.valid_until = 0.0
+        self.rewriting = False
+        self.step_down = None
+        return deposed
+
+    def ended(self, now: float) -> Ended | None:
+        """How the last leadership ended, as long as the store was not told."""
+        if self._untold is None:
+            return None
+        deposed, at = self._untold
+        return Ended(deposed.term, deposed.reason, max(0.0, now - at))
+
+    def end_is_told(self) -> None:
+        """The store has been told how the last leadership ended."""
+        self._untold = None
