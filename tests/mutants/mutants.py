@@ -652,7 +652,7 @@ MUTANTS = (
         "    try:\n        _pass_on(stray)\n",
         "    stray.acknowledge()\n    stray.acknowledge = lambda: None\n"
         "    try:\n        _pass_on(stray)\n",
-        ("tests/worker/test_message_guard.py",),
+        ("tests/worker/test_handing_over.py",),
     ),
     Mutant(
         "before_start is not asked",
@@ -758,7 +758,7 @@ MUTANTS = (
         "tasks/admission.py",
         "return self.leads and not self.shuts_down",
         "return self.leads",
-        ("tests/worker/test_message_guard.py",),
+        ("tests/tasks/test_admission.py",),
     ),
     Mutant(
         "what waits is given back in the wrong order",
@@ -889,7 +889,7 @@ MUTANTS = (
         "worker/handing_over.py",
         "if not lost or stray.is_ours_alone:",
         "if not lost:",
-        ("tests/worker/test_message_guard.py",),
+        ("tests/worker/test_handing_over.py",),
     ),
     Mutant(
         "each message is given back by itself",

@@ -1,4 +1,4 @@
-"""What becomes of a message on its way to the leader queue, and of a task's own request."""
+"""A message on its way to the leader queue: when it is acknowledged, and how it arrives."""
 
 from __future__ import annotations
 
@@ -6,15 +6,240 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, Task
-from celery.worker.request import Request
+from celery import Celery
 from kombu import Connection, Queue
 
 from celery_leader import install, leader_only
-from celery_leader.worker.handing_over import publish_again
-from celery_leader.worker.message_guard import LeaderOnlyRequest, leader_strategy
+from celery_leader.worker import handing_over
+from celery_leader.worker.handing_over import (
+    Stray,
+    hand_over,
+    hand_over_kept,
+    hand_over_later,
+    publish_again,
+)
+from celery_leader.worker.state import WorkerState, worker_state
 
 BACK = Queue("celery.leader", routing_key="celery.leader")
+
+
+@pytest.fixture(scope="module")
+def task() -> Iterator[Any]:
+    app = install(Celery("proj", broker="memory://", set_as_current=False))
+
+    @app.task
+    @leader_only
+    def report() -> None: ...
+
+    app.finalize()
+    yield app.tasks[report.name]
+    app.close()
+
+
+def stray(task: Any, message: Any = None, acknowledge: Any = lambda: None, **more: Any) -> Stray:
+    return Stray(task.app, "worker", task.name, message or Message(), acknowledge, **more)
+
+
+class Message:
+    """One that was received over ``channel``."""
+
+    def __init__(self, channel: object = None) -> None:
+        self.channel = channel
+        self.headers = {"id": "mine"}
+
+
+def test_a_message_is_acknowledged_after_it_was_handed_over(
+    task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(handing_over, "_pass_on", lambda *_: done.append("handed over"))
+    hand_over(stray(task, acknowledge=lambda: done.append("acknowledged")))
+    assert done == ["handed over", "acknowledged"]
+
+
+def test_a_message_that_cannot_be_handed_over_is_not_acknowledged(
+    task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConnectionError("gone")
+
+    done: list[str] = []
+    monkeypatch.setattr(handing_over, "_pass_on", refuse)
+    with pytest.raises(ConnectionError):
+        hand_over(stray(task, acknowledge=lambda: done.append("acknowledged")))
+    assert not done
+
+
+class Consumer:
+    """Stands for a worker's consumer, whose timer rings when the test says so."""
+
+    connection_errors = (ConnectionError,)
+    channel_errors = ()
+    task_consumer: Any = None
+
+    def __init__(self) -> None:
+        self.timer = self
+        self.timed: list[Any] = []
+
+    def call_after(self, _: float, act: Any) -> None:
+        self.timed.append(act)
+
+    def ring(self) -> None:
+        timed, self.timed = self.timed, []
+        for act in timed:
+            act()
+
+    def connect(self, channel: object) -> None:
+        self.task_consumer = Consumer()
+        self.task_consumer.channel = channel
+
+
+class Acknowledged:
+    """Stands for a request whose message the broker has forgotten."""
+
+    acknowledged = True
+
+
+@pytest.fixture
+def state(task: Any) -> Iterator[WorkerState]:
+    state = worker_state(task.app)
+    state.consumer = Consumer()
+    yield state
+    state.consumer = None
+    state.kept.clear()
+
+
+@pytest.fixture
+def consumer(state: WorkerState) -> Consumer:
+    found: Consumer = state.consumer
+    return found
+
+
+def test_what_was_acknowledged_and_cannot_be_handed_over_is_handed_over_after_the_reconnect(
+    task: Any, consumer: Consumer, state: WorkerState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[object] = []
+
+    def pass_on(*_: object) -> None:
+        if consumer.task_consumer is None:
+            raise ConnectionError("gone")
+        handed.append("over")
+
+    monkeypatch.setattr(handing_over, "_pass_on", pass_on)
+    with pytest.raises(ConnectionError):
+        hand_over(stray(task, Message("before"), request=Acknowledged()))
+    consumer.ring()  # while there is no connection
+    assert handed == []
+    consumer.connect("after")
+    consumer.ring()
+    assert handed == ["over"]
+    assert state.kept == {}
+
+
+def test_what_is_delivered_again_is_not_handed_over_twice(
+    task: Any, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[object] = []
+
+    def full(*_: object) -> None:
+        handed.append("tried")
+        raise RuntimeError("a full Redis")
+
+    monkeypatch.setattr(handing_over, "_pass_on", full)
+    hand_over(stray(task, Message("before")))
+    consumer.connect("after")
+    consumer.ring()
+    assert handed == ["tried"]
+
+
+def test_an_unknown_task_is_put_back_over_the_connection_that_it_came_on_or_not_at_all(
+    task: Any, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_back: list[object] = []
+    monkeypatch.setattr(
+        handing_over, "publish_again", lambda app, message, *_: put_back.append(message)
+    )
+    consumer.connect("now")
+    here, before = Message("now"), Message("before")
+    for message in (here, before):
+        hand_over_later(stray(task, message, unknown=True))
+    assert put_back == [], "not at once"
+    consumer.ring()
+    assert put_back == [here]
+
+
+def test_what_no_try_can_hand_over_is_refused_after_a_few(
+    task: Any, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def never(*_: object) -> None:
+        done.append("tried")
+        raise OverflowError("cannot convert float infinity to integer")
+
+    monkeypatch.setattr(handing_over, "_pass_on", never)
+    consumer.connect("now")
+    hand_over(stray(task, Message("now"), lambda: done.append("acknowledged")))
+    for _ in range(10):
+        consumer.ring()
+    assert done == ["tried", "tried", "tried", "acknowledged"]
+
+
+def test_at_the_end_a_broker_that_is_away_is_waited_for_once_and_not_for_each_message(
+    task: Any, state: WorkerState, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waits: list[str] = []
+
+    class Away:
+        """Stands for a producer whose broker is away, and for its pool."""
+
+        def acquire(self, block: bool) -> Away:
+            return self
+
+        def __enter__(self) -> Away:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        @property
+        def connection(self) -> Away:
+            return self
+
+        def ensure_connection(self, **_: object) -> None:
+            waits.append("waited")
+            raise ConnectionError("away")
+
+    monkeypatch.setattr(type(task.app), "producer_pool", Away())
+    for _ in range(3):
+        kept = stray(task, request=Acknowledged())
+        state.kept[id(kept.message)] = kept
+    hand_over_kept(state)
+    assert waits == ["waited"]
+    assert caplog.text.count("is lost, since it cannot be handed over: away") == 3
+    assert state.kept == {}
+
+
+def test_at_the_end_what_only_this_worker_has_is_handed_over(
+    task: Any, state: WorkerState, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handed: list[Stray] = []
+
+    def pass_on(each: Stray, producer: object) -> None:
+        if each is bad:
+            raise ValueError("bad")
+        handed.append(each)
+
+    monkeypatch.setattr(handing_over, "_pass_on", pass_on)
+    bad, good = (stray(task, request=Acknowledged()) for _ in range(2))
+    unacknowledged = stray(task)
+    for each in (bad, good, unacknowledged):
+        state.kept[id(each.message)] = each
+    hand_over_kept(state)
+    assert handed == [good]
+    assert caplog.text.count("is lost") == 1
+
+
+# -- how it arrives ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -91,33 +316,3 @@ def test_an_expiry_is_kept_and_one_that_is_no_number_dropped(
     assert handed_over(app, connection, expiration=60).properties["expiration"] == "60000"
     message = handed_over(app, connection, properties={"expiration": "soon"})
     assert "expiration" not in message.properties
-
-
-def test_a_task_keeps_a_request_class_of_its_own(app: Celery) -> None:
-    class CountedRequest(Request):
-        pass
-
-    class Counted(Task):
-        abstract = True
-        Request = CountedRequest
-
-    install(app)
-
-    @leader_only
-    @app.task(base=Counted, name="proj.counted", shared=False)
-    def counted() -> None: ...
-
-    app.finalize()
-    task = app.tasks["proj.counted"]
-
-    class Strategy:
-        """Stands for Celery's own, which wants a whole worker."""
-
-        def __new__(cls, *args: Any) -> Any:
-            return lambda *_: None
-
-    task.__class__.own_strategy = Strategy
-    leader_strategy(task, app, None)
-    made = task.__class__.Request
-    assert issubclass(made, LeaderOnlyRequest)
-    assert issubclass(made, CountedRequest)
