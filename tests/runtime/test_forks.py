@@ -223,11 +223,7 @@ def test_a_forked_child_that_campaigns_is_a_candidate_of_its_own_and_does_not_le
             return [won, *believed(), election.node, life(), sorted(nodes)]
 
         def life():
-<<<<<<< HEAD
             return leadership_of(app).candidacies._campaigns[0].election.candidacy.life
-=======
-            return leadership_of(app)._campaigns[0].election.candidacy.life
->>>>>>> c1080ac (Election is cut: what was seen of the lease, the own lease, the requests and the pace are classes of their own)
 
         told = WAYS[{way!r}](campaign)
         record = record_of(watching, "reports")
