@@ -219,7 +219,7 @@ class Candidacies:
             raise LeaderError(f"{election}: this process takes part; resign() first")
         with self._redis.session() as session:
             lease = self._context.settings.timing.lease_duration
-            was_there = session.store.forget(election, lease)
+            was_there = session.store.register.forget(election, lease)
         with self._lock:
             self._context.entered.discard(election)
             self._beliefs.forget(election)

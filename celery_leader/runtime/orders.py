@@ -62,7 +62,7 @@ class Orders:
         patience = self._context.settings.timing.operation_timeout
         with self._redis.session() as session:
             store = session.store
-            asked = store.ask(election, successor)
+            asked = store.register.ask(election, successor)
             cursor, record = asked.cursor, store.read(election)
             while not _led_anew(record, asked.term) and (left := deadline - now()) > 0:
                 try:
@@ -100,7 +100,7 @@ class Orders:
                 f" {_LONGEST_HOLD:,} s at most"
             )
         with self._redis.session() as session:
-            return {name: session.store.hold(name, node, duration) for name in elections}
+            return {name: session.store.register.hold(name, node, duration) for name in elections}
 
     def free(self, node: str, elections: Iterable[str]) -> dict[str, bool]:
         """Let ``node`` into ``elections`` again; returns for each whether it was held.
@@ -111,7 +111,7 @@ class Orders:
         """
         check_node(node)
         with self._redis.session() as session:
-            return {name: session.store.free(name, node) for name in elections}
+            return {name: session.store.register.free(name, node) for name in elections}
 
 
 def _led_anew(record: Record | None, term: int) -> bool:

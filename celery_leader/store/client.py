@@ -91,6 +91,17 @@ class RedisClient:
                     replies[i] = self._of_a_key(connection, reply, *calls[i][:2]) or reply
         return self._told(replies)
 
+    def run_one(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run one script.
+
+        Raises:
+            StoreUnavailable: there was no answer, or Redis refused.
+        """
+        (answer,) = self.run([(script, keys, args)])
+        if isinstance(answer, StoreUnavailable):
+            raise answer
+        return answer
+
     def wait_for_replicas(self, count: int) -> None:
         """Return once ``count`` replicas have what this connection has written.
 

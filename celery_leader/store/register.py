@@ -1,10 +1,37 @@
-"""The register of an election: its candidates, as Redis keeps them."""
+"""The register of an election: who takes part, and the orders that people give.
+
+An order is written beside the record; the leader learns of it with its next renewal.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from celery_leader.core.candidate_info import CandidateInfo
+from celery_leader.core.lease import Record
+from celery_leader.errors import LeaderError
+
+from .client import RedisClient, Script
+from .scripts import ASK, CANDIDATES, FORGET, FREE, HELD, HOLD, Keys
+from .wire import info_and_life, millis, read_record, seconds_held, text
+
+_WHY_NOT = {
+    b"unled": "nobody leads, so nobody can step down",
+    b"leads": "{node} leads already",
+    b"absent": (
+        "{node} is no live candidate; `celery leader status --election {election}` lists them"
+    ),
+    b"held": "{node} is held; let it in first with `celery leader release {node}`",
+}
+
+_WHY_NOT_FORGOTTEN = {
+    b"lives": (
+        "{node} takes part, heard of {seconds:.1f} s ago; a killed node is gone after 3 leases"
+    ),
+    b"kept": "the lease of {node} is not over; try again in {seconds:.1f} s",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +53,101 @@ class Candidate:
     held_for: float | None = None
     info: CandidateInfo | None = None
     life: str = ""
+
+
+class Register:
+    """Candidates and orders of elections in one Redis.
+
+    Each method may raise ``StoreUnavailable``: Redis did not answer, or a key is damaged.
+    """
+
+    def __init__(self, client: RedisClient, keys: Keys, history_size: int) -> None:
+        self._client = client
+        self._keys = keys
+        self._history_size = history_size
+
+    def candidates(self, election: str) -> list[Candidate]:
+        """The candidates that asked or renewed lately, the latest first."""
+        return read_candidates(self._run(CANDIDATES, election))
+
+    def ask(self, election: str, successor: str | None) -> Record:
+        """Ask the leader to step down, in favour of ``successor`` if one is named.
+
+        Returns the record as it is then.
+
+        Raises:
+            LeaderError: nobody leads, or the lease cannot go to ``successor``.
+        """
+        reason = "transferred" if successor else "resigned"
+        what, server_us, fields = self._run(
+            ASK, election, [reason, successor or "", self._history_size]
+        )
+        if what != b"asked":
+            why = _WHY_NOT[what].format(node=successor, election=election)
+            raise LeaderError(f"{election}: {why}")
+        return read_record(fields, int(server_us) / 1e6)
+
+    def hold(self, election: str, node: str, duration: float | None) -> bool:
+        """Keep ``node`` out of the race, for ``duration`` seconds if given.
+
+        A leader steps down as soon as its running work has ended. Returns whether ``node`` is a
+        candidate.
+        """
+        ms = 0 if duration is None else max(1, millis(duration))
+        what, *_ = self._run(HOLD, election, [node, ms, self._history_size])
+        return bool(what == b"candidate")
+
+    def free(self, election: str, node: str) -> bool:
+        """Let ``node`` into the race again; returns whether it was held."""
+        what, *_ = self._run(FREE, election, [node, self._history_size])
+        return bool(what == b"freed")
+
+    def held(self, election: str) -> dict[str, float]:
+        """The nodes that are kept out, candidates or not, and for how many seconds more."""
+        return read_held(self._run(HELD, election))
+
+    def forget(self, election: str, lease_duration: float) -> bool:
+        """Remove all keys of ``election``; returns whether there were any.
+
+        ``lease_duration``: of the candidates that may have a part in it.
+
+        Raises:
+            LeaderError: a candidate was heard of within three leases, or the lease has not
+                been over for one.
+        """
+        what, *told = self._run(FORGET, election, [millis(lease_duration)])
+        if what in _WHY_NOT_FORGOTTEN:
+            node, ms = told
+            why = _WHY_NOT_FORGOTTEN[what].format(node=text(node), seconds=int(ms) / 1000)
+            raise LeaderError(f"{election}: {why}")
+        return bool(what == b"forgotten")
+
+    def _run(self, script: Script, election: str, args: Sequence[Any] = ()) -> Any:
+        return self._client.run_one(script, self._keys.election(election), args)
+
+
+def read_candidates(answer: Sequence[Any]) -> list[Candidate]:
+    """What ``candidates.lua`` answered."""
+    server_us, *found = answer
+    return [_candidate(int(server_us) / 1e6, *each) for each in found]
+
+
+def read_held(answer: Sequence[Any]) -> dict[str, float]:
+    """What ``held.lua`` answered."""
+    _, *found = answer
+    return {text(node): seconds_held(ms) or 0.0 for node, ms in found}
+
+
+def _candidate(
+    server_time: float, node: bytes, at: bytes, priority: bytes, held: bytes, said: bytes
+) -> Candidate:
+    info, life = info_and_life(said)
+    return Candidate(
+        node=text(node),
+        # A score can be anything that is a number, also infinity.
+        seen_ago=max(0.0, min(server_time - float(at) / 1000, server_time)),
+        priority=int(priority),
+        held_for=seconds_held(held),
+        info=info,
+        life=life,
+    )

@@ -23,6 +23,7 @@ from celery_leader.errors import StoreUnavailable
 
 from .client import Script
 from .scripts import Keys, fenced, lua
+from .wire import as_stored, exact
 
 Calls = Sequence[tuple[Script, Sequence[str], Sequence[Any]]]
 Run = Callable[[Calls], list[Any]]
@@ -126,7 +127,7 @@ class ScheduleStore:
         """
         micros, *flat = _one(self._run([(LOAD, [self._schedule, self._projects], [])]))
         # Escaped and not replaced: to be written over, it must be named as it stands.
-        states, projects = ([i.decode("utf-8", "surrogateescape") for i in each] for each in flat)
+        states, projects = ([exact(i) for i in each] for each in flat)
         return Stored(
             dict(zip(states[::2], states[1::2], strict=True)),
             int(micros) / 1e6,
@@ -164,8 +165,8 @@ class ScheduleStore:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        reply = _one(self._run([(STATE, [self._schedule], [_as_stored(entry)])]))
-        return str(reply.decode("utf-8", "surrogateescape"))
+        reply = _one(self._run([(STATE, [self._schedule], [as_stored(entry)])]))
+        return exact(reply)
 
     def anchor(self, token: FencingToken, states: dict[str, tuple[str, str]]) -> Outcome:
         """Write ``(old, new)`` states of entries that have nothing to deliver.
@@ -186,7 +187,7 @@ class ScheduleStore:
         Raises:
             StoreUnavailable: nobody knows; call it again with the same arguments.
         """
-        args = [token.nonce, token.term, *map(_as_stored, entries)]
+        args = [token.nonce, token.term, *map(as_stored, entries)]
         reply = self._run([(FORGET, [self._record, self._schedule], args)])
         return Outcome(_one(reply).decode())
 
@@ -202,8 +203,8 @@ class ScheduleStore:
         who = [token.nonce, token.term]
         kept, gone = self._run(
             [
-                (DISPATCH, keys, [*who, *map(_as_stored, (project, old, new))]),
-                (FORGET, keys, [*who, *map(_as_stored, unused)]),
+                (DISPATCH, keys, [*who, *map(as_stored, (project, old, new))]),
+                (FORGET, keys, [*who, *map(as_stored, unused)]),
             ]
         )
         _one([gone])
@@ -219,12 +220,8 @@ class ScheduleStore:
         return (
             DISPATCH,
             [self._record, self._schedule, *keys],
-            [token.nonce, token.term, *map(_as_stored, (entry, old, new)), *deliveries],
+            [token.nonce, token.term, *map(as_stored, (entry, old, new)), *deliveries],
         )
-
-
-def _as_stored(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _one(replies: list[Any]) -> Any:

@@ -1,8 +1,213 @@
-"""How values stand in Redis's requests and answers."""
+"""How requests and answers stand in Redis: text, numbers, records and lines of history.
+
+Whoever can write to Redis can write anything. Text is made printable here, so that no log line
+and no table can harm a terminal. Raises ``ValueError`` or ``TypeError`` where an answer makes no
+sense.
+"""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from celery_leader.core.candidate_info import CandidateInfo, read_candidate_info
+from celery_leader.core.lease import (
+    Acquire,
+    Announcement,
+    Granted,
+    Missing,
+    Namesake,
+    Record,
+    Refused,
+    Release,
+    Released,
+    Renew,
+    Reply,
+    State,
+    StepDown,
+    life_of,
+)
+from celery_leader.core.names import printable
+
+_STATES = frozenset(state.value for state in State)
+_CURSOR = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+
+#: An answer to a renewal tells more than this many things after the record.
+_MOST_TOLD_OF_AN_ACQUIRE = 4
 
 
 def millis(seconds: float) -> int:
     """``seconds`` in milliseconds, as scripts are given durations."""
     return round(seconds * 1000)
+
+
+def text(value: bytes | None) -> str:
+    """``value`` as text that may be shown."""
+    return printable((value or b"").decode("utf-8", "replace"))
+
+
+def exact(value: bytes) -> str:
+    """``value`` as text from which ``as_stored`` makes the very same bytes."""
+    return value.decode("utf-8", "surrogateescape")
+
+
+def as_stored(value: str) -> bytes:
+    """The bytes of which ``exact`` made ``value``."""
+    return value.encode("utf-8", "surrogateescape")
+
+
+def seconds_held(ms: bytes) -> float | None:
+    """For how many seconds a node is held; infinity for ever, ``None`` if it is not."""
+    if not ms:
+        return None
+    return float("inf") if ms == b"-1" else int(ms) / 1000
+
+
+def info_and_life(value: bytes) -> tuple[CandidateInfo | None, str]:
+    """What a life says of itself, and which life that is; empty where it says nothing."""
+    nonce, says, said = value.partition(b"|")
+    info = read_candidate_info(said.decode("utf-8", "replace"))
+    return info, life_of(exact(nonce)) if says else ""
+
+
+# -- what scripts are given -----------------------------------------------------------
+
+
+def acquire_arguments(request: Acquire, history_size: int) -> list[Any]:
+    """The arguments of ``acquire.lua``."""
+    watched_term, watched_renewals = request.watched or ("", "")
+    ended = request.ended
+    return [
+        request.holder,
+        request.nonce,
+        request.attempt,
+        millis(request.lease_duration),
+        request.seen_term,
+        request.live_term,
+        watched_term,
+        watched_renewals,
+        int(request.silent),
+        int(request.from_missing),
+        request.app,
+        history_size,
+        request.priority,
+        millis(request.reservation),
+        request.info,
+        *(["", "", ""] if ended is None else [ended.term, ended.reason, millis(ended.ago)]),
+        int(request.from_damaged),
+        int(request.abstains),
+    ]
+
+
+def renew_arguments(request: Renew) -> list[Any]:
+    """The arguments of ``renew.lua``."""
+    return [
+        request.nonce,
+        request.attempt,
+        request.term,
+        millis(request.lease_duration),
+        request.priority,
+        int(request.preempted),
+        request.info,
+    ]
+
+
+def release_arguments(request: Release, history_size: int) -> list[Any]:
+    """The arguments of ``release.lua``."""
+    return [
+        request.holder,
+        request.nonce,
+        request.attempt,
+        request.successor or "",
+        millis(request.reservation),
+        history_size,
+        request.reason,
+        int(request.leaving),
+    ]
+
+
+# -- what they answer -----------------------------------------------------------------
+
+
+def read_reply(answer: Sequence[Any]) -> Reply:
+    """What ``acquire.lua``, ``renew.lua`` or ``release.lua`` answered."""
+    what, server_us, fields, *told = answer
+    server_time = int(server_us) / 1e6
+    info_stored = not told or told[0] == 1
+    match what:
+        case b"granted":
+            record = read_record(fields, server_time)
+            renewed = len(told) > _MOST_TOLD_OF_AN_ACQUIRE
+            step_down = (
+                StepDown(text(told[1]), text(told[2]) or None) if renewed and told[1] else None
+            )
+            namesake = _namesake(told[-2:])
+            return Granted(
+                record.term, record.cursor, server_time, step_down, info_stored, namesake
+            )
+        case b"refused":
+            held_for = seconds_held(told[1]) if told else None
+            record = read_record(fields, server_time)
+            return Refused(record, server_time, held_for, info_stored, _namesake(told[-2:]))
+        case b"missing" | b"damaged":
+            held_for = seconds_held(told[1]) if told else None
+            damaged = what == b"damaged"
+            return Missing(server_time, held_for, info_stored, _namesake(told[-2:]), damaged)
+        case _:
+            return Released(server_time)
+
+
+def read_record(fields: Sequence[Any], server_time: float) -> Record:
+    """A record; the order of the fields is ``FIELDS`` in ``record.lua``."""
+    holder, nonce, attempt, term, expires_at, lease, state, successor, renewals = fields[:9]
+    transitions, elected_at, app, event = fields[9:13]
+    return Record(
+        holder=text(holder),
+        term=int(term),
+        state=_state(text(state)),
+        remaining=int(expires_at) / 1000 - server_time,
+        lease_duration=int(lease) / 1000,
+        renewals=int(renewals),
+        elected_at=int(elected_at) / 1000,
+        transitions=int(transitions),
+        successor=text(successor) or None,
+        app=text(app),
+        cursor=text(fields[-1]),
+        event=event_id if _CURSOR.fullmatch(event_id := text(event)) else "0-0",
+        life=life_of(exact(nonce)),
+        attempt=int(attempt),
+    )
+
+
+def read_announcement(election: str, cursor: bytes, fields: Sequence[Any]) -> Announcement:
+    """One line of history; a line that makes no sense is of no kind."""
+    values = {text(k): text(v) for k, v in zip(fields[::2], fields[1::2], strict=False)}
+    term, ended_at = values.get("term", ""), values.get("ended_at", "")
+    return Announcement(
+        election=election,
+        cursor=text(cursor),
+        kind=values.get("kind", "") if _is_number(term) else "",
+        node=values.get("node", ""),
+        term=int(term) if _is_number(term) else 0,
+        successor=values.get("successor") or None,
+        reason=values.get("reason") or None,
+        ended_at=int(ended_at) / 1000 if _is_number(ended_at) else None,
+        life=values.get("life", ""),
+    )
+
+
+def _state(name: str) -> State:
+    # A state of a later version: the script sees to it that nobody has it before its time.
+    return State(name) if name in _STATES else State.TAKEN
+
+
+def _is_number(value: str) -> bool:
+    return value.isascii() and value.isdigit() and len(value) <= 16
+
+
+def _namesake(told: Sequence[Any]) -> Namesake | None:
+    if not told or not told[0]:
+        return None
+    info, _ = info_and_life(told[1])
+    return Namesake(int(told[0]) / 1000, info.place if info else "")

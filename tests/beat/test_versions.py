@@ -171,7 +171,7 @@ def test_the_register_shows_a_scheduler_by_the_name_that_users_know(
 ) -> None:
     beat = lead(start({}))
     with leadership_of(beat.app).redis.session() as session:
-        (candidate,) = session.store.candidates("beat")
+        (candidate,) = session.store.register.candidates("beat")
     assert candidate.info is not None
     module, _, name = candidate.info.scheduler.rpartition(".")
     assert (module, name) == ("celery_leader.beat", type(beat.scheduler).__name__)

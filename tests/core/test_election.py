@@ -947,7 +947,7 @@ def test_a_leader_told_that_its_record_is_missing_writes_it_again_at_once(world:
 
 def test_a_leader_hears_an_order_at_once_and_renews_to_learn_what_it_is(world: World) -> None:
     leader, follower = world.leader("a"), world.follower("b")
-    world.store.ask(NAME, "b")
+    world.store.register.ask(NAME, "b")
     world.run(0.01)
     order = StepDownRequested(leader.terms[-1], "transferred", "b")
     assert [change for change in leader.changes if isinstance(change, StepDownRequested)] == [order]
@@ -959,7 +959,7 @@ def test_a_leader_hears_an_order_at_once_and_renews_to_learn_what_it_is(world: W
 
 def test_an_order_whose_line_was_not_heard_is_told_at_the_next_renewal(world: World) -> None:
     leader = world.leader("a")
-    world.store.ask(NAME, None)
+    world.store.register.ask(NAME, None)
     leader.election.observed.cursor = world.store.history[NAME][-1].cursor
     world.run(LEASE.renew_interval + 0.1)
     assert any(isinstance(change, StepDownRequested) for change in leader.changes)
@@ -968,12 +968,12 @@ def test_an_order_whose_line_was_not_heard_is_told_at_the_next_renewal(world: Wo
 def test_a_held_candidate_does_not_ask_all_the_time_and_is_there_when_it_is_let_in(
     world: World,
 ) -> None:
-    world.store.hold(NAME, "a", None)
+    world.store.register.hold(NAME, "a", None)
     node = world.node("a")
     world.run(5 * LEASE.lease_duration)
     assert not node.leads
     assert len(node.requests) <= 7
-    world.store.free(NAME, "a")
+    world.store.register.free(NAME, "a")
     world.run(0.01)
     assert node.leads
 
@@ -993,7 +993,7 @@ def test_a_follower_that_goes_leaves_the_register_with_one_try(world: World) -> 
     follower = world.follower("b")
     follower.resign()
     follower.settle()
-    assert [each.node for each in world.store.candidates(NAME)] == ["a"]
+    assert [each.node for each in world.store.register.candidates(NAME)] == ["a"]
     another = world.follower("c")
     another.resign()
     world.store.lose_requests(5)

@@ -191,7 +191,9 @@ def test_a_resignation_is_heard_by_who_waits_for_news(fleet: Fleet) -> None:
     first_runner, first = fleet.leader("a")
     second_runner, second = fleet.runner(), fleet.campaign("b")
     second_runner.start(second)
-    wait_until(lambda: len(fleet.store.candidates(NAME)) == 2, what="the second to have asked")
+    wait_until(
+        lambda: len(fleet.store.register.candidates(NAME)) == 2, what="the second to have asked"
+    )
     first_runner.resign(first)
     wait_until(second.term, what="the second to lead, long before the lease is over")
     assert first.term() is None
@@ -203,7 +205,9 @@ def test_where_waiting_for_news_never_works_the_timers_are_enough(fleet: Fleet) 
     first_runner, first = fleet.leader("a", timing)
     second_runner, second = fleet.runner(), fleet.campaign("b", timing)
     second_runner.start(second)
-    wait_until(lambda: len(fleet.store.candidates(NAME)) == 2, what="the second to have asked")
+    wait_until(
+        lambda: len(fleet.store.register.candidates(NAME)) == 2, what="the second to have asked"
+    )
     first_runner.resign(first)
     wait_until(second.term, what="the second to lead")
     assert fleet.store.waits < 20, "it must not try all the time"

@@ -516,18 +516,18 @@ class Simulation:
 
     def _ask(self, number: int | None) -> None:
         with contextlib.suppress(LeaderError):
-            self.store.ask(NAME, None if number is None else self.actors[number].name)
+            self.store.register.ask(NAME, None if number is None else self.actors[number].name)
             self._spread_news(len(self.actors), int(1000 * self.now))
 
     def _hold(self, fault: Hold) -> None:
-        self.store.hold(NAME, self.actors[fault.node].name, fault.seconds)
+        self.store.register.hold(NAME, self.actors[fault.node].name, fault.seconds)
         self._spread_news(len(self.actors), int(1000 * self.now))
         over = min(self.now + fault.away, self.schedule.storm)
         self._at(over, partial(self._free, self.actors[fault.node]))
 
     def _free(self, actor: Actor) -> None:
         self._note("%s: let in again", actor.name)
-        self.store.free(NAME, actor.name)
+        self.store.register.free(NAME, actor.name)
         self._spread_news(len(self.actors), int(1000 * self.now))
 
     def _set_clock(self, by: float) -> None:

@@ -25,6 +25,7 @@ from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.runtime.runner import Campaign, Runner
 from celery_leader.runtime.shared_memory import LeasePages
 from celery_leader.store.lease_store import RedisLeaseStore
+from celery_leader.store.survey import survey
 from tests.support.fixtures import MakeStore
 from tests.support.lease_requests import acquire
 from tests.support.redis_server import RedisServer
@@ -185,7 +186,9 @@ def test_an_absurd_lease_of_a_leader_that_is_gone_is_waited_for_by_nobody(
         client.hset(key("election", "e"), "lease", 9 * 10**15)
         fleet.enters("e")
         wait_until(
-            lambda: {"node0", "node1"} <= {each.node for each in fleet.store.candidates("e")},
+            lambda: (
+                {"node0", "node1"} <= {each.node for each in fleet.store.register.candidates("e")}
+            ),
             what="both to have asked",
         )
         client.delete(key("election", "e"))
@@ -291,7 +294,7 @@ def test_a_forged_line_of_history_is_not_shown(fleet: Fleet, redis_server: Redis
         fleet.settles(["e"], "stepped down")
     record = store.read("e")
     assert record is not None
-    true = store.history("e", 10)
+    true = survey(store, ["e"], 10)["e"].leaderships
     assert len(true) >= 3
     millis = int(time.time() * 1000)
     forged: list[tuple[str, dict[str, Any]]] = [
@@ -309,7 +312,7 @@ def test_a_forged_line_of_history_is_not_shown(fleet: Fleet, redis_server: Redis
     with redis_server.client() as client:
         for cursor, fields in forged:
             client.xadd(key("history", "e"), fields, id=cursor)
-    assert store.history("e", 10) == true
+    assert survey(store, ["e"], 10)["e"].leaderships == true
 
 
 # -- records of other versions ----------------------------------------------------------------------
@@ -425,7 +428,7 @@ def _any_write(chance: random.Random, election: str) -> tuple[Any, ...]:
 
 def _named_for_deletion(store: RedisLeaseStore, election: str) -> str | None:
     """The key that somebody is told to delete, if anybody is told of one."""
-    for act in (lambda: store.read(election), lambda: store.candidates(election)):
+    for act in (lambda: store.read(election), lambda: store.register.candidates(election)):
         try:
             act()
         except LeaderError as exc:

@@ -86,7 +86,7 @@ def test_every_key_carries_the_prefix_once(
     store.perform([renew("a", 2, reply.term)])
     store.perform([release("a", 3)])
     assert store.announcements({NAME: "0-0"}, 1, wake.fd)
-    assert store.candidates(NAME)
+    assert store.register.candidates(NAME)
     assert store.read(NAME)
     with redis_server.client() as client:
         keys = client.keys("*")
@@ -213,7 +213,7 @@ def test_a_store_uses_one_connection_however_it_is_used(
     for attempt in range(1, 6):
         store.perform([acquire("a", attempt), acquire("a", attempt, election="other")])
         store.announcements({NAME: "0-0"}, 1, wake.fd)
-        store.candidates(NAME)
+        store.register.candidates(NAME)
         store.read(NAME)
     with own_redis.client() as client:
         others = [c for c in client.client_list() if c["id"] != str(client.client_id())]
@@ -245,7 +245,7 @@ def all_methods(store: LeaseStore, wake: Wake) -> list[Callable[[], object]]:
         lambda: store.perform([renew("a", 1, 7), release("a", 2)]),
         lambda: store.announcements({NAME: "0-0"}, IMPATIENT, wake.fd),
         lambda: store.read(NAME),
-        lambda: store.candidates(NAME),
+        lambda: store.register.candidates(NAME),
     ]
 
 
@@ -307,7 +307,7 @@ def test_a_user_that_may_not_run_scripts_is_told_so(
     ids=["Redis 7.0", "Redis 8.2"],
 )
 def test_a_right_that_a_script_lacks_is_named_as_such(make_store: MakeStore, said: str) -> None:
-    client = make_store()._client
+    client = make_store().client
     assert "may not do this" in str(client._unavailable(ResponseError(said)))
 
 

@@ -128,7 +128,7 @@ def test_who_abstains_is_granted_nothing_and_comes_first_to_nobody(store: LeaseS
     shown = acquire("b", abstains=True, priority=5, info='{"host":"h"}')
     assert isinstance(ask(store, shown), Missing)
     term = granted(store, acquire("a")).term
-    assert {each.node for each in store.candidates(NAME)} == {"a", "b"}
+    assert {each.node for each in store.register.candidates(NAME)} == {"a", "b"}
     refused(store, acquire("b", 2, abstains=True, priority=5))
     # It outranks nobody, and no lease is kept for it.
     assert granted(store, renew("a", 2, term, preempted=True)).step_down is None
@@ -453,7 +453,7 @@ def test_elections_do_not_touch_each_other(store: LeaseStore) -> None:
     ask(store, release("a", 2, election="one"))
     assert record_of(store, "one").state is State.RELEASED
     assert record_of(store, "two").led
-    assert [c.node for c in store.candidates("two")] == ["b"]
+    assert [c.node for c in store.register.candidates("two")] == ["b"]
 
 
 def test_several_requests_are_answered_in_order(store: LeaseStore) -> None:
@@ -563,13 +563,13 @@ def test_candidates_are_listed_the_latest_first(store: LeaseStore) -> None:
         refused(store, acquire(node))
     _next_millisecond(store)
     granted(store, renew("a", 2, term))
-    candidates = store.candidates(NAME)
+    candidates = store.register.candidates(NAME)
     assert [candidate.node for candidate in candidates] == ["a", "c", "b"]
     assert all(0 <= candidate.seen_ago < 60 for candidate in candidates)
 
 
 def test_there_are_no_candidates_of_an_election_nobody_asked_for(store: LeaseStore) -> None:
-    assert store.candidates(NAME) == []
+    assert store.register.candidates(NAME) == []
 
 
 def test_a_candidate_not_heard_of_for_three_leases_is_forgotten(store: LeaseStore) -> None:
@@ -577,7 +577,7 @@ def test_a_candidate_not_heard_of_for_three_leases_is_forgotten(store: LeaseStor
     seen_at = time.monotonic()
     wait_until(lambda: time.monotonic() > seen_at + 3.2 * SHORT, what="three leases to pass")
     refused(store, acquire("b", lease_duration=SHORT))
-    assert [candidate.node for candidate in store.candidates(NAME)] == ["b"]
+    assert [candidate.node for candidate in store.register.candidates(NAME)] == ["b"]
 
 
 # -- several lives of one node ------------------------------------------------------------------
@@ -621,14 +621,14 @@ def test_living_nodes_of_one_name_each_have_a_place_and_are_told_of_each_other(
         told.append((leading.namesake.place, other.namesake.place))
         assert sorted(
             (each.node, each.life, each.info.pid if each.info else None)
-            for each in store.candidates(NAME)
+            for each in store.register.candidates(NAME)
         ) == sorted([("a", life_of("first"), 1), ("a", life_of("second"), 2)])
     assert told == [("worker, pid 2 on web", "worker, pid 1 on web")] * 3
     ask(store, release("a", 5, nonce="second", leaving=True))
-    assert [each.life for each in store.candidates(NAME)] == [life_of("first")]
+    assert [each.life for each in store.register.candidates(NAME)] == [life_of("first")]
     reply = granted(store, renew("a", 99, term, nonce="first", info=info(1)))
     assert reply.namesake is None
-    assert [each.life for each in store.candidates(NAME)] == [life_of("first")]
+    assert [each.life for each in store.register.candidates(NAME)] == [life_of("first")]
 
 
 def test_who_comes_after_a_killed_node_of_its_name_has_its_place(store: LeaseStore) -> None:
@@ -637,7 +637,7 @@ def test_who_comes_after_a_killed_node_of_its_name_has_its_place(store: LeaseSto
         reply = ask(store, acquire("a", attempt, nonce="next", info=info(2)))
         assert isinstance(reply, Refused)
         assert reply.namesake is None
-        assert [each.life for each in store.candidates(NAME)] == [life_of("next")]
+        assert [each.life for each in store.register.candidates(NAME)] == [life_of("next")]
 
 
 def test_a_hold_and_a_transfer_mean_every_life_of_a_name(
@@ -646,14 +646,14 @@ def test_a_hold_and_a_transfer_mean_every_life_of_a_name(
     term = granted(store, acquire("w", nonce="w", info=info(9))).term
     for nonce in ("first", "second", "first"):
         refused(store, acquire("a", 1, nonce=nonce, info=info(1) if nonce == "second" else ""))
-    assert len(store.candidates(NAME)) == 3
-    store.hold(NAME, "a", None)
-    assert [each.held_for for each in store.candidates(NAME) if each.node == "a"] == [
+    assert len(store.register.candidates(NAME)) == 3
+    store.register.hold(NAME, "a", None)
+    assert [each.held_for for each in store.register.candidates(NAME) if each.node == "a"] == [
         float("inf"),
         float("inf"),
     ]
-    store.free(NAME, "a")
-    store.ask(NAME, "a")
+    store.register.free(NAME, "a")
+    store.register.ask(NAME, "a")
     assert granted(store, renew("w", 2, term, nonce="w")).step_down == StepDown("transferred", "a")
     ask(store, release("w", 3, nonce="w", successor="a"))
     granted(store, acquire("a", 9, nonce="second"))
@@ -675,15 +675,15 @@ def test_two_processes_of_one_nonce_are_one_candidate_whose_requests_count_once(
 def test_an_election_is_forgotten_when_nobody_lives_there(
     store: RedisLeaseStore | FakeStore,
 ) -> None:
-    assert not store.forget(NAME, LONG)
+    assert not store.register.forget(NAME, LONG)
     granted(store, acquire("a", info=info(1)))
     with pytest.raises(LeaderError, match="takes part"):
-        store.forget(NAME, LONG)
+        store.register.forget(NAME, LONG)
     ask(store, release("a", 2, leaving=True))
-    assert store.forget(NAME, LONG)
+    assert store.register.forget(NAME, LONG)
     assert store.read(NAME) is None
     assert history(store) == []
-    assert not store.forget(NAME, LONG)
+    assert not store.register.forget(NAME, LONG)
 
 
 def test_an_election_is_not_forgotten_while_its_lease_may_be_believed_in(
@@ -692,8 +692,8 @@ def test_an_election_is_not_forgotten_while_its_lease_may_be_believed_in(
     granted(store, acquire("a", lease_duration=SHORT))
     wait_until(lambda: record_of(store).remaining < -3 * SHORT, what="three leases to pass")
     with pytest.raises(LeaderError, match="not over|takes part"):
-        store.forget(NAME, LONG)
-    assert store.forget(NAME, SHORT / 2)
+        store.register.forget(NAME, LONG)
+    assert store.register.forget(NAME, SHORT / 2)
 
 
 # -- the rest --------------------------------------------------------------------------------------------------
@@ -774,7 +774,10 @@ def test_a_leader_that_asks_is_told_who_has_a_higher_priority(store: LeaseStore)
 def test_candidates_are_listed_with_their_priorities(store: LeaseStore) -> None:
     granted(store, acquire("a", priority=-3))
     refused(store, acquire("b"))
-    assert {each.node: each.priority for each in store.candidates(NAME)} == {"a": -3, "b": 0}
+    assert {each.node: each.priority for each in store.register.candidates(NAME)} == {
+        "a": -3,
+        "b": 0,
+    }
 
 
 def test_names_of_any_script_come_back_as_they_went(store: LeaseStore) -> None:
@@ -782,7 +785,7 @@ def test_names_of_any_script_come_back_as_they_went(store: LeaseStore) -> None:
     granted(store, acquire(name, app="prøj|1"))
     record = record_of(store)
     assert (record.holder, record.app) == (name, "prøj|1")
-    assert [candidate.node for candidate in store.candidates(NAME)] == [name]
+    assert [candidate.node for candidate in store.register.candidates(NAME)] == [name]
     assert history(store)[0].node == name
 
 
@@ -861,14 +864,16 @@ def _random_order(
         return _spoil(store, election)
     if kind < 0.1:
         try:
-            return store.ask(election, chance.choice([None, node if ranked else None])).holder
+            return store.register.ask(
+                election, chance.choice([None, node if ranked else None])
+            ).holder
         except LeaderError as exc:
             return type(exc)
     if kind < 0.2:
-        return store.hold(election, node, chance.choice([None, LONG])) or not ranked
+        return store.register.hold(election, node, chance.choice([None, LONG])) or not ranked
     if kind < 0.4:
-        return store.free(election, node)
-    return store.held(election).keys()
+        return store.register.free(election, node)
+    return store.register.held(election).keys()
 
 
 def _spoil(store: RedisLeaseStore | FakeStore, election: str) -> None:
@@ -877,10 +882,10 @@ def _spoil(store: RedisLeaseStore | FakeStore, election: str) -> None:
         if election in store.rows:
             store.rows[election].damaged = True
         return
-    key = store._keys.of("election", election)
-    (there,) = store._client.call_all([["EXISTS", key]])
+    key = store.keys.of("election", election)
+    (there,) = store.client.call_all([["EXISTS", key]])
     if there:
-        store._client.call_all([["HSET", key, "renewals", "-1"]])
+        store.client.call_all([["HSET", key, "renewals", "-1"]])
 
 
 def _assert_that_ends_are_told_right(history: list[Announcement]) -> None:
@@ -909,7 +914,7 @@ def _line_in_words(line: Announcement, terms: list[int]) -> object:
 def _register_of(store: RedisLeaseStore | FakeStore, election: str) -> object:
     return sorted(
         (each.node, each.priority, each.held_for is not None, str(each.info), each.life)
-        for each in store.candidates(election)
+        for each in store.register.candidates(election)
     )
 
 
@@ -1026,5 +1031,5 @@ def _beside(store: LeaseStore, request: pytest.FixtureRequest) -> LeaseStore:
     if isinstance(store, FakeStore):
         return store
     make: MakeStore = request.getfixturevalue("make_store")
-    keys = store._keys  # type: ignore[attr-defined]
+    keys = store.keys  # type: ignore[attr-defined]
     return make(prefix=keys.prefix)

@@ -16,6 +16,7 @@ from celery_leader.core.lease import Ended, Granted, Refused, Reply, Request, St
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.runtime.leadership import leadership_of
 from celery_leader.store.lease_store import RedisLeaseStore
+from celery_leader.store.survey import survey
 from tests.support.fake_store import FakeStore
 from tests.support.fixtures import MakeApp, MakeStore
 from tests.support.lease_requests import LONG, NAME, acquire, release, renew
@@ -78,7 +79,7 @@ def test_an_order_is_told_with_the_next_renewal_and_is_for_that_term_only(
 ) -> None:
     term = lead(store).term
     store.perform([acquire("b")])
-    assert store.ask(NAME, "b").term == term
+    assert store.register.ask(NAME, "b").term == term
     (told,) = store.perform([renew("a", 2, term)])
     assert isinstance(told, Granted)
     assert told.step_down == StepDown("transferred", "b")
@@ -93,13 +94,13 @@ def test_a_lease_is_not_transferred_to_who_cannot_have_it(
     store: RedisLeaseStore | FakeStore,
 ) -> None:
     with pytest.raises(LeaderError, match="nobody leads"):
-        store.ask(NAME, None)
+        store.register.ask(NAME, None)
     term = lead(store).term
     store.perform([acquire("b")])
-    store.hold(NAME, "b", None)
+    store.register.hold(NAME, "b", None)
     for node, why in (("a", "leads already"), ("ghost", "no live candidate"), ("b", "is held")):
         with pytest.raises(LeaderError, match=why):
-            store.ask(NAME, node)
+            store.register.ask(NAME, node)
     (told,) = store.perform([renew("a", 2, term)])
     assert isinstance(told, Granted)
     assert told.step_down is None
@@ -109,22 +110,22 @@ def test_a_lease_is_not_transferred_to_who_cannot_have_it(
 
 
 def test_a_held_node_is_refused_until_it_is_let_in(store: RedisLeaseStore | FakeStore) -> None:
-    assert not store.hold(NAME, "a", None), "it is no candidate yet"
+    assert not store.register.hold(NAME, "a", None), "it is no candidate yet"
     (reply,) = store.perform([acquire("a")])
     assert not isinstance(reply, Granted)
-    assert store.hold(NAME, "a", LONG)
-    assert 0 < store.held(NAME)["a"] <= LONG
+    assert store.register.hold(NAME, "a", LONG)
+    assert 0 < store.register.held(NAME)["a"] <= LONG
     lead(store, "b")
-    assert store.free(NAME, "a")
-    assert not store.free(NAME, "a")
+    assert store.register.free(NAME, "a")
+    assert not store.register.free(NAME, "a")
     store.perform([release("b", 2)])
     lead(store, "a", 2)
 
 
 def test_a_hold_with_a_duration_ends_by_itself(store: RedisLeaseStore | FakeStore) -> None:
-    store.hold(NAME, "a", 0.05)
+    store.register.hold(NAME, "a", 0.05)
     assert not isinstance(store.perform([acquire("a")])[0], Granted)
-    wait_until(lambda: not store.held(NAME), what="the hold to end")
+    wait_until(lambda: not store.register.held(NAME), what="the hold to end")
     lead(store, "a", 2)
 
 
@@ -132,7 +133,7 @@ def test_a_held_leader_keeps_its_lease_and_is_told_to_give_way(
     store: RedisLeaseStore | FakeStore,
 ) -> None:
     term = lead(store).term
-    store.hold(NAME, "a", None)
+    store.register.hold(NAME, "a", None)
     (told,) = store.perform([renew("a", 2, term)])
     assert isinstance(told, Granted)
     assert told.step_down == StepDown("held", None)
@@ -140,7 +141,7 @@ def test_a_held_leader_keeps_its_lease_and_is_told_to_give_way(
 
 def test_a_lease_is_not_kept_for_a_held_successor(store: RedisLeaseStore | FakeStore) -> None:
     lead(store)
-    store.hold(NAME, "b", None)
+    store.register.hold(NAME, "b", None)
     store.perform([acquire("b", priority=5)])
     store.perform([release("a", 2, successor="b")])
     lead(store, "c")
@@ -150,7 +151,11 @@ def test_a_lease_is_not_kept_for_a_held_successor(store: RedisLeaseStore | FakeS
 
 
 def history(store: RedisLeaseStore | FakeStore) -> list[tuple[str, str | None]]:
-    found = store.history_of(NAME, 10) if isinstance(store, FakeStore) else store.history(NAME, 10)
+    found = (
+        store.history_of(NAME, 10)
+        if isinstance(store, FakeStore)
+        else survey(store, [NAME], 10)[NAME].leaderships
+    )
     return [(reign.node, reign.reason) for reign in found]
 
 
@@ -206,14 +211,14 @@ def test_facts_are_asked_for_once_per_life_and_go_with_the_candidate(
     (second,) = store.perform([renew("a", 2, first.term, info=info.text())])
     assert isinstance(second, Granted)
     assert second.info_stored
-    assert [each.info for each in store.candidates(NAME)] == [info]
+    assert [each.info for each in store.register.candidates(NAME)] == [info]
     (other,) = store.perform([acquire("a", nonce="another life")])
     assert isinstance(other, Refused)
     assert not other.info_stored
     store.perform([release("a", 1, nonce="another life", leaving=True)])
-    assert store.candidates(NAME), "that was another life of it"
+    assert store.register.candidates(NAME), "that was another life of it"
     store.perform([release("a", 3, leaving=True)])
-    assert store.candidates(NAME) == []
+    assert store.register.candidates(NAME) == []
 
 
 def test_what_is_no_fact_is_left_out() -> None:
@@ -271,12 +276,12 @@ def test_no_value_in_any_key_is_more_than_one_clear_refusal(
             lambda: store.perform([acquire("b", 2, from_missing=True)]),
             lambda: store.perform([renew("a", 2, term, preempted=True)]),
             lambda: store.read(NAME),
-            lambda: store.candidates(NAME),
-            lambda: store.history(NAME, 10),
-            lambda: store.ask(NAME, "b"),
-            lambda: store.hold(NAME, "c", 5),
-            lambda: store.held(NAME),
-            lambda: store.free(NAME, "c"),
+            lambda: store.register.candidates(NAME),
+            lambda: survey(store, [NAME], 10)[NAME].leaderships,
+            lambda: store.register.ask(NAME, "b"),
+            lambda: store.register.hold(NAME, "c", 5),
+            lambda: store.register.held(NAME),
+            lambda: store.register.free(NAME, "c"),
             lambda: store.perform([release("a", 3)]),
         ):
             try:
@@ -341,13 +346,13 @@ def every_verb(store: RedisLeaseStore) -> None:
     do(renew("a", 2, reply.term, preempted=True))
     store.announcements({NAME: "0-0"}, 0.001, None)
     store.read(NAME)
-    store.candidates(NAME)
-    store.history(NAME, 5)
-    store.hold(NAME, "d", 5)
-    store.hold(NAME, "e", None)
-    store.held(NAME)
-    store.ask(NAME, "b")
-    store.free(NAME, "d")
+    store.register.candidates(NAME)
+    survey(store, [NAME], 5)
+    store.register.hold(NAME, "d", 5)
+    store.register.hold(NAME, "e", None)
+    store.register.held(NAME)
+    store.register.ask(NAME, "b")
+    store.register.free(NAME, "d")
     do(release("c", 2, nonce="c", leaving=True))
     do(release("a", 3, leaving=True))
     do(release("never heard of", 1, leaving=True))
@@ -397,7 +402,7 @@ def test_type_is_what_names_a_key_of_a_wrong_type(
         with own_redis.client() as client:
             client.set(KEYS["history"], "x")
         with pytest.raises(StoreUnavailable) as refusal:
-            store.history(NAME, 1)
+            survey(store, [NAME], 1)
         assert (KEYS["history"] in str(refusal.value)) is named
 
 
@@ -418,7 +423,7 @@ def test_a_leader_hands_over_when_asked_and_gives_way_when_held(make_app: MakeAp
     assert asker.orders.hold(b.node, [NAME]) == {NAME: True}
     assert a.wait_until_leader(timeout=30)
     with asker.redis.session() as session:
-        reasons = [reign.reason for reign in session.store.history(NAME, 3)]
+        reasons = [reign.reason for reign in survey(session.store, [NAME], 3)[NAME].leaderships]
     assert reasons == [None, "held", "transferred"]
     a.resign()
     assert [each.node for each in candidates_of(asker, NAME)] == [b.node], "who goes leaves at once"

@@ -39,7 +39,7 @@ class Shared:
 
     def __init__(self, leases: RedisLeaseStore, url: str) -> None:
         self.leases = leases
-        self.schedule = ScheduleStore(leases._client.run, leases._keys, NAME)
+        self.schedule = ScheduleStore(leases.client.run, leases.keys, NAME)
         self.redis = redis.Redis.from_url(url, decode_responses=True)
 
     def ask(self, request: Request) -> object:
@@ -131,7 +131,7 @@ def test_nothing_is_sent_once_the_lease_is_kept_for_a_successor(shared: Shared) 
 
 def test_a_record_that_is_gone_or_an_old_copy_is_no_refusal(shared: Shared) -> None:
     leader = shared.lead("a")
-    key = shared.leases._keys.of("election", NAME)
+    key = shared.leases.keys.of("election", NAME)
     shared.redis.hset(key, "term", leader.term - 1)
     assert shared.dispatch(leader) is Outcome.MISSING
     shared.redis.delete(key)

@@ -20,8 +20,8 @@ def test_the_schedule_in_memory_answers_and_writes_as_the_scripts_do(make_store:
     leases = make_store()
     pushed: list[bytes] = []
     fake = FakeSchedule(lambda: 0, lambda what: pushed.extend(what.pushed))
-    keys, chance = leases._keys, random.Random(7)
-    stores = [ScheduleStore(run, keys, NAME) for run in (leases._client.run, fake.run)]
+    keys, chance = leases.keys, random.Random(7)
+    stores = [ScheduleStore(run, keys, NAME) for run in (leases.client.run, fake.run)]
     nonces, term = ["life of n1", "life of n2"], 0
     sent = attempt = 0
     for step in range(STEPS):

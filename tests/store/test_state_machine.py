@@ -48,7 +48,7 @@ class Elections(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.name = f"election{next(_elections)}"
-        self.schedule = ScheduleStore(self.store._client.run, self.store._keys, self.name)
+        self.schedule = ScheduleStore(self.store.client.run, self.store.keys, self.name)
         self.lives = itertools.count()
         self.highest = 0
         self.tokens: list[FencingToken] = []
@@ -107,8 +107,8 @@ class Elections(RuleBasedStateMachine):
         seen = all(each.observed.longest_lease > 0 for each in self.candidates)
         # One made and lost between two looks of who waits for one is not guarded either.
         if seen and all(not each.observed.is_missing for each in self.candidates):
-            key = self.store._keys.of("election", self.name)
-            self.store._client.call_all([["DEL", key]])
+            key = self.store.keys.of("election", self.name)
+            self.store.client.call_all([["DEL", key]])
 
     @rule(milliseconds=st.sampled_from([1, 20, 250]))
     def rest(self, milliseconds: int) -> None:

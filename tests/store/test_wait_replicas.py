@@ -115,7 +115,7 @@ def test_of_several_elections_only_what_was_granted_is_in_doubt(
 def test_a_connection_that_has_written_nothing_vouches_for_nothing(
     master: RedisServer, replica: RedisServer, make_store: MakeStore
 ) -> None:
-    client = make_store(master.url)._client
+    client = make_store(master.url).client
     with ExitStack() as stack:
         stack.callback(client.close)
         assert client.call_all([["SET", "a-write", 2]]) == [b"OK"]

@@ -168,6 +168,11 @@ class FakeStore:
         row = self._shown(election)
         return None if row is None else self._record(election, row)
 
+    @property
+    def register(self) -> FakeStore:
+        """The register is kept in the same object."""
+        return self
+
     def candidates(self, election: str) -> list[Candidate]:
         """Who asked or renewed lately, the latest first."""
         now = self.server_clock()

@@ -16,4 +16,4 @@ def record_of(leadership: Leadership, election: str) -> Record | None:
 def candidates_of(leadership: Leadership, election: str) -> list[Candidate]:
     """The election's register of candidates."""
     with leadership.redis.session() as session:
-        return session.store.candidates(election)
+        return session.store.register.candidates(election)

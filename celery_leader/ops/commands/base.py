@@ -24,6 +24,7 @@ from celery_leader.ops.table import Table, show
 from celery_leader.runtime.identity import app_identity
 from celery_leader.runtime.leadership import Leadership, leadership_of
 from celery_leader.runtime.session import RedisSession
+from celery_leader.store.survey import survey
 from celery_leader.tasks.leader_only import adopt_tasks
 
 _NO, _ERROR = 1, 2
@@ -122,5 +123,5 @@ def overviews_of(
     timing, app = leadership.settings.timing, app_identity(leadership.app)
     return [
         Overview(name, each.record, each.candidates, each.held, timing, each.leaderships, app)
-        for name, each in session.store.survey(names, leaderships).items()
+        for name, each in survey(session.store, names, leaderships).items()
     ]

@@ -68,7 +68,7 @@ def _health_of(leadership: Leadership, store: RedisLeaseStore, wanted: Wanted) -
     timing = leadership.settings.timing
 
     def in_elections(elections: Iterable[str]) -> list[NodeHealth]:
-        seen = last_contacts(each for name in elections for each in store.candidates(name))
+        seen = last_contacts(each for name in elections for each in store.register.candidates(name))
         return health_of(wanted, seen, patience=patience(timing), runs=process_runs)
 
     found = in_elections(leadership.elections())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from celery_leader.ops.leaderships import history_as_json, history_table
+from celery_leader.store.survey import survey
 
 from .base import Call, command, election_option, elections_named
 
@@ -27,7 +28,7 @@ def history(call: Call, election: str | None, limit: int) -> bool:
     names = elections_named(leadership, election)
     with leadership.redis.session() as session:
         leaderships = {
-            name: each.leaderships for name, each in session.store.survey(names, limit).items()
+            name: each.leaderships for name, each in survey(session.store, names, limit).items()
         }
     call.answer(
         {name: history_as_json(each) for name, each in leaderships.items()},

@@ -1,0 +1,66 @@
+"""Everything there is to see of elections, for people: record, register, holds and history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from celery_leader.core.lease import Record
+from celery_leader.errors import StoreUnavailable
+
+from .history import PastLeadership, past_leaderships
+from .lease_store import RedisLeaseStore
+from .register import Candidate, read_candidates, read_held
+from .scripts import CANDIDATES, HELD, HISTORY
+from .wire import read_announcement, read_record
+
+#: A leadership takes two lines of history, or some more where orders were given.
+_LINES_OF_ONE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All there is to see of one election.
+
+    Attributes:
+        record: who leads, or led last.
+        candidates: the candidates heard of lately, the latest first.
+        held: nodes that are kept out, and for how many seconds more.
+        leaderships: the leaderships that are remembered, the latest first.
+    """
+
+    record: Record | None
+    candidates: list[Candidate]
+    held: dict[str, float]
+    leaderships: list[PastLeadership]
+
+
+def survey(store: RedisLeaseStore, elections: Sequence[str], count: int) -> dict[str, Survey]:
+    """Look at ``elections`` in one round trip; at most ``count`` leaderships of each.
+
+    Raises:
+        StoreUnavailable: Redis did not answer, or a key is damaged.
+    """
+    most = _LINES_OF_ONE * count + 1
+    calls = [
+        call
+        for keys in map(store.keys.election, elections)
+        for call in ((HISTORY, keys, [most]), (CANDIDATES, keys, []), (HELD, keys, []))
+    ]
+    answers = store.client.run(calls)
+    return {
+        name: _surveyed(name, count, answers[3 * i : 3 * i + 3]) for i, name in enumerate(elections)
+    }
+
+
+def _surveyed(election: str, count: int, answers: Sequence[Any]) -> Survey:
+    for answer in answers:
+        if isinstance(answer, StoreUnavailable):
+            raise answer
+    (what, server_us, fields, lines), candidates, held = answers
+    read_at = int(server_us) / 1e6
+    record = None if what == b"missing" else read_record(fields, read_at)
+    told = [read_announcement(election, cursor, flat) for cursor, flat in reversed(lines)]
+    found = past_leaderships(told, record, read_at)
+    return Survey(record, read_candidates(candidates), read_held(held), found[:count])
