@@ -1,8 +1,8 @@
 """What a candidate says of itself in the register, and how that is read back.
 
 One short JSON text per candidate. Whoever can write to Redis can write anything there,
-so reading is forgiving: what is not as expected is left out, and nothing in it is ever
-evaluated. No secrets: what is said is listed here, and an address is not in it.
+so reading is forgiving: a value that is not as expected is left out, and nothing is ever
+evaluated. It holds no secrets: no address, no password.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from .names import printable
 
-#: Bytes; more than that of one candidate is not kept.
+#: Bytes; a longer text of one candidate is not kept.
 MOST_BYTES = 2048
 
 Setting = str | int | float | bool
@@ -49,17 +49,17 @@ class CandidateInfo:
 
     @property
     def place(self) -> str:
-        """Where it runs, and as what; empty where that is not known."""
+        """Its role, process and host; empty if they are not known."""
         return f"{self.role}, pid {self.pid} on {self.host}" if self.host else ""
 
     def text(self) -> str:
-        """As it is kept; empty where it would be too long."""
+        """The text that is kept; empty if it would be too long."""
         text = json.dumps(asdict(self), separators=(",", ":"))
         return text if len(text) <= MOST_BYTES else ""
 
 
 def read_candidate_info(text: str) -> CandidateInfo | None:
-    """What ``text`` says, or ``None`` if it is none of ours."""
+    """Read what ``CandidateInfo.text`` wrote; ``None`` if it cannot be read."""
     try:
         said = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):

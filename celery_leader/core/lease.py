@@ -1,4 +1,4 @@
-"""The words of a lease: its times, its record, what a store is asked and answers.
+"""The words of a lease: its record, what a store is asked, and what it answers.
 
 Everything here is a value. Durations and moments are seconds; moments of the
 candidate are on its own clock, and only what is named ``server_time`` is on the
@@ -23,7 +23,7 @@ def life_of(nonce: str) -> str:
 
 
 #: Seconds that a moment or a term may be ahead of the store's clock, which may have been set
-#: back. What is further ahead was written by no candidate.
+#: back. No candidate wrote anything that is further ahead.
 CLOCK_SLACK = 366 * 86400.0
 
 
@@ -81,7 +81,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What became of a leadership, told when the store could be reached again.
+    """How a leadership ended, told when the store could be reached again.
 
     ``ago`` is how many seconds before the request it ended, by the candidate's clock.
     """
@@ -112,10 +112,10 @@ class Acquire:
         from_damaged: so may one that makes no sense.
         priority: a live candidate of a higher one comes first when a lease is over.
         reservation: how long, in seconds, the lease is then kept for that one.
-        ended: what became of this candidate's last leadership, where the store was not told.
+        ended: how this candidate's last leadership ended, if the store was not told.
         info: what this candidate says of itself, where the store does not know it yet.
-        abstains: it only shows that it is there: it is not granted the lease, and comes first
-            to nobody.
+        abstains: it only shows that it is there. It is not granted the lease, and it comes
+            before nobody.
     """
 
     election: str
@@ -160,12 +160,12 @@ class Renew:
 class Release:
     """Give the lease up, or for ``reservation`` seconds to ``successor``.
 
-    Where none is named, or one that is held, it is kept for the live candidate of the
-    highest priority, unless all have the same.
+    If no successor is named, or the named one is held, the lease is kept for the live
+    candidate of the highest priority, unless all have the same.
 
     Attributes:
         reason: why, as the history will say.
-        leaving: this candidate goes for good, and out of the register.
+        leaving: this candidate goes for good, and leaves the register.
     """
 
     election: str
@@ -183,7 +183,7 @@ Request = Acquire | Renew | Release
 
 @dataclass(frozen=True, slots=True)
 class StepDown:
-    """What a leader is told to give way for, and to whom.
+    """Why a leader is to step down, and in favour of whom.
 
     ``reason`` is ``resigned`` or ``transferred`` (somebody gave that order), ``held`` (its
     node is kept out of the race) or ``outranked`` (``successor`` has a higher priority).
@@ -266,15 +266,15 @@ class Announcement:
 
     Attributes:
         kind: ``elected``; ``resigned``; ``reserved`` (a lease that had expired is kept for
-            ``successor``, whose priority is higher than that of who found it); ``ended``
-            (what became of an earlier leadership, told late); ``asked`` (the leader is to give
-            way); ``held`` or ``freed`` (a node is kept out of the race, or let in again).
-        node: who was elected, resigned, and so on; of ``asked``, who led.
-        term: its term, or that of who led.
+            ``successor``, whose priority is higher than that of the candidate that found it);
+            ``ended`` (how an earlier leadership ended, told late); ``asked`` (the leader is to
+            step down); ``held`` or ``freed`` (a node is kept out of the race, or let in again).
+        node: which node was elected, resigned, and so on; of ``asked``, the leader.
+        term: its term, or the term of the leader.
         successor: to whom the lease goes, where that was said.
-        reason: why a leadership ended. Of ``elected``: the one before, where nobody said.
-        ended_at: when, by the store's clock, where that is not the moment of the line.
-        life: the node's life, where the line is about one life only.
+        reason: why a leadership ended; of ``elected``, why the one before did, if nobody said.
+        ended_at: when, by the store's clock, if that is not the moment of the line.
+        life: the node's life, if the line is about one life only.
     """
 
     election: str

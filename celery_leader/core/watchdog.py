@@ -1,9 +1,9 @@
 """Whether a process is fit to lead: its event loop moves, its broker answers.
 
-The election's thread renews whatever becomes of the rest of its process; a leader that
-cannot do a leader's work must not lead on. Time is an argument. Guaranteed: silence is
-noticed after ``patience`` and a little more. A process that was paused as a whole does not
-count as one that stands still. Not guaranteed: that a process that moves gets work done.
+The election's thread renews the lease even when the rest of its process hangs. A leader that
+cannot do its work must not lead on. Time is an argument. Guaranteed: silence is noticed after
+``patience`` and a little more. A process that was paused as a whole does not count as stalled.
+Not guaranteed: that a process that moves gets work done.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NEVER = float("inf")
 
 
 class Requirement(Protocol):
-    """One thing that must hold for a process to lead; asked by the election's thread."""
+    """One condition that a process must meet to lead; the election's thread asks for it."""
 
     @property
     def reason(self) -> str:
@@ -26,7 +26,7 @@ class Requirement(Protocol):
 
     @property
     def level(self) -> int:
-        """How loudly the log says that it does not hold."""
+        """The level at which the log says that it is not met."""
 
     @property
     def keeps_place(self) -> bool:
@@ -36,28 +36,28 @@ class Requirement(Protocol):
         """Redis answered at ``now`` what was sent at ``sent_at``, and told its time."""
 
     def trouble(self, now: float) -> str:
-        """What is wrong while it does not hold, for people."""
+        """What is wrong while it is not met, for people."""
 
     @property
     def cure(self) -> str:
-        """Until when the process does not lead, for the log."""
+        """What must happen before the process leads again, for the log."""
 
     @property
     def relief(self) -> str:
-        """What is right again when it holds, for the log."""
+        """What is right again when it is met, for the log."""
 
     def fails(self, now: float) -> bool:
-        """Whether it does not hold."""
+        """Whether it is not met."""
 
     def look_again_at(self, now: float) -> float:
         """When there can be something new to see."""
 
 
 class Heartbeat:
-    """The signs of life of one thing that a process needs in order to lead.
+    """The signs of life of something that a process needs in order to lead.
 
     Args:
-        what: what gives them, for the log.
+        what: what gives the signs, for the log.
         patience: for how long, in seconds, it may be silent.
     """
 
@@ -76,7 +76,7 @@ class Heartbeat:
         """Nothing to do: an answer of Redis is no sign of life of the thing watched."""
 
     def trouble(self, now: float) -> str:
-        """What is wrong while it stands."""
+        """What is wrong while it is stalled."""
         return f"{self.what} has stood still for more than {self.patience:g} s"
 
     @property
@@ -101,13 +101,13 @@ class Heartbeat:
         self._silent_at = now + rest + self.patience
 
     def suspend(self) -> None:
-        """It stands for a good reason, until the next sign of life."""
+        """It is silent for a good reason, until the next sign of life."""
         self._silent_at = _NEVER
 
     # -- from the election's thread ----------------------------------------------
 
     def fails(self, now: float) -> bool:
-        """Whether it stands still: silent for too long, and looked at twice."""
+        """Whether it is stalled: silent for too long, and looked at twice."""
         silent_at = self._silent_at
         if now < silent_at:
             self._doubted = None

@@ -1,12 +1,12 @@
-"""Who led, from when, until when, and why no longer: read from an election's lines.
+"""Past leaderships, read from an election's lines: who led, from when until when, and why.
 
-A leader says the reason when it gives the lease up. What it could not say then is known
-as ``expired`` to the one who takes over, and more exactly once the former leader is back.
+A leader writes the reason when it gives the lease up. If it could not, its successor writes
+``expired``, and the former leader writes the true reason once it is back.
 
-Whoever can write to Redis can add lines. Guaranteed: nothing is said that the record
-contradicts, nor that contradicts itself (terms that fall, moments that have not come, an end
-before its beginning). Not guaranteed: that a line that could be true is; a forged leadership
-between two real ones, of a term between theirs, cannot be told from a real one.
+Whoever can write to Redis can add lines. Guaranteed: the result contradicts
+neither the record nor itself (terms that fall, moments in the future, an end before its
+beginning). Not guaranteed: that every line is true. A forged leadership between two real ones,
+with a term between theirs, looks like a real one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WITH_RECORD = ("elected", "resigned", "reserved", "asked")
 
 _CLOCKS_APART = 86400.0  # seconds that the store's clock may have been set back by meanwhile
 
-# What only the next leader, or the record, tells; who led itself knows better.
+# Reasons told by the next leader or the record; the former leader itself knows better.
 _GUESSES = (None, EXPIRED, RECORD_LOST)
 
 

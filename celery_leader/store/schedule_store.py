@@ -1,4 +1,4 @@
-"""The shared schedule in Redis, and the one script that dispatches a tick.
+"""The shared schedule in Redis, and the dispatch of a tick.
 
 Guaranteed: the lease is checked, the tick claimed, the new state written and the
 message pushed in one atomic step, so a tick is dispatched once whatever becomes of
@@ -82,7 +82,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class FencingToken:
-    """In whose name something is written: the candidate's nonce and its term."""
+    """What a leader writes with: its nonce and its term."""
 
     nonce: str
     term: int

@@ -123,7 +123,7 @@ class Elections(RuleBasedStateMachine):
     @invariant()
     def nobody_writes_with_an_older_term(self) -> None:
         for token in self.tokens[-4:-1]:
-            outcome = self.schedule.dispatch(token, "tick", "", "x", [])
+            outcome = self.schedule.dispatch(token, "tick", "", "x", []).outcome
             assert outcome in (Outcome.REFUSED, Outcome.MISSING)
 
     def teardown(self) -> None:
