@@ -1,8 +1,8 @@
-"""What happens in this process's elections, as values for whoever watches.
+"""What happens in this process's elections, as values for observers.
 
-Guaranteed: each is told where and when it happens, in the thread that it happens in. An
-observer must return at once and do no I/O: renewals and dispatches wait for it. What it
-raises is logged, and changes nothing. Nothing is ever decided by what an observer does.
+Guaranteed: observers are told at once, in the thread in which it happens. An observer must return
+at once and do no I/O, because renewals and dispatches wait for it. Its exceptions are logged and
+change nothing. Nothing is ever decided by what an observer does.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Renewed:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """What ``node`` asked got no answer; ``term`` is what it was to renew, if it leads."""
+    """A request of ``node`` got no answer; ``term`` is the term to renew, if it leads."""
 
     election: str
     node: str
@@ -129,16 +129,16 @@ class Standing:
     Attributes:
         election: its name.
         node: the candidate's node name.
-        term: what it leads with, or ``None``.
-        leader: who is known to lead; ``None`` while nobody is.
-        leader_term: that one's term, or the last one known.
+        term: the term it leads with, or ``None``.
+        leader: the node that is known to lead; ``None`` while nobody is.
+        leader_term: the leader's term, or the last known term.
         changes: how many leaderships this candidate has heard of.
         last_contact: seconds since Redis last answered this process; ``None`` before.
         last_renewal: seconds since the lease was last got or kept; ``None`` before.
-        leaderless_seconds: for how long altogether nobody was known to lead.
+        leaderless_seconds: how long altogether nobody was known to lead.
         priority: the candidate's.
         eligible: whether it wants the lease.
-        giving_way: whether it keeps the lease only until what runs has ended.
+        giving_way: whether it keeps the lease only until its running work has ended.
     """
 
     election: str

@@ -1,10 +1,11 @@
-"""What tells one project from another: its app's name, and the names of its tasks.
+"""Tells one project from another by its app's name and the names of its tasks.
 
-An identity is ``name|digest|sketch``, and as long as a field of a record may be. The sketch is
-the smallest hashes of the task names, so that what two apps share can be estimated: during a
-rolling deployment they share most tasks, and a web process that imports some shares those.
-Guaranteed: an app is never told from itself. Not guaranteed: that two projects with a task
-each, or with the tasks of one library only, are told apart; that is said to be unknown.
+An identity is ``name|digest|sketch``, and no longer than a field of a record may be. The sketch
+holds the smallest hashes of the task names, so that the share of common tasks can be estimated:
+the two versions of a rolling deployment share most tasks, and a web process shares the tasks that
+it imports. Guaranteed: an app is never taken for another project than itself. Not guaranteed: that
+two projects with one task each, or with the tasks of one library only, are told apart; their
+kinship is unknown.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _hash(name: str) -> str:
 
 
 def identity(name: str, tasks: Iterable[str]) -> str:
-    """What tells an app of this name and these tasks from another."""
+    """The identity of an app with this name and these tasks."""
     own = sorted(task for task in tasks if not task.startswith("celery."))
     digest = hashlib.sha1("\n".join(own).encode(), usedforsecurity=False).hexdigest()[:12]
     shown = printable(name).replace("|", "/").encode()[:_LONGEST_NAME].decode(errors="ignore")
@@ -62,8 +63,8 @@ def called(identity: str) -> str:
 def kinship(one: str, other: str) -> Kin:
     """How the apps of two identities are related.
 
-    An identity of an earlier version has no sketch, and one of no tasks an empty one: these are
-    compared by name. A process without a name and tasks is nobody's.
+    Without a sketch (an earlier version, or an app without tasks) only the names are compared. A
+    process without a name and tasks belongs to any project.
     """
     (name, digest, few), (their_name, their_digest, their_few) = _parts(one), _parts(other)
     if digest and digest == their_digest != _NO_TASKS:
@@ -80,11 +81,11 @@ def kinship(one: str, other: str) -> Kin:
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """What two sketches have in common.
+    """How much two sketches have in common.
 
     Attributes:
         shared: how many of the hashes that can be compared are in both.
-        most: how many could be, if the smaller one were a part of the other.
+        most: how many would be in both if the smaller one were a part of the other.
     """
 
     shared: int
@@ -119,7 +120,7 @@ def _parts(identity: str) -> tuple[str, str, str]:
 
 
 def _hashes(text: str) -> list[str]:
-    # Anybody may have written it: what is no sketch compares as one of other things.
+    # Anybody may have written it: text that is no sketch compares as another project's.
     whole = len(text) - len(text) % _CHARACTERS
     return [
         text[i : i + _CHARACTERS] for i in range(0, min(whole, _MOST * _CHARACTERS), _CHARACTERS)

@@ -1,19 +1,19 @@
-"""Who leads an election, as far as one candidate knows; for people to see, not to decide by.
+"""Who leads an election, as far as one candidate knows. For people; nothing is decided by it.
 
-No thread, clock or socket: moments come in as arguments. Guaranteed: what it says was so
-when it was last heard. Not guaranteed: that it is so now, nor that every leadership was
-heard of; a candidate that was paused or cut off misses some.
+No thread, clock or socket: moments come in as arguments. Guaranteed: it was so when it was last
+heard. Not guaranteed: that it is so now, nor that every leadership was heard of. A candidate that
+was paused or cut off misses some.
 """
 
 from __future__ import annotations
 
 
 class ObservedLeader:
-    """What one candidate has heard of who leads.
+    """The leader, as far as one candidate has heard.
 
     Attributes:
         holder: the leader's node name; ``None`` while nobody is known to lead.
-        term: its term, or the last one that was known.
+        term: its term, or the last known term.
         changes: how many leaderships began, as far as was heard.
     """
 
@@ -26,7 +26,7 @@ class ObservedLeader:
         self._vacant = 0.0
 
     def leads(self, holder: str, term: int, now: float) -> bool:
-        """``holder`` is heard to lead with ``term``; whether that is news."""
+        """``holder`` is heard to lead with ``term``; returns whether that is news."""
         news = (holder, term) != self._last
         if news:
             self.changes += 1
@@ -43,6 +43,6 @@ class ObservedLeader:
             self._vacant_since = since
 
     def vacant_seconds(self, now: float) -> float:
-        """For how long altogether nobody was known to lead."""
+        """How long altogether nobody was known to lead."""
         since = self._vacant_since
         return self._vacant if since is None else self._vacant + max(0.0, now - since)

@@ -1,7 +1,7 @@
-"""One connection to Redis with short answers: commands in, replies or a reason out.
+"""One connection to Redis that answers soon, or says why not.
 
-Guaranteed: one socket, used by one thread, and no call that waits longer than it was
-told to; a refusal or an outage becomes one sentence that names the setting to look at.
+Guaranteed: one socket, used by one thread, and no call that waits longer than its time limit. A
+refusal or an outage becomes one sentence that names the setting to look at.
 redis-py's own retries are not used, because one renewal against a mute server then takes
 close to a minute. Not guaranteed: that a command without an answer was not executed.
 """
@@ -38,8 +38,8 @@ class RedisClient:
             anew each time.
         setting: the setting that names this Redis, for messages.
         operation_timeout: seconds that one answer may take.
-        place: tells one place that ``connect`` leads to from another; when that changes,
-            the next call makes a new connection.
+        place: names the place that ``connect`` leads to; when it changes, the next call makes
+            a new connection.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class RedisClient:
         """Return once ``count`` replicas have what this connection has written.
 
         Raises:
-            StoreUnavailable: they had not after half the time of an answer, or nobody knows.
+            StoreUnavailable: they have not after half the time of an answer, or nobody knows.
         """
         wrote = self._connection
         millis = max(1, int(1000 * self._operation_timeout / 2))
@@ -114,7 +114,7 @@ class RedisClient:
             (reply,) = self._told(self._exchange(connection, [["WAIT", count, millis]]))
         if isinstance(reply, StoreUnavailable):
             raise reply
-        # A connection that has written nothing is told of every replica there is.
+        # Redis counts every replica for a connection that has written nothing.
         reached = reply if connection is wrote else 0
         if reached < count:
             raise StoreUnavailable(
@@ -125,7 +125,7 @@ class RedisClient:
     def _of_a_key(
         self, connection: Any, exc: ResponseError, script: Script, keys: Sequence[str]
     ) -> StoreUnavailable | None:
-        """Which of a script's ``keys`` made it fail, where it was one of them."""
+        """The refusal that names the key that made a script fail; ``None`` if no key did."""
         if DAMAGED in str(exc):
             return StoreUnavailable(
                 f"in {self._setting}, the record in {keys[0]} is damaged; candidates write it anew"
@@ -179,7 +179,7 @@ class RedisClient:
             if self._connection is None:
                 self._connected_to = self._place()
                 self._connection = self._connect()
-                # Asked for a password, a script is answered with a cut connection; this is not.
+                # Redis cuts the connection on a script that lacks a password. PING gets an error.
                 self._exchange(self._connection, [["PING"]])
             yield self._connection
         except (RedisError, OSError) as exc:
@@ -188,7 +188,7 @@ class RedisClient:
                 raise self._unavailable(exc) from None  # what it says must not be shown
             raise self._unavailable(exc) from exc
         except BaseException:
-            # An answer left unread would be taken for that of the next command.
+            # An unread answer would be taken for the answer to the next command.
             self.close()
             raise
 
@@ -257,7 +257,7 @@ class RedisClient:
 # Redis 7.0, and Redis 8.2.
 _NO_RIGHT_IN_A_SCRIPT = ("The user executing the script can't", "ACL failure in script")
 
-#: What a script says when the record in its first key makes no sense.
+#: The error of a script whose record, in its first key, makes no sense.
 DAMAGED = "celery-leader: damaged"
 
 
@@ -290,16 +290,16 @@ class Script:
 
 
 def without_echo(exc: Exception) -> str:
-    """What ``exc`` says, without what the server repeats of a command: that may be ``AUTH``."""
+    """The text of ``exc`` without the command that the server repeats: it may be ``AUTH``."""
     if isinstance(exc, InvalidResponse):
         return ""
     return str(exc).partition(", with args beginning with:")[0]
 
 
 def _is_lasting(exc: Exception) -> bool:
-    """Whether only somebody who changes something can help, and not time.
+    """Whether time alone will not help: somebody must change something.
 
-    A replica may become a master, memory may be freed, and what loads or is busy will be done.
+    A replica may become a master, memory may be freed, loading and busy scripts end.
     """
     if isinstance(exc, ReadOnlyError | OutOfMemoryError | BusyLoadingError):
         return False
