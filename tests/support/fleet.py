@@ -66,7 +66,7 @@ class Process:
         self._node = node
         self.log_file = log
         self._popen = launch(
-            [sys.executable, "-m", "celery", "-A", self.app, *command],
+            [sys.executable, "-m", "tests.support.lean_celery", "-A", self.app, *command],
             log,
             env=without_celery_variables(
                 PYTHONUNBUFFERED="1", **{fleet_app.VARIABLE: json.dumps(config)}
