@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "real" in item.fixturenames:
             item.add_marker(pytest.mark.real)
-        if item.nodeid.startswith("tests/store/"):
+        if item.path.parent.name == "store":
             item.add_marker(pytest.mark.store)
         group = _group(item)
         if group:
@@ -35,7 +35,8 @@ def _group(item: pytest.Item) -> str | None:
         return None
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     of_these = [str(parameters[name]) for name in shared if name in parameters]
-    return "-".join([item.nodeid.partition("::")[0], *of_these])
+    # Not its node id: pytest remembers that once it was asked for, and xdist writes the group into it.
+    return "-".join([item.path.parent.name, item.path.name, *of_these])
 
 
 def _is_of_module(item: pytest.Item, fixture: str) -> bool:
