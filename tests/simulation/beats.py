@@ -206,6 +206,11 @@ class Node:
         """Its name."""
         return f"beat@{self.number}"
 
+    @property
+    def candidacy(self) -> Node:
+        """The part of an election that knows the nonce."""
+        return self
+
 
 def _timetable(spec: Spec) -> Any:
     if spec.kind == "cron":
