@@ -12,9 +12,9 @@ from celery import Celery, signals
 from .beat.elected import ElectedScheduler
 from .compat.celery import route_anew, set_class, worker_pid
 from .errors import LeaderError
+from .runtime.campaign import Campaign
 from .runtime.identity import celery_app
 from .runtime.leadership import Leadership, leadership_of
-from .runtime.runner import Campaign
 from .runtime.schedulers import check_scheduler, told_of
 from .runtime.settings import BEAT
 from .tasks.leader_only import adopt_tasks

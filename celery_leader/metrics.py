@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator
 from celery import Celery
 
 from .compat.celery import worker_pid
+from .core.changes import Deposed, Elected, Followed
 from .core.events import (
     Dispatched,
     DispatchRefused,
     Event,
     Forwarded,
-    LeaderChanged,
-    LeaderDeposed,
     Renewed,
     Skipped,
     Standing,
@@ -138,10 +137,10 @@ class LeaderMetrics(Collector):
                 self._forwarded.labels(election, node, task).inc()
             case Skipped(election, node, task, _, by):
                 self._skipped.labels(election, node, task, by).inc()
-            case LeaderChanged(election, node):
+            case Elected(election, node) | Followed(election, node):
                 self._begin(election, node)
                 self._changes.labels(election, node).inc()
-            case LeaderDeposed(election, node, _, reason):
+            case Deposed(election, node, _, reason):
                 self._depositions.labels(election, node, reason).inc()
 
     def _begin(self, election: str, node: str) -> None:

@@ -20,10 +20,10 @@ from celery import Celery
 from celery_leader.compat.celery import worker_pid
 from celery_leader.core.changes import Change, Deposed, Elected, StepDownRequested
 from celery_leader.core.watchdog import BrokerHeartbeat, Heartbeat, Requirement
+from celery_leader.runtime.campaign import Campaign
 from celery_leader.runtime.clock import now
 from celery_leader.runtime.context import ALWAYS_TERM
 from celery_leader.runtime.leadership import Leadership
-from celery_leader.runtime.runner import Campaign
 from celery_leader.runtime.settings import BEAT
 
 from .moments import timestamp

@@ -16,9 +16,9 @@ from celery import signals
 from celery_leader.errors import StoreUnavailable
 from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime import remote_control
+from celery_leader.runtime.campaign import Campaign
 from celery_leader.runtime.command_line import refusing_clearly
 from celery_leader.runtime.leadership import Leadership, leadership_of
-from celery_leader.runtime.runner import Campaign
 from celery_leader.runtime.schedulers import unread
 from celery_leader.runtime.settings import BEAT
 from celery_leader.tasks.leader_only import adopt_tasks

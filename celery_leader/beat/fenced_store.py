@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celery_leader.errors import StoreUnavailable
+from celery_leader.runtime.campaign import Campaign
 from celery_leader.runtime.identity import node_name
 from celery_leader.runtime.leadership import Leadership
-from celery_leader.runtime.runner import Campaign
 from celery_leader.runtime.settings import BEAT
 from celery_leader.store.client import RedisClient
 from celery_leader.store.schedule_store import (

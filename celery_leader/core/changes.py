@@ -1,4 +1,7 @@
-"""What changes for one candidate of an election, as values."""
+"""What changes for one candidate of an election, as values with its election and its node.
+
+Each is made once, by the election. Log line, signal, worker event and metric are made from it.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ _SUDDEN = ("expired", "lost contact", "lost", *UNFIT)
 class Elected:
     """This candidate leads, with ``term``."""
 
+    election: str
+    node: str
     term: int
 
 
@@ -28,6 +33,8 @@ class Deposed:
     ``led_for``: how long it led, in seconds.
     """
 
+    election: str
+    node: str
     term: int
     reason: str
     led_for: float
@@ -42,6 +49,8 @@ class Deposed:
 class Followed:
     """Another candidate, ``leader``, is heard to lead, with ``term``."""
 
+    election: str
+    node: str
     term: int
     leader: str
 
@@ -55,6 +64,8 @@ class StepDownRequested:
     higher priority, and pre-emption is wanted).
     """
 
+    election: str
+    node: str
     term: int
     reason: str
     successor: str | None
@@ -68,6 +79,8 @@ class Copied:
     record. This candidate goes on as another life. ``term``: the highest it knows of.
     """
 
+    election: str
+    node: str
     term: int
 
 

@@ -76,7 +76,7 @@ class Election:
         self.timing = candidacy.timing
         self.candidacy = candidacy
         self.observed = ObservedLease(self.timing)
-        self._own = OwnLease()
+        self._own = OwnLease(self.name, self.holder)
         self._pace = Pace(self.timing, chance or random.Random())
         self._resignation = Resignation()
         self._campaigning = False
@@ -172,7 +172,7 @@ class Election:
             return
         ours = self.candidacy.is_meant(news)
         if self.observed.hear_of_leader(news, now) and not ours:
-            self._changes.append(Followed(news.term, news.node))
+            self._changes.append(Followed(self.name, self.holder, news.term, news.node))
         match news.kind:
             case "resigned" | "reserved" if not ours:
                 reserved = news.successor not in (None, self.holder)
@@ -306,7 +306,7 @@ class Election:
             self._ask_at = now
             return
         changes = own.granted(reply, sent_at, valid_until, sent_at + timing.renew_interval)
-        if Elected(reply.term) in changes:
+        if Elected(self.name, self.holder, reply.term) in changes:
             self.observed.leader.leads(self.holder, reply.term, now)
         self._changes += changes
 
@@ -322,7 +322,7 @@ class Election:
         if own.term is not None:
             self._depose("lost", now)
         if self.observed.see_leader(record, now) and not ours:
-            self._changes.append(Followed(record.term, record.holder))
+            self._changes.append(Followed(self.name, self.holder, record.term, record.holder))
         self._pace.reset()
         self._ask_at = self.observed.watch(record, now, gained) + self._pace.jitter()
 
@@ -347,7 +347,7 @@ class Election:
         if self._own.term is not None:
             self._depose("lost", now)
         self.candidacy.begin_another_life()
-        self._changes.append(Copied(self.observed.seen_term))
+        self._changes.append(Copied(self.name, self.holder, self.observed.seen_term))
 
     def _depose(self, reason: str, at: float) -> None:
         self._changes.append(self._own.end(reason, at))

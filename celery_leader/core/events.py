@@ -10,39 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class LeaderElected:
-    """``node``, a candidate of this process, leads from now on."""
-
-    election: str
-    node: str
-    term: int
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderDeposed:
-    """``node``, a candidate of this process, leads no longer.
-
-    ``sudden``: it came unasked. ``led_for``: how long it led, in seconds.
-    """
-
-    election: str
-    node: str
-    term: int
-    reason: str
-    sudden: bool
-    led_for: float
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderChanged:
-    """``node``, a candidate of this process, has heard that ``leader`` leads; it may be itself."""
-
-    election: str
-    node: str
-    term: int
-    leader: str
+from .changes import Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +75,7 @@ class Skipped:
     by: str
 
 
-Event = (
-    LeaderElected
-    | LeaderDeposed
-    | LeaderChanged
-    | Renewed
-    | Unanswered
-    | Dispatched
-    | DispatchRefused
-    | Forwarded
-    | Skipped
-)
+Event = Change | Renewed | Unanswered | Dispatched | DispatchRefused | Forwarded | Skipped
 
 Observer = Callable[[Event], None]
 

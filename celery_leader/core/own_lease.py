@@ -9,6 +9,10 @@ from .lease import Ended, Granted, Record, StepDown
 class OwnLease:
     """What a candidate knows of its own leadership.
 
+    Args:
+        election: the election's name.
+        node: the candidate's node name.
+
     Attributes:
         term: the term it was granted; ``None`` while it does not lead.
         valid_until: until when it leads if nothing more is heard; 0 when it does not lead.
@@ -18,7 +22,8 @@ class OwnLease:
         step_down: what the leader was asked to step down for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, election: str, node: str) -> None:
+        self._who = election, node
         self.term: int | None = None
         self.valid_until = 0.0
         self.renewed_at = 0.0
@@ -40,11 +45,13 @@ class OwnLease:
             if self.term is None:
                 self._elected_at = sent_at
             self.term = reply.term
-            changes.append(Elected(reply.term))
+            changes.append(Elected(*self._who, reply.term))
         wanted, before = reply.step_down, self.step_down
         self.step_down = wanted
         if wanted is not None and wanted != before:
-            changes.append(StepDownRequested(reply.term, wanted.reason, wanted.successor))
+            changes.append(
+                StepDownRequested(*self._who, reply.term, wanted.reason, wanted.successor)
+            )
         return changes
 
     def stands_against(self, record: Record, ours: bool) -> bool:
@@ -65,7 +72,7 @@ class OwnLease:
     def end(self, reason: str, at: float) -> Deposed:
         """The leadership is over."""
         assert self.term is not None
-        deposed = Deposed(self.term, reason, at - self._elected_at)
+        deposed = Deposed(*self._who, self.term, reason, at - self._elected_at)
         self._untold = deposed, at
         self.term = None
         self.valid_until = 0.0

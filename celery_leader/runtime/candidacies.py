@@ -16,9 +16,9 @@ from typing import Any
 
 from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.candidate_info import CandidateInfo
-from celery_leader.core.changes import StepDownRequested
+from celery_leader.core.changes import Elected, StepDownRequested
 from celery_leader.core.election import Election
-from celery_leader.core.events import LeaderChanged, LeaderElected, Standing
+from celery_leader.core.events import Standing
 from celery_leader.core.identity import Kin, called, kinship
 from celery_leader.core.lease import Record
 from celery_leader.core.names import check_name, check_node
@@ -26,11 +26,12 @@ from celery_leader.core.watchdog import Requirement
 from celery_leader.errors import LeaderError
 
 from .beliefs import Beliefs
+from .campaign import Campaign, Listener
 from .clock import now
 from .context import ALWAYS_TERM, AppContext
 from .identity import NodeNames, app_identity, versions
 from .observers import Observers
-from .runner import Campaign, Listener, Runner
+from .runner import Runner
 from .session import LeaseRedis
 
 logger = logging.getLogger(__name__)
@@ -101,8 +102,7 @@ class Candidacies:
         if self._beliefs.is_staged(election):
             return None
         if self._context.always_leads():
-            self._observers.tell(LeaderElected(election, node, ALWAYS_TERM))
-            self._observers.tell(LeaderChanged(election, node, ALWAYS_TERM, leader=node))
+            self._observers.tell(Elected(election, node, ALWAYS_TERM))
             return None
         with self._lock:
             runner = self._running()

@@ -17,11 +17,11 @@ from celery_leader.core.changes import Change, StepDownRequested
 from celery_leader.core.names import check_name, check_node
 from celery_leader.errors import LeaderError, NotLeader
 
+from .campaign import Campaign
 from .clock import now
 from .context import ALWAYS_TERM
 from .identity import celery_app, node_name
 from .leadership import leadership_of
-from .runner import Campaign
 
 _GLANCE = 0.1  # seconds between looks at a belief whose change wakes nothing here
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -16,13 +17,11 @@ from celery.utils.dispatch import Signal
 
 from celery_leader import signals
 from celery_leader.compat.celery import task_named
+from celery_leader.core.changes import Deposed, Elected, Followed
 from celery_leader.core.events import (
     DispatchRefused,
     Event,
     Forwarded,
-    LeaderChanged,
-    LeaderDeposed,
-    LeaderElected,
     Observer,
     Skipped,
 )
@@ -33,15 +32,6 @@ logger = logging.getLogger(__name__)
 
 _LAST_SIGNALS = 1.0  # seconds; how long the end of a process waits for receivers of signals
 _MOST_WAITING = 1000
-
-_SIGNALS: dict[type[Event], Signal] = {
-    LeaderElected: signals.leader_elected,
-    LeaderDeposed: signals.leader_deposed,
-    LeaderChanged: signals.leader_changed,
-    DispatchRefused: signals.dispatch_refused,
-    Forwarded: signals.task_forwarded,
-    Skipped: signals.task_skipped,
-}
 
 
 class Observers:
@@ -89,18 +79,20 @@ class SignalDelivery:
         self._dropped = 0
 
     def send(self, event: Event, sender: Any) -> None:
-        """Have the signal of ``event`` sent soon; returns at once."""
-        signal = _SIGNALS.get(type(event))
-        if signal is None or not signal.receivers:
-            return
-        if len(self._waiting) >= _MOST_WAITING:
-            self._drop(signal)
-            return
-        self._waiting.append((signal, sender, _arguments(event)))
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="leader-signals", daemon=True)
-            self._thread.start()
-        self._something.set()
+        """Have the signals of ``event`` sent soon; returns at once."""
+        for signal, arguments in _signals_of(event):
+            if not signal.receivers:
+                continue
+            if len(self._waiting) >= _MOST_WAITING:
+                self._drop(signal)
+                continue
+            self._waiting.append((signal, sender, arguments))
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="leader-signals", daemon=True
+                )
+                self._thread.start()
+            self._something.set()
 
     def finish(self, timeout: float) -> bool:
         """Wait for the receivers; whether all were called in time."""
@@ -137,8 +129,23 @@ class SignalDelivery:
             logger.exception("a receiver of %s failed", signal.name)
 
 
-def _arguments(event: Event) -> dict[str, Any]:
-    return {field.name: getattr(event, field.name) for field in fields(event)}
+def _signals_of(event: Event) -> Iterator[tuple[Signal, dict[str, Any]]]:
+    """The signals that tell of ``event``, with their arguments."""
+    arguments = {field.name: getattr(event, field.name) for field in fields(event)}
+    match event:
+        case Elected():
+            yield signals.leader_elected, arguments
+            yield signals.leader_changed, {**arguments, "leader": event.node}
+        case Followed():
+            yield signals.leader_changed, arguments
+        case Deposed():
+            yield signals.leader_deposed, {**arguments, "sudden": event.sudden}
+        case DispatchRefused():
+            yield signals.dispatch_refused, arguments
+        case Forwarded():
+            yield signals.task_forwarded, arguments
+        case Skipped():
+            yield signals.task_skipped, arguments
 
 
 class _Last:

@@ -8,19 +8,15 @@ each one arrives. Like all events, they are lost while the broker is away.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import Any
 
 from kombu.common import ignore_errors
 
 from celery_leader.compat.celery_worker import SOFTWARE_INFO
-from celery_leader.core.events import Event, LeaderChanged, LeaderDeposed, LeaderElected
+from celery_leader.core.changes import Deposed, Elected, Followed
+from celery_leader.core.events import Event
 
-_KINDS: dict[type[Event], str] = {
-    LeaderElected: "worker-leader-elected",
-    LeaderChanged: "worker-leader-changed",
-    LeaderDeposed: "worker-leader-deposed",
-}
 _MOST_WAITING = 100
 
 
@@ -33,15 +29,9 @@ class WorkerEvents:
 
     def observe(self, event: Event) -> bool:
         """Keep ``event`` if monitors want it; whether it was kept. For any thread."""
-        kind = _KINDS.get(type(event))
-        if kind is None:
-            return False
-        fields = asdict(event)
-        del fields["node"]  # Celery adds the worker's name to each event
-        if isinstance(event, LeaderDeposed):
-            fields["led_for"] = round(event.led_for, 3)
-        self._waiting.append((kind, fields))
-        return True
+        kept = list(_worker_events_of(event))
+        self._waiting += kept
+        return bool(kept)
 
     def send(self, c: Any) -> None:
         """Send the kept events; in the worker's own thread."""
@@ -60,3 +50,24 @@ class WorkerEvents:
             # The worker has said that it is offline. Monitors take an event after that for its
             # return, so it says so once more.
             ignore_errors(c, c.event_dispatcher.send, "worker-offline", **SOFTWARE_INFO)
+
+
+def _worker_events_of(event: Event) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What monitors are told of ``event``; Celery adds the worker's name."""
+    match event:
+        case Elected(election, node, term):
+            yield "worker-leader-elected", {"election": election, "term": term}
+            fields = {"election": election, "term": term, "leader": node}
+            yield "worker-leader-changed", fields
+        case Followed(election, _, term, leader):
+            fields = {"election": election, "term": term, "leader": leader}
+            yield "worker-leader-changed", fields
+        case Deposed(election, _, term, reason, led_for):
+            fields = {
+                "election": election,
+                "term": term,
+                "reason": reason,
+                "sudden": event.sudden,
+                "led_for": round(led_for, 3),
+            }
+            yield "worker-leader-deposed", fields

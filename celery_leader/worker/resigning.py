@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from celery_leader.runtime.campaign import Campaign
 from celery_leader.runtime.leadership import Leadership
-from celery_leader.runtime.runner import Campaign
 
 from .giving_back import running_elections
 from .state import WorkerState

@@ -245,7 +245,7 @@ def test_a_leader_is_told_once_of_each_candidate_that_outranks_it(world: World) 
     world.follower("high", priority=1)
     world.run(3 * LEASE.renew_interval)
     told = [change for change in leader.changes if isinstance(change, StepDownRequested)]
-    assert told == [StepDownRequested(leader.terms[-1], "outranked", "high")]
+    assert told == [StepDownRequested(NAME, "a", leader.terms[-1], "outranked", "high")]
     assert leader.leads, "to step down is for whoever knows what runs"
 
 
@@ -949,7 +949,7 @@ def test_a_leader_hears_an_order_at_once_and_renews_to_learn_what_it_is(world: W
     leader, follower = world.leader("a"), world.follower("b")
     world.store.register.ask(NAME, "b")
     world.run(0.01)
-    order = StepDownRequested(leader.terms[-1], "transferred", "b")
+    order = StepDownRequested(NAME, "a", leader.terms[-1], "transferred", "b")
     assert [change for change in leader.changes if isinstance(change, StepDownRequested)] == [order]
     assert leader.leads, "to step down is for whoever knows what runs"
     leader.step_down("b")

@@ -35,7 +35,7 @@ def test_a_namesake_that_leads_is_followed_and_not_taken_for_oneself(world: Worl
     follower = world.follower("w1@web")
     world.run(1)
     assert [change for change in follower.changes if isinstance(change, Followed)] == [
-        Followed(leader.terms[0], "w1@web")
+        Followed(NAME, "w1@web", leader.terms[0], "w1@web")
     ]
     assert not any(isinstance(change, Followed) for change in leader.changes)
 

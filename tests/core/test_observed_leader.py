@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_leader.core.changes import Followed
-from tests.core.world import LEASE, World
+from tests.core.world import LEASE, NAME, World
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def test_a_follower_hears_who_leads_once_per_leadership(world: World) -> None:
     leader, follower = world.leader("a"), world.follower("b")
     world.run(10 * LEASE.lease_duration)
     told = [change for change in follower.changes if isinstance(change, Followed)]
-    assert told == [Followed(leader.term or 0, "a")]
+    assert told == [Followed(NAME, "b", leader.term or 0, "a")]
     assert follower.election.observed.leader.holder == "a"
 
 

@@ -391,9 +391,9 @@ MUTANTS = (
     ),
     Mutant(
         "a killed namesake is warned of",
-        "runtime/runner.py",
-        "if namesake.seen_at <= campaign.namesake or campaign.namesake_told:",
-        "if campaign.namesake_told:",
+        "runtime/answer_checks.py",
+        "if namesake.seen_at <= self._namesake or self._namesake_told:",
+        "if self._namesake_told:",
         ("tests/runtime/test_runner.py",),
     ),
     Mutant(
@@ -748,9 +748,9 @@ MUTANTS = (
     ),
     Mutant(
         "one requirement that holds again is enough",
-        "runtime/runner.py",
-        "if campaign.wanted and not campaign.unmet:",
-        "if campaign.wanted:",
+        "runtime/campaign.py",
+        "if self.wanted and not self.unmet:",
+        "if self.wanted:",
         _RUNNER,
     ),
     Mutant(

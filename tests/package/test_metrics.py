@@ -16,13 +16,12 @@ from celery import Celery
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from celery_leader import LeaderElection, LeaderError
+from celery_leader.core.changes import Deposed, Elected, Followed
 from celery_leader.core.events import (
     Dispatched,
     DispatchRefused,
     Event,
     Forwarded,
-    LeaderChanged,
-    LeaderDeposed,
     Renewed,
     Skipped,
     Unanswered,
@@ -45,9 +44,9 @@ def app() -> Celery:
 @pytest.mark.parametrize(
     ("event", "name", "labels"),
     [
-        (LeaderChanged("worker", "a", 7, "b"), "transitions_total", NODE),
+        (Followed("worker", "a", 7, "b"), "transitions_total", NODE),
         (
-            LeaderDeposed("worker", "a", 7, "expired", True, 2.0),
+            Deposed("worker", "a", 7, "expired", 2.0),
             "depositions_total",
             {**NODE, "reason": "expired"},
         ),
@@ -84,9 +83,9 @@ def test_each_event_is_counted_once(
 def test_a_first_failure_is_a_rise_from_nought(app: Celery) -> None:
     registry = CollectorRegistry()
     LeaderMetrics(app, registry)
-    leadership_of(app).observers.tell(LeaderChanged("worker", "a", 7, "b"))
+    leadership_of(app).observers.tell(Followed("worker", "a", 7, "b"))
     assert registry.get_sample_value("celery_leader_failed_renewals_total", NODE) == 0.0
-    leadership_of(app).observers.tell(LeaderChanged("beat", "b", 7, "b"))
+    leadership_of(app).observers.tell(Elected("beat", "b", 7))
     assert registry.get_sample_value("celery_leader_dispatched_total", BEAT) == 0.0
 
 

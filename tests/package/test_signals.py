@@ -12,18 +12,17 @@ import pytest
 from celery import Celery
 
 from celery_leader import signals
+from celery_leader.core.changes import Deposed, Elected
 from celery_leader.core.events import (
     DispatchRefused,
     Forwarded,
-    LeaderDeposed,
-    LeaderElected,
     Skipped,
 )
 from celery_leader.runtime.leadership import leadership_of
 from celery_leader.runtime.observers import SignalDelivery
 from tests.support.waiting import PATIENCE, wait_until
 
-ELECTED = LeaderElected("worker", "a", 7)
+ELECTED = Elected("worker", "a", 7)
 
 
 @pytest.fixture
@@ -60,13 +59,17 @@ def test_a_receiver_gets_the_documented_arguments(received: list[Any]) -> None:
     task = app.tasks["proj.sweep"]
     leadership = leadership_of(app)
     leadership.observers.tell(ELECTED)
-    leadership.observers.tell(LeaderDeposed("worker", "a", 7, "expired", True, 2.5))
+    leadership.observers.tell(Deposed("worker", "a", 7, "expired", 2.5))
     leadership.observers.tell(DispatchRefused("beat", "b", 8, "every", "deposed"))
     leadership.observers.tell(Forwarded("worker", "a", "proj.sweep", "id-1", "celery.leader"))
     leadership.observers.tell(Skipped("worker", "a", "proj.sweep", "id-2", "receiver"))
     leadership.observers.finish()
     assert received == [
         ("leader_elected", {"sender": app, "election": "worker", "node": "a", "term": 7}),
+        (
+            "leader_changed",
+            {"sender": app, "election": "worker", "node": "a", "term": 7, "leader": "a"},
+        ),
         (
             "leader_deposed",
             {
@@ -119,7 +122,7 @@ def test_the_signals_arguments_are_those_they_declare(received: list[Any]) -> No
     delivery = SignalDelivery()
     for event in (
         ELECTED,
-        LeaderDeposed("worker", "a", 7, "expired", True, 2.5),
+        Deposed("worker", "a", 7, "expired", 2.5),
         DispatchRefused("beat", "b", 8, "every", "deposed"),
         Forwarded("worker", "a", "proj.sweep", "id-1", "celery.leader"),
         Skipped("worker", "a", "proj.sweep", "id-2", "receiver"),
@@ -162,7 +165,7 @@ def test_a_slow_receiver_holds_nobody_up_and_what_is_too_much_is_dropped_and_sai
     try:
         delivery = SignalDelivery()
         for term in range(3000):
-            delivery.send(LeaderElected("worker", "a", term), None)
+            delivery.send(Elected("worker", "a", term), None)
         assert not delivery.finish(0.01), "the receiver is still at the first"
         assert caplog.text.count("are too slow") == 1
         go_on.set()
@@ -192,11 +195,13 @@ def test_a_forked_child_calls_receivers_too(received: list[Any]) -> None:
     pid = os.fork()
     if pid == 0:
         received.clear()
-        leadership.observers.tell(LeaderElected("worker", "child", 8))
+        leadership.observers.tell(Elected("worker", "child", 8))
         leadership.observers.finish()
         os.write(write, repr([arguments["node"] for _, arguments in received]).encode())
         os._exit(0)
     os.waitpid(pid, 0)
-    assert os.read(read, 100) == b"['child']"
+    assert os.read(read, 100) == b"['child', 'child']", (
+        "that it is elected, and that the leader changed"
+    )
     os.close(read)
     os.close(write)

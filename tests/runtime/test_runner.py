@@ -15,22 +15,20 @@ from typing import Any
 import pytest
 
 from celery_leader.core.candidacy import Candidacy
-from celery_leader.core.changes import Change, Deposed, Elected
+from celery_leader.core.changes import Change, Deposed, Elected, Followed
 from celery_leader.core.election import Election
 from celery_leader.core.events import (
     Event,
-    LeaderChanged,
-    LeaderDeposed,
-    LeaderElected,
     Renewed,
     Unanswered,
 )
-from celery_leader.core.lease import Announcement, Namesake, Record, Reply, Request
+from celery_leader.core.lease import Announcement, Granted, Namesake, Record, Reply, Request
 from celery_leader.core.timing import Timing
 from celery_leader.core.watchdog import Heartbeat
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime import clock
-from celery_leader.runtime.runner import Campaign, Runner
+from celery_leader.runtime.campaign import Campaign
+from celery_leader.runtime.runner import Runner
 from celery_leader.runtime.shared_memory import LeasePages
 from tests.support.fake_store import FakeStore
 from tests.support.waiting import PATIENCE, wait_until
@@ -117,7 +115,7 @@ def test_an_elected_candidate_is_believed_and_its_listeners_are_told(fleet: Flee
     runner.start(campaign)
     assert campaign.led.wait(PATIENCE)
     wait_until(lambda: heard, what="the listener to be told")
-    assert heard == [Elected(campaign.term() or 0)]
+    assert heard == [Elected(NAME, "a", campaign.term() or 0)]
     assert runner.resign(campaign).wait(PATIENCE)
     assert [type(change) for change in heard] == [Elected, Deposed]
     assert not campaign.led.is_set()
@@ -315,14 +313,14 @@ def test_an_observer_is_told_of_each_change_and_renewal(fleet: Fleet) -> None:
     runner.start(campaign)
     wait_until(lambda: any(isinstance(e, Renewed) for e in seen), what="a renewal to be told")
     term = campaign.term() or 0
-    assert seen[:2] == [LeaderElected(NAME, "a", term), LeaderChanged(NAME, "a", term, "a")]
-    renewed = seen[2]
+    assert seen[0] == Elected(NAME, "a", term)
+    renewed = seen[1]
     assert isinstance(renewed, Renewed)
     assert (renewed.election, renewed.node, renewed.term) == (NAME, "a", term)
     assert renewed.latency >= 0
     assert runner.resign(campaign).wait(PATIENCE)
     deposed = seen[-1]
-    assert isinstance(deposed, LeaderDeposed)
+    assert isinstance(deposed, Deposed)
     assert (deposed.term, deposed.reason, deposed.sudden) == (term, "resigned", False)
     assert deposed.led_for > 0
 
@@ -332,7 +330,7 @@ def test_an_observer_is_told_who_else_leads(fleet: Fleet) -> None:
     seen: list[Event] = []
     fleet.runner(observer=seen.append).start(fleet.campaign("b"))
     wait_until(lambda: seen, what="the follower to know")
-    assert seen == [LeaderChanged(NAME, "b", leader.term() or 0, "a")]
+    assert seen == [Followed(NAME, "b", leader.term() or 0, "a")]
 
 
 def test_an_observer_is_told_of_each_attempt_without_an_answer(fleet: Fleet) -> None:
@@ -342,7 +340,7 @@ def test_an_observer_is_told_of_each_attempt_without_an_answer(fleet: Fleet) -> 
     runner.start(campaign)
     wait_until(campaign.term, what="the candidate to lead")
     assert seen[:2] == [Unanswered(NAME, "a", None)] * 2
-    assert isinstance(seen[2], LeaderElected)
+    assert isinstance(seen[2], Elected)
 
 
 def test_how_a_candidate_stands_can_be_asked_at_any_time(fleet: Fleet) -> None:
@@ -406,7 +404,7 @@ def test_a_leader_whose_work_stands_still_gives_up_and_comes_back_when_it_moves(
     heartbeat.beat(clock.now())
     runner.wake()
     wait_until(lambda: fleet.store.rows[NAME].state == "released", what="the lease to be free")
-    (deposed,) = [event for event in seen if isinstance(event, LeaderDeposed)]
+    (deposed,) = [event for event in seen if isinstance(event, Deposed)]
     assert (deposed.reason, deposed.sudden) == ("stalled", True)
     assert "the loop has stood still for more than 0.2 s" in caplog.text
     _, other = fleet.leader("b")
@@ -499,12 +497,12 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_namesake_is_warned_of_once_it_is_heard_again_and_then_no_more(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    runner, campaign = fleet.runner(), fleet.campaign("a")
+    checks = fleet.campaign("a").checks
     for _ in range(3):
-        runner._check_namesake(campaign, Namesake(5.0, "worker, pid 7 on web"))
+        checks.look_at(Granted(7, "0-1", 1.0, namesake=Namesake(5.0, "worker, pid 7 on web")))
     assert warnings(caplog) == [], "it may have been killed"
     for seen_at in (6.0, 7.0):
-        runner._check_namesake(campaign, Namesake(seen_at, "worker, pid 7 on web"))
+        checks.look_at(Granted(7, "0-1", 1.0, namesake=Namesake(seen_at, "worker, pid 7 on web")))
     (told,) = warnings(caplog)
     assert "another living node is called a too (worker, pid 7 on web)" in told
 

@@ -429,7 +429,7 @@ class World:
         """``node`` knows that it leads no longer."""
         if node.term == term:
             node.term = None
-            node.scheduler._candidate.on_change(Deposed(term, "expired", 0.0))
+            node.scheduler._candidate.on_change(Deposed(BEAT, node.holder, term, "expired", 0.0))
             if self.leader is node:
                 self.leader = None
 

@@ -22,7 +22,8 @@ from celery_leader.core.election import Election
 from celery_leader.core.lease import CLOCK_SLACK, cursor_order
 from celery_leader.core.timing import LONGEST_LEASE, Timing
 from celery_leader.errors import LeaderError, StoreUnavailable
-from celery_leader.runtime.runner import Campaign, Runner
+from celery_leader.runtime.campaign import Campaign
+from celery_leader.runtime.runner import Runner
 from celery_leader.runtime.shared_memory import LeasePages
 from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.survey import survey

@@ -1,0 +1,159 @@
+"""One candidacy of this process: what the election's thread does with it, and others may ask."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from celery_leader.core.candidate_info import CandidateInfo
+from celery_leader.core.changes import Change, Deposed, Elected
+from celery_leader.core.election import Election
+from celery_leader.core.events import Observer, Standing
+from celery_leader.core.watchdog import Requirement
+
+from .answer_checks import AnswerChecks
+from .change_log import log_change, log_fields
+from .clock import now
+from .shared_memory import LeaseView
+
+logger = logging.getLogger(__name__)
+
+Listener = Callable[[Change], None]
+
+
+class Campaign:
+    """A candidate of one election in this process.
+
+    Attributes:
+        election: decides what to do; only the election's thread tells it anything.
+        view: what this process and its children believe.
+        listeners: called with each change, in the election's thread.
+        led: set while this candidate leads.
+        wanted: whether it is to lead if it can.
+        farewells: set when the lease has been given up.
+        retired: called when there is nothing more to do.
+        requirements: what must hold for this process to lead.
+        unmet: those that do not hold, in the order in which they failed.
+        checks: warn of what is wrong with an answer.
+    """
+
+    def __init__(
+        self, election: Election, view: LeaseView, info: CandidateInfo | None = None
+    ) -> None:
+        self.election = election
+        self.view = view
+        self._info = info
+        self.listeners: list[Listener] = []
+        self.led = threading.Event()
+        self.wanted = False
+        self.farewells: list[threading.Event] = []
+        self.retired: Callable[[], None] | None = None
+        self.requirements: list[Requirement] = []
+        self.unmet: list[Requirement] = []
+        self.checks = AnswerChecks(election)
+
+    @property
+    def name(self) -> str:
+        """The election's name."""
+        return self.election.name
+
+    def term(self) -> int | None:
+        """The term this process leads with at this moment, or ``None``; no I/O."""
+        return self.view.term()
+
+    def standing(self, last_contact: float | None, *, giving_way: bool) -> Standing:
+        """How this candidate stands at this moment, for people to see; no I/O."""
+        moment, election, term = now(), self.election, self.term()
+        known, renewed_at = election.observed.leader, election.renewed_at
+        return Standing(
+            election=election.name,
+            node=election.holder,
+            term=term,
+            leader=election.holder if term is not None else known.holder,
+            leader_term=known.term,
+            changes=known.changes,
+            last_contact=None if last_contact is None else moment - last_contact,
+            last_renewal=moment - renewed_at if renewed_at else None,
+            leaderless_seconds=known.vacant_seconds(moment),
+            priority=election.candidacy.priority,
+            eligible=election.campaigning,
+            giving_way=giving_way,
+        )
+
+    # -- in the election's thread ---------------------------------------------
+
+    def publish(self, observer: Observer) -> None:
+        """Make known what the election has decided: belief, listeners, observer, farewells."""
+        election = self.election
+        term = election.term(now())
+        if term is None or not self.wanted:
+            self.view.withdraw()
+        else:
+            self.view.publish(term, election.valid_until)
+        for change in election.take_changes():
+            self._tell(change)
+            observer(change)
+        if self.farewells and election.idle:
+            for done in self.farewells:
+                done.set()
+            self.farewells.clear()
+
+    def _tell(self, change: Change) -> None:
+        if isinstance(change, Elected):
+            self.led.set()
+        elif isinstance(change, Deposed):
+            self.led.clear()
+        log_change(change)
+        for listener in list(self.listeners):
+            try:
+                listener(change)
+            except Exception:
+                logger.exception("%s: a listener failed on %s", self.name, change)
+
+    def look_at(self, requirement: Requirement, moment: float) -> None:
+        """Keep this candidate from leading and campaigning while ``requirement`` does not hold."""
+        fails, failed = requirement.fails(moment), requirement in self.unmet
+        takes_part = bool(self.unmet) or self.election.campaigning
+        if fails and not failed and takes_part:
+            self._stand_aside(requirement, moment)
+        elif failed and not fails:
+            self._take_part_again(requirement, moment)
+
+    def _stand_aside(self, requirement: Requirement, moment: float) -> None:
+        self.unmet.append(requirement)
+        trouble = requirement.trouble(moment)
+        logger.log(
+            requirement.level,
+            "%s: %s: node %s does not lead until %s",
+            self.name,
+            trouble,
+            self.election.holder,
+            requirement.cure,
+            extra=log_fields(self.election),
+        )
+        if requirement.keeps_place:
+            self.election.abstain(moment, requirement.reason)
+            self._register_trouble(trouble)
+        elif self.election.campaigning:
+            self.election.resign(moment, reason=requirement.reason)
+
+    def _take_part_again(self, requirement: Requirement, moment: float) -> None:
+        self.unmet.remove(requirement)
+        logger.info(
+            "%s: %s, node %s",
+            self.name,
+            requirement.relief,
+            self.election.holder,
+            extra=log_fields(self.election),
+        )
+        if requirement.keeps_place:
+            self._register_trouble("")
+        if self.wanted and not self.unmet:
+            self.election.campaign(moment)
+
+    def _register_trouble(self, trouble: str) -> None:
+        """Have the register say why this candidate does not campaign; empty: it does."""
+        if self._info is not None:
+            self.election.candidacy.introduce(replace(self._info, unfit=trouble).text())
