@@ -1,7 +1,7 @@
 """The connection that a beat publishes with: made when it is needed, mended when it is lost.
 
-Guaranteed: a producer from here publishes through our transport where messages are fenced, so
-that none goes out without its claim; and waiting for a broker that is silent ends.
+Guaranteed: where messages are fenced, a producer from here publishes through our transport, so no
+message goes out without its claim. Waiting for a silent Redis or AMQP broker ends.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BrokerConnection:
     Args:
         app: the app.
         leadership: its part in the elections.
-        buffer: what holds messages back until they are claimed; ``None`` if nothing does.
+        buffer: holds messages back until their ticks are claimed; ``None`` if nothing does.
         heartbeat: told when an answer of the broker is expected, and when it came.
     """
 
@@ -62,11 +62,11 @@ class BrokerConnection:
 
     @property
     def lost(self) -> tuple[type[Exception], ...]:
-        """What is raised if the broker is to blame, and not the message."""
-        # kombu counts KeyError among Redis's, for a case of its consumers. Here that is an
-        # unknown queue, or a router's mistake: it would be tried again for ever.
+        """The exceptions for which the broker is to blame, and not the message."""
+        # kombu counts KeyError among the errors of Redis, for the sake of its consumers. In a
+        # publish it means an unknown queue or a router's mistake, and would be retried for ever.
         errors = self._connected().connection_errors
-        # A Redis that is full or a replica refuses the declaration of a queue, for now.
+        # A Redis that is full, or a replica, refuses to declare a queue; this may pass.
         return (OperationalError, ResponseError, *(e for e in errors if e is not KeyError))
 
     def look_again(self) -> None:
@@ -78,7 +78,7 @@ class BrokerConnection:
             self.answered()
 
     def expect_answer(self) -> bool:
-        """The broker is asked for an answer; whether one was expected before."""
+        """Note that the broker owes an answer; return whether it already owed one."""
         if self._heartbeat is None:
             return False
         awaited = self._heartbeat.awaited
@@ -86,7 +86,7 @@ class BrokerConnection:
         return awaited
 
     def answered(self) -> None:
-        """The broker has answered."""
+        """Note that the broker has answered."""
         if self._heartbeat is not None:
             self._heartbeat.suspend()
 
@@ -106,7 +106,7 @@ class BrokerConnection:
         connection = self._connected()
         self._producer = self._reach(connection)
         if not self._obeys(self._producer):
-            # kombu has gone on to another URL and taken its own transport for it.
+            # kombu has moved to another URL, and uses its own transport there.
             connection.close()
             self._prepare(connection)
             self._producer = self._reach(connection)
@@ -124,7 +124,7 @@ class BrokerConnection:
         return self._connection
 
     def _prepare(self, connection: Any) -> None:
-        """Have ``connection`` use our transport, or confirm what it publishes."""
+        """Give ``connection`` our Redis transport, or have AMQP confirm what it publishes."""
         transport = connection.get_transport_cls()
         timing = self._leadership.settings.timing
         if transport.driver_type == "redis":
@@ -133,7 +133,7 @@ class BrokerConnection:
                 transport, buffer, timing.operation_timeout
             )
         elif transport.driver_type == "amqp":
-            # After a lease another leader publishes what was not confirmed.
+            # Wait no longer than a lease: then another leader publishes what was not confirmed.
             connection.transport_options = {
                 "read_timeout": timing.lease_duration,
                 "write_timeout": timing.lease_duration,
@@ -142,6 +142,6 @@ class BrokerConnection:
             }
 
     def _reach(self, connection: Any) -> Any:
-        """Connect to one of its URLs; a producer there."""
+        """Connect to one of the connection's URLs, and return a producer there."""
         reach(connection)
         return counting_producer(self._app.amqp.Producer)(connection, auto_declare=False)

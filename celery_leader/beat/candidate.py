@@ -1,7 +1,7 @@
 """One beat as a candidate: it campaigns, shows that it is alive, steps down and resigns.
 
 Guaranteed: a leader that is asked to step down does so between two turns, and never in the
-middle of a dispatch. Not guaranteed: that the lease is given up before the process ends; if
+middle of a dispatch. Not guaranteed: that the lease is given up before the process ends. If
 Redis does not answer in time, the lease expires.
 """
 
@@ -31,21 +31,21 @@ from .wall_clock import WallClock
 
 logger = logging.getLogger(__name__)
 
-#: Seconds; the longest turn of a follower, and of a beat that watches for the end of its worker.
+#: Seconds; the longest wait of a follower, and the longest sleep of a beat inside a worker.
 STEP = 1.0
 
 
 class BeatCandidate:
-    """What one beat process does in the ``beat`` election.
+    """One beat process in the ``beat`` election.
 
-    It takes no part before ``start``: the scheduler that Celery makes for its banner must not.
+    It takes no part before ``start``, which the scheduler of Celery's banner must not call.
     """
 
     def __init__(self, app: Celery, leadership: Leadership) -> None:
         self._app = app
         self._leadership = leadership
         self.campaign: Campaign | None = None
-        #: The signs of life of the broker; ``None`` if its outage ends the lease anyway.
+        #: Watches the broker's answers; ``None`` if the broker is the Redis that has the lease.
         self.broker_heartbeat: BrokerHeartbeat | None = None
         #: How often this beat has lost the lead.
         self.depositions = 0
@@ -59,7 +59,7 @@ class BeatCandidate:
         self._worker_pid = worker_pid()
 
     def start(self, scheduler: str) -> None:
-        """Campaign; the register of candidates shows the class name ``scheduler``."""
+        """Start to campaign; the register of candidates shows the class name ``scheduler``."""
         leadership = self._leadership
         settings = leadership.settings
         node = leadership.node_names.of_beat()
@@ -100,7 +100,7 @@ class BeatCandidate:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """One turn of the scheduler; while it lasts, this leader does not step down."""
+        """Hold open for one turn of the scheduler; meanwhile this leader does not step down."""
         self.show_life()
         try:
             with self._turn:
@@ -123,7 +123,7 @@ class BeatCandidate:
         return wait if self._worker_pid is None else min(wait, STEP)
 
     def on_change(self, change: Change) -> None:
-        """Hear of the election, in its thread."""
+        """React to a change of the election; called in the election's thread."""
         match change:
             case Elected():
                 self._request = None
@@ -132,15 +132,15 @@ class BeatCandidate:
                 self.depositions += 1
                 self._elected.clear()
             case StepDownRequested():
-                # Between two turns beat sleeps, for minutes if nothing is due.
+                # Do not wait for the next turn: beat may sleep for minutes if nothing is due.
                 self._request = change
                 self._step_down_if_asked()
 
     def resign(self) -> None:
-        """Give the lease up for good; harmless the second time.
+        """Give the lease up for good; a second call does no harm.
 
-        Beat calls it twice at SIGTERM, the first time inside the signal handler, where nothing
-        may be waited for. An embedded beat calls it once, outside of the handler.
+        At SIGTERM beat calls this twice. The first call is inside the signal handler, and must not
+        wait. A beat embedded in a worker calls this once, outside of the handler.
         """
         if self.campaign is None:
             return
@@ -166,7 +166,7 @@ class BeatCandidate:
                 self._turn.release()
 
     def _end_without_worker(self) -> None:
-        # A worker that is killed leaves its embedded beat behind, which would go on leading.
+        # A worker that is killed leaves its embedded beat behind. That beat would go on leading.
         if self._worker_pid is not None and os.getppid() != self._worker_pid:
             logger.warning("%s: the worker this beat belongs to is gone, so it ends", BEAT)
             raise SystemExit(1)

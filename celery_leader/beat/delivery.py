@@ -1,7 +1,7 @@
 """The end of a fenced publish: Redis checks the lease, claims the tick and takes the message.
 
-Guaranteed: what Redis refuses, and what it does not answer, comes out of the publish itself as an
-exception, so that a task's own ``apply_async`` sees it like any other failure.
+Guaranteed: if Redis refuses or does not answer, the publish itself raises an exception. A task's
+own ``apply_async`` sees it like any other failure.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .tick import Dispatch
 
 logger = logging.getLogger(__name__)
 
-#: Stands for a command of Redis where a task's own code raised something.
+#: Takes the place of a Redis command in the log if a task's own code raised an exception.
 _TASK = "apply_async"
 
 
 class Losses:
-    """Logs what went wrong after a message was sent: once for each cause.
+    """Logs failures that come after a message was sent, once for each cause.
 
     Args:
         app: the app that sends.
@@ -36,7 +36,7 @@ class Losses:
         self._told: set[tuple[str, str]] = set()
 
     def refused(self, entry: str, command: str, target: str, error: str) -> None:
-        """Redis refused a command that belongs to the dispatch of ``entry``."""
+        """Log that Redis refused a command that belongs to the dispatch of ``entry``."""
         if (command, target) in self._told:
             return
         self._told.add((command, target))
@@ -50,7 +50,7 @@ class Losses:
         )
 
     def raised(self, entry: str, exc: Exception) -> None:
-        """The task's own ``apply_async`` raised ``exc`` after its message was sent."""
+        """Log that the task's own ``apply_async`` raised ``exc`` after its message was sent."""
         self.refused(entry, _TASK, type(exc).__name__, without_echo(exc))
 
     def _advice(self, command: str, target: str, error: str) -> str:
@@ -67,16 +67,16 @@ class Losses:
 
 
 class FencedDelivery:
-    """Delivers the first message that is published of a tick, together with the tick's claim."""
+    """Delivers the first message of a tick together with the tick's claim."""
 
     def __init__(self, store: FencedStore, term: int, dispatch: Dispatch, losses: Losses) -> None:
         self._store = store
         self._term = term
         self._dispatch = dispatch
         self._losses = losses
-        #: What Redis said; ``None`` if it was not asked, or did not answer.
+        #: The answer of Redis; ``None`` if it was not asked, or did not answer.
         self.outcome: Outcome | None = None
-        #: Why it did not answer.
+        #: Why Redis did not answer.
         self.failure: StoreUnavailable | None = None
         #: Whether the log already says what failed after the message.
         self.told = False
@@ -90,8 +90,8 @@ class FencedDelivery:
         """Have Redis check the lease, claim the tick and push the message, in one step.
 
         Raises:
-            StoreUnavailable: nobody knows, or Redis refuses this message itself.
-            NotLeader: Redis refused, since another leads or has led.
+            StoreUnavailable: Redis did not answer, or it refuses this message itself.
+            NotLeader: Redis refused, since this beat lost the lease or the tick was claimed.
         """
         tick = self._dispatch
         self.outcome = self.failure = None
@@ -109,6 +109,6 @@ class FencedDelivery:
             self._losses.refused(tick.entry, refusal.command, refusal.target, refusal.error)
 
     def failed_later(self, push: Push, exc: Exception) -> None:
-        """Something that follows the message could not be pushed."""
+        """Log that ``push``, which came after the message, failed with ``exc``."""
         self.told = True
         self._losses.refused(self._dispatch.entry, push.command, push.key, without_echo(exc))

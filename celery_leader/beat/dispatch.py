@@ -1,11 +1,12 @@
 """Sends the message of a tick in the name of a leader, with the claim that fences it.
 
-Where messages and leases live in one Redis, lease check, claim, new state and push are one
-script. It runs at the end of the publish itself (``FencedDelivery``). Elsewhere the tick is
-claimed, published and confirmed. Guaranteed: a state moves only with its message, or if there is
-none to send; and an unfenced message is never sent in silence where a fenced one was asked for.
-Not guaranteed: that an answer comes; after ``StoreUnavailable`` try again with the same
-``Dispatch``.
+Where messages and leases live in one Redis, one script checks the lease, claims the tick, writes
+the new state and pushes the message. It runs at the end of the publish itself (``FencedDelivery``).
+With another broker, a tick is claimed, published and confirmed in three steps.
+
+Guaranteed: the state of an entry moves past a tick only if its message was sent, or if there is
+none to send. Where messages are fenced, no message goes out unfenced in silence. Not guaranteed:
+that an answer comes. After ``StoreUnavailable`` try again with the same ``Dispatch``.
 """
 
 from __future__ import annotations
@@ -34,29 +35,29 @@ from .transport import PublishBuffer
 
 logger = logging.getLogger(__name__)
 
-#: Publishes one message with the producer that it is given, in the term that it is given.
+#: Publishes one message, with the given producer and in the given term.
 Publish = Callable[[Any, int], Any]
 
 
 class _Attempt(NamedTuple):
-    """What came of calling ``Publish``."""
+    """The result of one call of ``Publish``."""
 
     published: bool
     raised: Exception | None
-    #: Whether the broker owed an answer before.
+    #: Whether the broker already owed an answer before this attempt.
     awaited: bool
 
 
 class Dispatcher:
     """Sends the messages of one beat.
 
-    Where nobody knows what became of a question or an attempt, ``StoreUnavailable`` is raised.
+    Methods raise ``StoreUnavailable`` where nobody knows what became of a question or an attempt.
 
     Args:
         app: the app whose tasks are sent.
         leadership: its part in the elections.
         store: the shared schedule.
-        broker: where messages go.
+        broker: the connection on which messages are published.
     """
 
     def __init__(
@@ -69,23 +70,23 @@ class Dispatcher:
 
     @property
     def fences_messages(self) -> bool:
-        """Whether a message travels with its claim."""
+        """Whether a message and its claim reach Redis in one step."""
         return self._broker.buffer is not None
 
     def send(self, term: int, dispatch: Dispatch, publish: Publish) -> bool:
         """Send one message and move the state of its entry with it, or do neither.
 
         Args:
-            term: the leader's.
-            dispatch: what is sent; the same at each attempt.
-            publish: makes and publishes the message; it raises what goes wrong.
+            term: the term that this beat leads with.
+            dispatch: the tick to send; the same object at each attempt.
+            publish: makes and publishes the message; raises what goes wrong.
 
         Returns:
-            Whether Redis agreed; if not, read again what was read before.
+            Whether Redis agreed. If not, the shared schedule must be read again.
 
         Raises:
-            StoreUnavailable: nobody knows, or the broker cannot be reached; call it again with
-                the same ``dispatch``.
+            StoreUnavailable: nobody knows whether it was sent, or the broker cannot be reached.
+                Call this again with the same ``dispatch``.
         """
         if not self._store.is_shared:
             self._publish_at_once(term, dispatch, publish)
@@ -110,8 +111,8 @@ class Dispatcher:
     def was_sent(self, dispatch: Dispatch) -> bool:
         """Whether an attempt whose answer was lost went through after all.
 
-        Asked before a task's own ``apply_async`` is called again: if that takes a lock for a
-        message that is out already, nobody releases the lock.
+        Asked before a task's own ``apply_async`` is called again, since that may take a lock which
+        the task releases. If the message is out already, nobody releases the second lock.
         """
         if not dispatch.in_doubt:
             return False
@@ -121,9 +122,9 @@ class Dispatcher:
         return False
 
     def sends_others(self, term: int) -> bool:
-        """Whether Redis takes writes in ``term``, and the broker can be reached.
+        """Whether Redis accepts writes with ``term``, and the broker can be reached.
 
-        Asked when a message could not be sent: if so, that message is at fault.
+        Asked after a message could not be sent: if others can be, that message is at fault.
         """
         try:
             if not self._store.takes_writes(term):
@@ -134,7 +135,7 @@ class Dispatcher:
         return True
 
     def is_at_fault(self, term: int, dispatch: Dispatch) -> bool:
-        """Whether ``dispatch`` has failed where others would not."""
+        """Whether ``dispatch`` has failed while others can be sent."""
         try:
             return self.sends_others(term) and not self.was_sent(dispatch)
         except StoreUnavailable:
@@ -152,10 +153,10 @@ class Dispatcher:
         self._broker.look_again()
 
     def close(self) -> None:
-        """Drop the connections, unless something is under way on them.
+        """Drop the connections, unless a call is using them.
 
-        Then this is a signal handler that has interrupted it. Without its socket that would
-        fail, and its failure would take the place of the exit that the handler asks for.
+        In that case a signal handler has interrupted the call. Without its socket the call would
+        fail, and its exception would replace the exit that the handler asks for.
         """
         if not self._store.work.depth:
             self._broker.disconnect()
@@ -179,7 +180,7 @@ class Dispatcher:
             with buffer.handing_to(delivery):
                 attempt = self._publish(term, publish)
             if delivery.failure is not None:
-                raise delivery.failure  # also if somebody has caught it
+                raise delivery.failure  # even if the task's own code has caught it
             if delivery.outcome is not None:
                 if delivery.done:
                     self._note_sent(dispatch, attempt, told=delivery.told)
@@ -231,15 +232,15 @@ class Dispatcher:
             self._losses.raised(dispatch.entry, attempt.raised)
 
     def _note_empty(self, dispatch: Dispatch, attempt: _Attempt) -> None:
-        """Note that nothing was published; ``StoreUnavailable`` if the broker is to blame."""
+        """Note that nothing was published; raise ``StoreUnavailable`` if the broker is to blame."""
         if attempt.raised is not None:
             self._check_sendable(dispatch, attempt.raised)
         if not attempt.awaited:
-            self._broker.answered()  # it was not asked
+            self._broker.answered()  # nothing was sent, so it owes no answer
         dispatch.empty = True
 
     def _check_sendable(self, dispatch: Dispatch, raised: Exception) -> None:
-        """Note that nobody can make this message, unless ``raised`` is about the broker."""
+        """Note that nobody can make this message, or raise ``StoreUnavailable`` for the broker."""
         cause = (
             raised.__cause__ or raised.__context__
             if isinstance(raised, SchedulingError)

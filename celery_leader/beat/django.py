@@ -1,14 +1,15 @@
 """django-celery-beat with an elected leader: ``celery beat -S leader-django``.
 
 Needs the package django-celery-beat. Changes made in the admin are picked up as by its own
-scheduler, which writes the last runs into the rows only every few minutes. So the state that beats
-share is laid over the rows that are read, and a run that the last leader could not write is not
+scheduler. That scheduler writes the last runs into the rows only every few minutes. So the shared
+state takes the place of the rows' last runs, and a run that the last leader could not write is not
 repeated.
 
-Whoever sets the last run or the run count of a row means it. So the shared state also says what
-the row held when its entry was sent. A row that holds neither that nor what the leader was about
-to write was made, switched on or reset since, and counts by itself. Not guaranteed: that this
-notices a reset to exactly what the row held before its last run, before that run is written.
+If a user sets the last run or the run count of a row, that counts. So the shared state also says
+what the row held when its entry was sent. If a row now holds neither that nor what the leader was
+about to write, it was made, switched on or reset since. Then the row counts, and not the shared
+state. Not guaranteed: that this notices a reset to exactly what the row held before its last run,
+if the reset comes before that run is written.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from .moments import timestamp, utc_text
 from .plan import Tick
 from .timetable import occurrence_after
 
-#: How far a row that never ran, with a start time, is set back by django-celery-beat.
+#: How far django-celery-beat sets back the last run of a row that has a start time and never ran.
 _SET_BACK = datetime.timedelta(days=365 * 30)
 
-#: When an entry ran last by the shared state, and how often.
+#: The last run of an entry and its run count, by the shared state.
 Run = tuple[datetime.datetime, int]
 
 _CLOSE = 1.0  # seconds; some databases keep no fractions of a second
@@ -42,7 +43,7 @@ _CLOSE = 1.0  # seconds; some databases keep no fractions of a second
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The runs of an entry, as its row tells them."""
+    """The last run and the run count of an entry, as its row has them."""
 
     key: str
     last_run_at: float | None
@@ -69,7 +70,7 @@ class Row:
         return {"key": self.key, "last_run_at": self.last_run_at, "count": self.count}
 
     def is_like(self, other: Row) -> bool:
-        """Whether both are the same row, and nobody has set its runs in between."""
+        """Whether both are the same row, with the same last run and run count."""
         if (self.key, self.count) != (other.key, other.count):
             return False
         if self.last_run_at is None or other.last_run_at is None:
@@ -78,14 +79,14 @@ class Row:
 
 
 class _Known:
-    """The row of an entry as a leader knows it; the entries of later runs share it."""
+    """What a leader knows of an entry's row; the entry shares it with those that follow it."""
 
     def __init__(self, row: Row) -> None:
         #: The row as it was read or written last.
         self.row = row
         #: Whether the entry ran since the row was read.
         self.ran = False
-        #: The shared run after which somebody set the row, which since then counts by itself.
+        #: The shared run after which a user set the row, so that the row counts since then.
         self.ahead_of: Run | None = None
 
 
@@ -106,12 +107,12 @@ class LeaderModelEntry(ModelEntry):  # type: ignore[misc]
         return following
 
     def save(self) -> None:
-        """Write when it ran last, unless somebody has set that since the row was read."""
+        """Write the last run into the row, unless somebody has set it since the row was read."""
         if not self.known.ran:
-            return  # the run was that of an earlier row of this name
+            return  # an earlier row of this name had the run
         row = type(self.model)._default_manager.get(pk=self.model.pk)
         if not Row.of(row).is_like(self.known.row):
-            return  # it is read again, and then counts by itself
+            return  # the row is read again, and then it counts
         for name in self.save_fields:
             setattr(row, name, getattr(self.model, name))
         row.save()
@@ -119,7 +120,7 @@ class LeaderModelEntry(ModelEntry):  # type: ignore[misc]
 
     @property
     def due_at(self) -> datetime.datetime | None:
-        """When it is due next; ``None`` if nobody can compute that."""
+        """When the entry is due next; ``None`` if nobody can compute that."""
         start = self.model.start_time
         if isinstance(self.schedule, clocked):
             due = self.schedule.clocked_time
@@ -137,12 +138,12 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
     store_errors = (DatabaseError, InterfaceError)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # The rows to store beside their last tick; ``None`` if the row is switched off.
+        # By entry, the row to store in the shared state; ``None`` if the row was switched off.
         self._rows_to_note: dict[str, Row | None] = {}
         super().__init__(*args, **kwargs)
 
     def entries_in_memory(self) -> dict[str, Any]:
-        """None: whether a row or the shared state counts is decided whenever rows are read."""
+        """No entries: ``all_as_schedule`` decides whether a row or the shared state counts."""
         return {}
 
     def known_entries(self) -> Collection[str]:
@@ -151,8 +152,8 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
         return set(self.Model._default_manager.values_list("name", flat=True))
 
     def take_over(self, term: int) -> bool:
-        """Go on from what the last leader left, in the database and in the shared state."""
-        # Other leaders have overtaken what is left in memory from an earlier leadership.
+        """Go on from where the last leader stopped, in the database and in the shared state."""
+        # Other leaders may have led since. What this beat has in memory is out of date.
         self._dirty.clear()
         self._rows_to_note.clear()
         self._schedule: dict[str, Any] | None = None
@@ -160,19 +161,19 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
         return super().take_over(term)
 
     def lead(self, *args: Any, **kwargs: Any) -> float:
-        """One turn as the leader, which first stores what has become of rows."""
+        """Take one turn as the leader; first store in Redis what the rows hold."""
         term = self.leading_term()
         if term is not None and self._rows_to_note:
             self._note_rows(term)
         return super().lead(*args, **kwargs)
 
     def all_as_schedule(self) -> dict[str, Any]:
-        """The rows, with the last runs that beats share laid over them."""
+        """The rows as entries, with the shared last runs in place of the rows' own."""
         before = self._schedule or {}
         entries: dict[str, Any] = super().all_as_schedule()
         for name, entry in before.items():
             if not entry.model.enabled:
-                self._rows_to_note[name] = None  # by this leader, as it was to run only once
+                self._rows_to_note[name] = None  # it was to run once; this leader switched it off
         for name, entry in entries.items():
             last = last_run(self._states.of(name))
             if last is None:
@@ -185,7 +186,7 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
         return entries
 
     def _ahead_of(self, name: str, entry: Any, before: Any, last: Run) -> Run | None:
-        """The last shared run, if the row was made, switched on or set after it."""
+        """The shared run ``last``, if the row was made, switched on or set after it."""
         if self.is_future(entry.last_run_at):
             return None  # a beat whose clock was ahead wrote that
         row, (moment, count) = entry.known.row, last
@@ -207,16 +208,16 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
         return None if by_a_leader else last
 
     def reserve(self, entry: Any) -> Any:
-        """Advance the state of ``entry``, which only the leader may, wherever it is kept."""
+        """Advance ``entry``, also in the schedule; on a follower it stays as it is."""
         following = super().reserve(entry)
         entries = self._schedule or {}
         if entry.name in entries and entries[entry.name].known is entry.known:
-            # Otherwise it is due again when the heap is made anew out of these.
+            # Celery makes its heap anew from these entries. The old one would be due again.
             entries[entry.name] = following
         return following
 
     def sync(self) -> None:
-        """Write to the database when entries ran last, which only the leader may."""
+        """Write the last runs to the database; a follower writes nothing."""
         dirty = set(self._dirty)
         super().sync()
         for name in dirty - self._dirty:
@@ -226,33 +227,34 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
                 self._rows_to_note[name] = entry.known.row
 
     def _note_rows(self, term: int) -> None:
-        """Store what rows hold now: whoever sets them to an earlier value then means it."""
+        """Store in Redis what rows hold now. An older value found later was set by a user."""
         changes = {
             name: {"row": row and row.as_stored()}
             for name, row in self._rows_to_note.items()
             if last_run(self._states.of(name)) is not None
         }
-        # If Redis does not answer, the next turn does it.
+        # If Redis does not answer, the next turn tries again.
         with contextlib.suppress(StoreUnavailable):
             if self._amend(term, changes):
                 self._rows_to_note.clear()
 
     def tick_of(self, entry: Any, before: str) -> Tick:
-        """The tick that ``entry`` is to dispatch, whose shared state is ``before``."""
+        """The next tick of ``entry``; ``before`` is the entry's shared state."""
         told = ran = utc_text(entry.last_run_at)
         last = last_run(before)
         if last is not None and entry.known.ahead_of == last:
-            # Set on purpose, maybe to an earlier value: after another run it is another tick.
+            # A user set the row, maybe to a value that it had before. The shared run in the text
+            # tells this tick from the earlier one.
             ran = utc_text(last[0])
             told = f"{told} after {ran}"
         elif last is not None and timestamp(last[0]) > timestamp(entry.last_run_at):
-            told = str(read(before).get("tick"))  # the entry is older than its last run
+            told = str(read(before).get("tick"))  # the entry was read before its last run
         if told != ran or last is None:
-            self._last_sync = None  # write it soon: somebody may set the same value again
+            self._last_sync = None  # write the row soon: a user may set the same value again
         label = utc_text(entry.due_at or entry.default_now())
         return Tick(told, label, ran, {"row": entry.known.row.as_stored()}).as_claimed(before)
 
     def ran_at(self, entry: Any) -> datetime.datetime | None:
-        """When ``entry`` ran by its row, which was advanced before this."""
+        """The run of ``entry`` that its row has; the row was advanced before this call."""
         ran: datetime.datetime = entry.model.last_run_at
         return ran if timestamp(ran) > timestamp(entry.last_run_at) else None

@@ -1,7 +1,7 @@
-"""What all schedulers of this package share: they follow until elected, and then lead.
+"""The base of all schedulers of this package: they follow until elected, and then lead.
 
-Guaranteed: a follower neither sends nor writes, and a turn of it is short, because beat's own
-liveness checks wait for its end.
+Guaranteed: a follower neither sends nor writes. Its turns are short, because beat's own liveness
+checks wait for the end of a turn.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ logger = logging.getLogger(__name__)
 
 
 class ElectedScheduler:
-    """Put before a scheduler class: one of all beats leads, and the others follow.
+    """Comes before a scheduler class in the bases: one of all beats leads, the others follow.
 
-    A subclass says in ``lead`` what a turn of the leader is, and in ``take_over`` what it reads
-    when it is elected.
+    A subclass defines a leader's turn in ``lead``. In ``take_over`` it reads what a new leader
+    needs.
     """
 
-    #: What the scheduler's own store raises while it cannot be used; it is then asked again.
+    #: The errors of the scheduler's own store in an outage; the turn is then tried again.
     store_errors: tuple[type[Exception], ...] = ()
 
-    #: Once anything has imported celery-redbeat, it asks every beat's scheduler for its lock.
+    #: Once anything has imported celery-redbeat, it reads this from every beat's scheduler.
     lock_key: Any = None
 
     app: Any
@@ -60,10 +60,10 @@ class ElectedScheduler:
             self._leadership.check()
         self._candidate = BeatCandidate(app, self._leadership)
         self._retries = Retries()
-        #: The term that this scheduler has taken over with; ``None``: take over before all else.
+        #: The term for which this scheduler has taken over; ``None``: it must take over first.
         self._led_term: int | None = None
         self._service: Any = None
-        # Celery makes one scheduler for its banner, which must not take part.
+        # Celery makes one more scheduler, for its banner only. That one must not take part.
         self._takes_part = not lazy or self._leadership.always_leads()
         self._send_as(app, None)
         super().__init__(app, *args, lazy=lazy, **kwargs)  # type: ignore[call-arg]
@@ -86,7 +86,7 @@ class ElectedScheduler:
         self._send_as(app, self._candidate.campaign)
 
     def _send_as(self, app: Any, campaign: Campaign | None) -> None:
-        """Make what reads the shared schedule and sends, in the name of ``campaign``."""
+        """Make the store, the states and the dispatcher that act in the name of ``campaign``."""
         fences = campaign is not None and self._leadership.redis.is_broker
         buffer = PublishBuffer() if fences else None
         heartbeat = self._candidate.broker_heartbeat
@@ -105,21 +105,21 @@ class ElectedScheduler:
         return self._candidate.term()
 
     def known_entries(self) -> Collection[str]:
-        """The names of all entries there are, whether due or not.
+        """The names of all entries, whether due or not.
 
-        The state of others is kept for ``leader_schedule_retention``, since beats of another
+        States of other entries are kept for ``leader_schedule_retention``, since beats with another
         version of the app may know them.
         """
         return set(self.schedule)
 
     def is_future(self, moment: datetime.datetime) -> bool:
-        """Whether nothing can have run at ``moment`` by a right clock."""
+        """Whether ``moment`` is ahead of the clock of Redis by more than the clock tolerance."""
         return self._states.is_future(moment)
 
     # -- turns -------------------------------------------------------------------------------
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """One turn as the leader; a follower waits a step to be elected."""
+        """Take one turn: a leader leads, and a follower waits one step for its election."""
         if self._service is not None:
             self._answer_remote_control()
         with self._candidate.turn():
@@ -132,7 +132,7 @@ class ElectedScheduler:
         if term is None:
             self._led_term = None
             self._dispatcher.look_for_broker()
-            # Beat sleeps between turns where nothing can wake it; here something can.
+            # Nothing can wake beat while it sleeps between turns. An election ends this wait.
             self._candidate.await_election(self.max_interval)
             return 0
         outages: tuple[type[Exception], ...] = (StoreUnavailable, *self.store_errors)
@@ -145,25 +145,27 @@ class ElectedScheduler:
             if self._states.is_tidying_due and not self._states.tidy(term, self.known_entries()):
                 self._take_over_again()
         except outages as exc:
-            self._take_over_again()  # what was read so far may be half of it
+            self._take_over_again()  # the schedule may have been read only in part
             self._retries.failed("the schedule", exc)
             return self._pause()
         return self._candidate.longest_rest(wait)
 
     def take_over(self, term: int) -> bool:
-        """Go on from what the last leader left, just elected; whether Redis agreed to that.
+        """Go on from where the last leader stopped; return whether Redis agreed.
+
+        Called after an election, and again when the shared schedule must be read anew.
 
         Raises:
-            StoreUnavailable: nobody knows.
+            StoreUnavailable: nobody knows whether Redis agreed.
         """
         return self._states.read(term, self.known_entries())
 
     def lead(self, *args: Any, **kwargs: Any) -> float:
-        """One turn of the scheduler as the leader; how many seconds it may rest then."""
+        """Take one turn as the leader; return how many seconds beat may rest after it."""
         return float(super().tick(*args, **kwargs))  # type: ignore[misc]
 
     def _take_over_again(self) -> None:
-        """Read the shared schedule again before anything else."""
+        """Have the next turn read the shared schedule again before anything else."""
         self._led_term = None
 
     def _pause(self) -> float:
@@ -173,34 +175,37 @@ class ElectedScheduler:
 
     @property
     def producer(self) -> Any:
-        """What messages are published with; ``None`` while the broker cannot be reached.
+        """The producer of messages; ``None`` while the broker cannot be reached.
 
-        A scheduler's ``tick()`` asks for it when it has already counted the entry as sent, so
-        this raises nothing; ``apply_async`` finds the broker by itself, and tries on.
+        A scheduler's ``tick()`` asks for it after it has counted the entry as sent. So a lost
+        broker raises nothing here. ``apply_async`` connects by itself, and tries again.
+
+        Raises:
+            StoreUnavailable: this scheduler was made for the banner only.
         """
         if not self._takes_part:
             raise StoreUnavailable("a scheduler that was made for its banner sends nothing")
         return self._dispatcher.producer()
 
     def _own_id(self, name: str, tick: str) -> str | None:
-        """The task id of a message that does not travel with its claim; others get a new one."""
+        """The fixed task id of a message that is sent apart from its claim; ``None``: no need."""
         if self._dispatcher.fences_messages or not self._shared_store.is_shared:
             return None
         return task_id_of(self._leadership.settings.namespace, name, tick)
 
     def reserve(self, entry: Any) -> Any:
-        """Advance an entry's state, which only the leader may."""
+        """Advance an entry's state; on a follower the entry stays as it is."""
         if self.leading_term() is None:
             return entry
         return super().reserve(entry)  # type: ignore[misc]
 
     def sync(self) -> None:
-        """Write the schedule's state, which only the leader may."""
+        """Write the schedule's state; a follower writes nothing."""
         if self.leading_term() is not None:
             super().sync()  # type: ignore[misc]
 
     def close(self) -> None:
-        """Write what is to be written, then resign; harmless the second time."""
+        """Write unsaved state, then resign; a second call does no harm."""
         try:
             super().close()  # type: ignore[misc]
         finally:
@@ -215,7 +220,7 @@ class ElectedScheduler:
             self._warn()
 
     def _warn(self) -> None:
-        """Log what may be wrong; no log is set up before this."""
+        """Log warnings about the configuration; before this call, logging is not set up."""
         self._leadership.tell_unknown_settings()
 
     def _warn_of_unread_rows(self) -> None:
@@ -224,9 +229,9 @@ class ElectedScheduler:
             logger.warning("%s: %s", BEAT, missed)
 
     def _answer_remote_control(self) -> None:
-        """Have this beat answer to the commands of elections, if it answers to any."""
-        # Celery's mailbox for beats knows ``ping`` only, and has no place to add to: it exists
-        # from Celery 5.7 on, where it was asked for, once the service has begun.
+        """Have this beat answer the commands of elections, if it answers any commands."""
+        # Beats have a mailbox from Celery 5.7 on, if it is switched on, and only once the service
+        # has begun. It knows only ``ping``, and has no public way to add commands.
         service, self._service = self._service, None
         mailbox = getattr(service, "_pidbox", None)
         handlers = getattr(getattr(mailbox, "node", None), "handlers", None)

@@ -1,9 +1,8 @@
 """The state of one schedule entry, as the text that Redis keeps, and how long it is kept.
 
-A state is a JSON object with the number of its format. Guaranteed: a field that this version
-does not know does no harm, and the state of a later format is not taken for a damaged one, so
-that it can be left alone. In every format ``format``, ``unknown_since`` and ``project`` mean what
-they mean here.
+A state is a JSON object with the number of its format. Guaranteed: unknown fields do no harm. A
+state of a later format is not taken for a damaged one, so that it can be left alone. The fields
+``format``, ``unknown_since`` and ``project`` mean the same in every format.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: The format that this version writes. It grows when an older version could not go by it.
+#: The format that this version writes. It grows when older versions could not use the new one.
 FORMAT = 1
 
-#: What reading a field can raise if no beat has written the state.
+#: The errors of reading a field of a state that no beat has written.
 SENSELESS = (ValueError, KeyError, TypeError, OverflowError)
 
-_HIGHEST_FORMAT = 1000  # no version has written a higher one, but anybody may have
+_HIGHEST_FORMAT = 1000  # no version writes a higher one, so a higher one is damage
 _PROJECT = "project"
 _UNKNOWN_SINCE = "unknown_since"  # by the clock of Redis, in ms
 
-#: A moment of other years than these was never due; and the calendar ends near them.
+#: No entry ran or was due outside of these years, and Python's calendar ends soon after them.
 _FIRST_YEAR, _LAST_YEAR = 1971, 9000
 
 
@@ -40,19 +39,19 @@ def amended(stored: str, **fields: Any) -> str:
 
 
 def read(stored: str) -> dict[str, Any]:
-    """The fields of a state; none if it is no state, or one of a later format."""
+    """The fields of a state; empty if it is damaged, or of a later format."""
     state = _loaded(stored)
     return {} if state is None or state.get("format", FORMAT) != FORMAT else state
 
 
 def is_later(stored: str) -> bool:
-    """Whether a later version wrote this, in a format of its own."""
+    """Whether a later version wrote this state, in a format that this one does not know."""
     number = (_loaded(stored) or {}).get("format")
     return type(number) is int and FORMAT < number <= _HIGHEST_FORMAT
 
 
 def project_of(stored: str) -> str:
-    """The id of the project that wrote this; empty if there is none."""
+    """The id of the project that wrote this state; empty if it has none."""
     project = (_loaded(stored) or {}).get(_PROJECT)
     return project if isinstance(project, str) else ""
 
@@ -70,7 +69,7 @@ def moment_of(text: str) -> datetime.datetime:
     """A moment as it was stored.
 
     Raises:
-        ValueError, OverflowError, TypeError: it is none.
+        ValueError, OverflowError, TypeError: ``text`` is not a stored moment.
     """
     moment = datetime.datetime.fromisoformat(text)
     if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
@@ -79,17 +78,17 @@ def moment_of(text: str) -> datetime.datetime:
 
 
 def counted_anew(stored: str, now: float, tolerance: float) -> str:
-    """``stored``; if it says that its entry ran in the future, the same counted from ``now``.
+    """``stored``, but counted from ``now`` if it says that its entry ran in the future.
 
-    No beat with a right clock writes that. Left as it is, the entry would be silent until then.
-    ``now`` is by the clock of Redis, and a beat's may differ from it by ``tolerance``.
+    Only a beat with a wrong clock writes that, and the entry would be silent until then. ``now`` is
+    the time of Redis, and the clock of a beat may differ from it by ``tolerance``.
     """
     state = read(stored)
     last, claimed = _seconds(state.get("last_run_at")), state.get("claimed")
-    # A claimed tick may be published already, and is to be confirmed as it stands.
+    # A claimed tick may be published already, and must be confirmed as it stands.
     if last is None or claimed or last <= now + tolerance:
         return stored
-    # Without its schedule, because the due time that goes with it is from the future too.
+    # Drop ``schedule``, because the due time that goes with it is from the future too.
     kept = {field: value for field, value in state.items() if field != "schedule"}
     moment = datetime.datetime.fromtimestamp(now, datetime.timezone.utc)
     return written({**kept, "last_run_at": moment.isoformat(timespec="microseconds")})
@@ -108,10 +107,10 @@ def _seconds(text: Any) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Tidying:
-    """What a new leader does with the states that it found.
+    """The changes that a leader makes to the states that it has read.
 
     Attributes:
-        marks: by entry, its state as it is and as it is to be.
+        marks: by entry, its state as it is, and its new state.
         gone: the entries whose state is to be removed.
     """
 
@@ -129,9 +128,10 @@ class Tidying:
     ) -> Tidying:
         """Judge ``states`` by the entries that the leader knows, and by the clock of Redis.
 
-        An entry that no leader has known for ``retention`` seconds goes, and so does what is no
-        state at all. One that says that its entry ran later than ``tolerance`` seconds from now
-        is counted anew. One that this leader is the first not to know is marked with the time.
+        The state of an entry that this leader does not know is removed if it is damaged, or if no
+        leader has known the entry for ``retention`` seconds. If this leader is the first that does
+        not know the entry, the state is marked with the time. A state that says that its entry ran
+        more than ``tolerance`` seconds in the future is counted anew.
         """
         marks, gone = {}, []
         for entry, stored in states.items():

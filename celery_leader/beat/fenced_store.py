@@ -1,8 +1,8 @@
 """The shared schedule in Redis, as one leader reads and writes it.
 
-Guaranteed: Redis writes only if the election's lease is this leader's, with the term that the
-write names. Where a process always leads, there is no shared schedule: it reads as empty, and
-writing to it does nothing.
+Guaranteed: Redis refuses a write unless this leader holds the election's lease with the term that
+the write names. A process that always leads has no shared schedule: reads return nothing, and
+writes do nothing.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from .projects import Ownership
 
 logger = logging.getLogger(__name__)
 
-#: What Redis says when it has done what was asked, now or at an earlier attempt.
+#: The outcomes when Redis did what was asked, now or at an earlier attempt.
 AGREED = (Outcome.SENT, Outcome.REPEATED)
 
-#: The state of an entry of this name is written and removed again.
+#: ``takes_writes`` writes the state of an entry with this name, and removes it again.
 _PROBE = ""
 
 
 class Work:
-    """Counts the calls under way that must not lose their connection."""
+    """Counts the running calls that must not lose their connection."""
 
     depth = 0
 
@@ -53,12 +53,12 @@ class Work:
 class FencedStore:
     """The shared schedule of the ``beat`` election.
 
-    What asks Redis raises ``StoreUnavailable`` if nobody knows what became of it; then call it
-    again with the same arguments.
+    A method that asks Redis raises ``StoreUnavailable`` if nobody knows what became of the request.
+    Call it again then, with the same arguments.
 
     Args:
         leadership: the app's part in its elections.
-        campaign: the campaign in whose name this writes; ``None`` if there is none to win.
+        campaign: the campaign whose lease fences the writes; ``None`` if this process has none.
     """
 
     def __init__(self, leadership: Leadership, campaign: Campaign | None) -> None:
@@ -83,11 +83,11 @@ class FencedStore:
 
     @property
     def projects_key(self) -> str:
-        """The key that keeps what tells projects from each other."""
+        """The key of the descriptions that tell projects from each other."""
         return self._leadership.redis.keys.of("projects", BEAT)
 
     def load(self) -> Stored:
-        """The states of all entries, and the projects."""
+        """The states of all entries, the descriptions of projects, and the time of Redis."""
         return Stored({}, 0.0) if self._store is None else self._store.load()
 
     def state(self, entry: str) -> str:
@@ -95,7 +95,7 @@ class FencedStore:
         return "" if self._store is None else self._store.state(entry)
 
     def register(self, term: int, ownership: Ownership) -> bool:
-        """Keep what tells this project from others; whether Redis agreed."""
+        """Store this project's description and remove unused ones; return whether Redis agreed."""
         if self._store is None or (ownership.before == ownership.text and not ownership.unused):
             return True
         who = ownership
@@ -104,13 +104,13 @@ class FencedStore:
         return self.has_agreed(outcome, term)
 
     def write(self, term: int, states: Mapping[str, tuple[str, str]]) -> bool:
-        """Write ``(old, new)`` states that come with no message; whether Redis agreed to all."""
+        """Move states from ``old`` to ``new``, with no message; return whether Redis agreed."""
         if self._store is None or not states:
             return True
         return self.has_agreed(self._store.anchor(self._token(term), dict(states)), term)
 
     def forget(self, term: int, entries: Sequence[str]) -> bool:
-        """Remove the states of entries; whether Redis agreed."""
+        """Remove the states of ``entries``; return whether Redis agreed."""
         if self._store is None or not entries:
             return True
         return self.has_agreed(self._store.forget(self._token(term), entries), term)
@@ -118,12 +118,15 @@ class FencedStore:
     def dispatch(
         self, term: int, entry: str, old: str, new: str, pushes: Sequence[Push] = ()
     ) -> Answer:
-        """Claim a tick: move the state from ``old`` to ``new`` and push its message, or neither."""
+        """Claim a tick: move its state from ``old`` to ``new`` and push its message, or do neither.
+
+        A process without a shared schedule must not call this.
+        """
         assert self._store is not None
         return self._store.dispatch(self._token(term), entry, old, new, pushes)
 
     def takes_writes(self, term: int) -> bool:
-        """Whether Redis takes writes in the name of ``term`` at this moment."""
+        """Whether Redis accepts writes with ``term`` at this moment; try it with a probe."""
         if self._store is None:
             return True
         token = self._token(term)
@@ -133,7 +136,7 @@ class FencedStore:
         return outcome in AGREED
 
     def has_agreed(self, outcome: Outcome, term: int) -> bool:
-        """Whether Redis did what was asked; if not, the election hears why."""
+        """Whether Redis did what was asked; if the lease was rejected, tell the election."""
         if outcome in AGREED:
             return True
         assert self._campaign is not None
@@ -158,6 +161,6 @@ class FencedStore:
             try:
                 return self._client.run(calls)
             except StoreUnavailable:
-                # A connection that was idle or cut is noticed at its first use. All of these
-                # scripts know what they have done when they come again.
+                # A connection that was idle or cut fails at its first use, so try once more.
+                # Each script that writes notices if its first run has done the work.
                 return self._client.run(calls)

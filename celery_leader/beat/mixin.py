@@ -1,9 +1,10 @@
-"""``LeaderMixin`` lets any scheduler class take part, wherever that keeps its schedule.
+"""``LeaderMixin`` lets any scheduler class take part, wherever the class keeps its schedule.
 
-When each entry ran last is kept in Redis beside the scheduler's own store, so that the next
-leader goes on from there, whatever its own store says. Guaranteed: a tick is sent once, whatever
-becomes of the attempts, as ``Dispatcher`` says. Not guaranteed: a tick that cannot be sent while
-others can is given up, because a scheduler's own ``tick()`` waits for its end.
+Redis keeps the last run of each entry, in addition to the scheduler's own store. The next leader
+goes on from there, whatever its own store says. Guaranteed: where messages are fenced, no tick is
+sent twice, however many attempts it takes (see ``Dispatcher``). Not guaranteed: that each tick is
+sent. A tick that cannot be sent while others can is given up, because the scheduler's own
+``tick()`` waits for its end.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ from .tick import Dispatch, TickMessage
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 3  # attempts at one tick before it is asked whether others could be sent
+_TRIES = 3  # failed attempts at one tick before checking whether others can be sent
 _JUST_MADE = 5.0  # seconds; as long as a scheduler may take to make its entries
 
 
 class LeaderMixin(ElectedScheduler):
-    """Put before any scheduler class: it then dispatches on the leading beat only.
+    """Comes before any scheduler class in the bases, which then dispatches on the leader only.
 
     ::
 
         class MyScheduler(LeaderMixin, PersistentScheduler): ...
 
-    Followers neither dispatch nor write. When each entry ran last is also kept in Redis.
+    Followers neither dispatch nor write. Redis also keeps the last run of each entry.
     """
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         self._sending = False
-        #: The entries that this process made itself, and the moment that each counted from then.
+        #: By entry that counts from the start of this process: its last run, as set at the start.
         self._made: dict[str, datetime.datetime] = {}
         super().__init__(app, *args, **kwargs)
         if self._shared_store.is_shared:
@@ -59,7 +60,7 @@ class LeaderMixin(ElectedScheduler):
     # -- taking over -----------------------------------------------------------------------
 
     def take_over(self, term: int) -> bool:
-        """Go on from what the last leader left, just elected; whether Redis agreed to that."""
+        """Go on from where the last leader stopped; return whether Redis agreed."""
         if not super().take_over(term):
             return False
         entries = self.entries_in_memory()
@@ -70,19 +71,19 @@ class LeaderMixin(ElectedScheduler):
         return True
 
     def entries_in_memory(self) -> dict[str, Any]:
-        """The entries whose state this process keeps; none if a store is read at each turn."""
+        """The entries that this process keeps; empty if it reads a store at each turn."""
         return dict(self.schedule)
 
     def is_made_here(self, entry: Any) -> bool:
-        """Whether ``entry`` counts from nothing but the start of this process.
+        """Whether ``entry`` counts only from the start of this process.
 
-        Asked of each entry in memory at the start.
+        Asked at the start, for each entry in memory.
         """
         age = timestamp(entry.default_now()) - timestamp(entry.last_run_at)
         return not entry.total_run_count and 0 <= age < _JUST_MADE
 
     def bring_up_to_date(self, entries: dict[str, Any]) -> None:
-        """Give ``entries`` the last run that beats share, where there is one."""
+        """Give each of ``entries`` the shared last run, if it has one."""
         for name, entry in entries.items():
             last = last_run(self._states.of(name))
             if last is not None:
@@ -93,7 +94,7 @@ class LeaderMixin(ElectedScheduler):
         entry.last_run_at, entry.total_run_count = in_zone_of(entry, moment), count
 
     def _anchored(self, term: int, entries: Mapping[str, Any]) -> bool:
-        """Share the entries that this process made and nobody knows, counted from now."""
+        """Store the entries that only this process knows, counted from now; say if Redis agreed."""
         moments = {
             name: entry.default_now()
             for name, entry in entries.items()
@@ -104,7 +105,7 @@ class LeaderMixin(ElectedScheduler):
         fresh = {name: anchor(entries[name], each, project) for name, each in moments.items()}
         if not self._states.write(term, fresh):
             return False
-        # Only now: what Redis did not agree to must still be new to the next try.
+        # Only now that Redis has agreed: before, the next try must still find these entries new.
         for name, moment in moments.items():
             entries[name].last_run_at = moment
         return True
@@ -114,10 +115,10 @@ class LeaderMixin(ElectedScheduler):
     def apply_async(
         self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> Any:
-        """Dispatch an entry, while this beat leads; once, whatever becomes of the attempts.
+        """Dispatch an entry while this beat leads; once, however many attempts that takes.
 
-        A tick that cannot be sent now is tried again until it is, or until this beat no longer
-        leads.
+        A tick that cannot be sent now is tried again until it is sent, until this beat no longer
+        leads, or until others can be sent and this one cannot.
         """
         name = entry.name
         if self._states.is_left_alone(name):
@@ -147,7 +148,7 @@ class LeaderMixin(ElectedScheduler):
         return results[-1] if results else None
 
     def _send(self, dispatch: Dispatch, publish: Publish) -> bool:
-        """Send one tick; whether it is over, so that its entry may go on."""
+        """Send one tick; return whether it was sent or given up, so that its entry may go on."""
         tries = 0
         while True:
             self._candidate.show_life()
@@ -177,15 +178,15 @@ class LeaderMixin(ElectedScheduler):
             return agreed
 
     def tick_of(self, entry: Any, before: str) -> Tick:
-        """The tick that ``entry`` is to dispatch, whose shared state is ``before``."""
+        """The next tick of ``entry``; ``before`` is the entry's shared state."""
         return Tick.of(entry, before)
 
     def ran_at(self, entry: Any) -> datetime.datetime | None:
-        """When ``entry`` runs by the scheduler's own store; ``None`` if that does not say."""
+        """When ``entry`` runs by the scheduler's own store; ``None`` if the store does not say."""
         return None
 
     def _amend(self, term: int, changes: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Store other values of some fields of entries' states; whether that is over."""
+        """Store new values of some fields of entries' states; return whether Redis agreed."""
         states = {
             name: amended(self._states.of(name), **fields) for name, fields in changes.items()
         }
@@ -198,8 +199,8 @@ class LeaderMixin(ElectedScheduler):
 
     @contextlib.contextmanager
     def _own_store_untouched(self) -> Iterator[None]:
-        # Celery writes the scheduler's own store as part of a send. It must not say of a tick
-        # that it ran before Redis has agreed to it.
+        # Celery writes the scheduler's own store as part of a send. Before Redis has agreed to a
+        # tick, that store must not say that it ran.
         self._sending = True
         try:
             yield
@@ -215,7 +216,7 @@ class LeaderPersistentScheduler(LeaderMixin, beat.PersistentScheduler):  # type:
     """Celery's own scheduler with its local file, dispatching on the leading beat only."""
 
     def is_made_here(self, entry: Any) -> bool:
-        """Whether it never ran: then the file says only when a beat was started with it."""
+        """Whether ``entry`` never ran. Then its file says only when a beat was started with it."""
         return not entry.total_run_count
 
     def _warn(self) -> None:

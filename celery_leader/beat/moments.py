@@ -1,4 +1,4 @@
-"""Moments: as seconds, as the text that is stored, in the zone of an entry, and added to."""
+"""Converts moments to seconds, to stored text and to an entry's zone, and adds time to them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def utc_text(moment: datetime.datetime) -> str:
 
 
 def add_time(moment: datetime.datetime, delta: datetime.timedelta) -> datetime.datetime:
-    """``moment`` and ``delta`` of real time; Python's own sum is one of wall clocks."""
+    """``moment`` plus ``delta`` of real time; Python's own ``+`` adds wall-clock time."""
     aware: datetime.datetime = maybe_make_aware(moment)
     return (aware.astimezone(datetime.timezone.utc) + delta).astimezone(aware.tzinfo)
 
 
 def in_zone_of(entry: Any, moment: datetime.datetime) -> datetime.datetime:
-    """``moment`` in the zone of the clock of ``entry``, whose days may begin at its midnight."""
+    """``moment`` in the zone of the entry's clock; the entry's days may begin at midnight there."""
     zone = entry.default_now().tzinfo
     aware: datetime.datetime = maybe_make_aware(moment)
     return moment if zone is None else aware.astimezone(zone)

@@ -1,9 +1,9 @@
-"""The next tick of an entry, and the state that is stored of it.
+"""The next tick of an entry, and the state that is stored for it.
 
 ``Plan`` is for ``-S leader``, which numbers the ticks of an entry and stores when the next is due.
-``Tick`` is for other schedulers: there a tick is known by the last run that it counts from.
-Moments come in as arguments. Guaranteed: the due time of a tick is what was stored for it, whoever
-dispatches it.
+``Tick`` is for other schedulers. There the last run that a tick counts from identifies the tick.
+The only clock read here is that of the entry. Guaranteed: the due time of a tick is the stored
+one, whichever beat dispatches it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .timetable import fingerprint, occurrence_after
 #: The entry option that overrides ``leader_beat_catch_up`` for one entry.
 CATCH_UP_OPTION = "leader_catch_up"
 
-#: What the first tick of an entry is counted from, if it never ran. It is always the same text,
-#: or the tick would be sent again when the note of its run was lost.
+#: Identifies the first tick of an entry that never ran. The text is always the same. Otherwise the
+#: tick would be sent again if the note of its run was lost.
 _NEVER = "never"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One entry, the tick it is to dispatch next, and the state that is stored of that."""
+    """One entry, its next tick, and the state that is stored for both."""
 
     entry: Any
     sequence: int
@@ -51,7 +51,7 @@ class Plan:
     ) -> Plan:
         """The plan to dispatch tick number ``sequence`` of ``entry`` at ``due``.
 
-        ``claimed``: it may have been published already, which was not confirmed.
+        ``claimed``: the tick may have been published already, but nobody has confirmed that.
         """
         state: dict[str, Any] = {
             "sequence": sequence,
@@ -66,20 +66,20 @@ class Plan:
 
     @classmethod
     def restored(cls, entry: Any, stored: str) -> Plan | None:
-        """The plan that the last leader stored; ``None`` if none, or for another schedule."""
+        """The plan that the last leader stored; ``None`` if none, or if the schedule changed."""
         plan = cls._of(entry, stored)
         return plan if plan is not None and plan.is_for(entry.schedule) else None
 
     @classmethod
     def of_another_schedule(cls, entry: Any, stored: str) -> Plan | None:
-        """The same for an entry whose schedule was changed; its due time is still the old one.
+        """The stored plan of an entry whose schedule was changed; it has the old due time.
 
-        Its last run stays what it was, since the change of the schedule does not change that.
+        The last run stays as it was, since a new schedule does not change it.
         """
         plan = cls._of(entry, stored)
         if plan is None:
             return None
-        # A claimed tick is still to be confirmed under the number that it was claimed with.
+        # A claimed tick must be confirmed under the number that it was claimed with.
         return plan._with(sequence=plan.sequence + (not plan.claimed))
 
     @classmethod
@@ -106,30 +106,30 @@ class Plan:
         return cls.to_dispatch(entry, sequence + 1, due)
 
     def is_for(self, timetable: Any) -> bool:
-        """Whether it was made for this schedule."""
+        """Whether this plan was made for ``timetable``."""
         return bool(read(self.state).get("schedule") == fingerprint(timetable))
 
     def claim(self) -> Plan:
-        """The plan once its tick is claimed, and may be published."""
+        """This plan after its tick was claimed and may be published."""
         return self._with(claimed=True)
 
     def of_project(self, project: str) -> Plan:
-        """The plan as one of ``project``."""
+        """This plan, as one that belongs to ``project``."""
         return self if self.project == project else self._with(project=project)
 
     def dispatched(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
         """The plan after this tick was dispatched; the entry ran last ``at``."""
-        # In the zone of its clock: days of a relative interval begin at that zone's midnight.
+        # In the zone of the entry's clock: days of a relative interval begin at midnight there.
         ran = in_zone_of(self.entry, at)
         entry = _like(self.entry, ran, self.entry.total_run_count + 1)
         return self._with(entry=entry, sequence=self.sequence + 1, due=due, claimed=False)
 
     def postponed(self, due: datetime.datetime) -> Plan:
-        """The plan whose next tick is due at another time."""
+        """This plan with another due time."""
         return self._with(due=due)
 
     def restarted(self, at: datetime.datetime, due: datetime.datetime) -> Plan:
-        """The plan of an entry that is counted from ``at``, with nothing dispatched."""
+        """This plan counted from ``at``, with nothing dispatched."""
         return self._with(entry=counted_from(self.entry, at), due=due)
 
     def _with(self, **changes: Any) -> Plan:
@@ -139,13 +139,13 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """One tick of an entry that another scheduler plans: it is counted from the last run.
+    """One tick of an entry that another scheduler plans; it counts from the last run.
 
     Attributes:
-        counted_from: tells it from the other ticks of its entry.
-        label: when it is due.
-        ran_before: when the entry ran last before it.
-        facts: what is stored beside, once it was sent.
+        counted_from: the last run it counts from, as text; tells it from other ticks of its entry.
+        label: its due time, as text.
+        ran_before: the last run of the entry before this tick, as text.
+        facts: other fields that are stored in the state once the tick was sent.
         project: the project that the entry belongs to.
     """
 
@@ -157,7 +157,7 @@ class Tick:
 
     @classmethod
     def of(cls, entry: Any, before: str = "") -> Tick:
-        """The tick that ``entry`` is to dispatch next, whose state is ``before``."""
+        """The next tick of ``entry``; ``before`` is the entry's stored state."""
         ran = entry.last_run_at
         due = (occurrence_after(entry.schedule, ran) if ran else None) or entry.default_now()
         told = utc_text(ran) if ran else _NEVER
@@ -177,8 +177,8 @@ class Tick:
     def is_in(self, stored: str) -> bool:
         """Whether ``stored`` says that this tick was sent.
 
-        ``noted``: the entry's own store knows of that run, too. If it then says the old last
-        run again, somebody has set that on purpose, and this is another tick.
+        ``noted`` means that the scheduler's own store has that run, too. If that store shows the
+        old last run again afterwards, a user has set it on purpose, and this is a new tick.
         """
         state = read(stored)
         sent = state.get("tick") == self.counted_from and not state.get("claimed")
@@ -197,7 +197,7 @@ class Tick:
         return written({**read(before), **fields}, self.project)
 
     def sent(self, entry: Any, at: datetime.datetime | None = None) -> str:
-        """The state once this tick was sent, and the entry ran ``at``, or now."""
+        """The state after this tick was sent; the entry ran ``at``, or now."""
         return written(
             {
                 "tick": self.counted_from,
@@ -210,23 +210,23 @@ class Tick:
 
 
 def anchor(entry: Any, moment: datetime.datetime, project: str = "") -> str:
-    """The state of an entry of another scheduler that has sent nothing since ``moment``."""
+    """The first state of an entry that another scheduler plans; it counts from ``moment``."""
     return written(
         {"last_run_at": utc_text(moment), "total_run_count": entry.total_run_count or 0}, project
     )
 
 
 def task_id_of(namespace: str, entry: str, tick: str) -> str:
-    """The id of the message of one tick, the same whoever publishes it."""
+    """The task id of one tick's message; every beat computes the same id."""
     name = f"celery-leader:{namespace}:{entry}:{tick}"
     return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
 
 def catch_up_of(entry: str, options: dict[str, Any] | None, default: CatchUp) -> CatchUp:
-    """How the entry called ``entry``, which has ``options``, catches up.
+    """How the entry called ``entry`` catches up, by its ``options`` or by ``default``.
 
     Raises:
-        LeaderError: its option has a value it cannot have.
+        LeaderError: the value of the option is not allowed.
     """
     value = options.get(CATCH_UP_OPTION) if isinstance(options, dict) else None
     if value is None:

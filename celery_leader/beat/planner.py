@@ -1,7 +1,7 @@
-"""What ``-S leader`` sends next of each entry: just elected, and after each tick.
+"""Plans the next tick of each entry for ``-S leader``: after an election, and after each tick.
 
-Guaranteed: an entry whose schedule cannot tell when it is due is asked again later, and harms no
-other. The clock is that of the entry; there is no Redis and no thread here.
+Guaranteed: if a schedule cannot tell when its entry is due, it is asked again later, and no other
+entry is harmed. The only clock here is that of the entry. There is no Redis and no thread here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .timetable import due_of, latest_missed, occurrence_after
 
 logger = logging.getLogger(__name__)
 
-#: Seconds; the clock was asked a moment too early if a schedule says "later" by less.
+#: Seconds; if an entry is due within less than this, the clock was only read a moment too early.
 EARLY = 1.0
 
 _FAR = 10 * 365 * 86400.0  # seconds; later than this is as good as never
 
-#: Celery's own question: whether an entry is due, and in how many seconds to ask again.
+#: Celery's own ``is_due``: whether an entry is due, and in how many seconds to ask again.
 IsDue = Callable[[Any], tuple[bool, float]]
 
 
@@ -35,8 +35,8 @@ class Planner:
     """Makes the plans of entries.
 
     Args:
-        app: its ``beat_cron_starting_deadline`` says what is too late to be sent.
-        settings: how to catch up with what was missed.
+        app: its ``beat_cron_starting_deadline`` says which ticks are too late to be sent.
+        settings: they say how to catch up with missed ticks.
         is_due: asks an entry's schedule.
         ask_again: seconds until a schedule that cannot tell is asked again.
     """
@@ -49,7 +49,7 @@ class Planner:
         self._not_enumerable: set[str] = set()
 
     def restored(self, entry: Any, *states: str) -> Plan | None:
-        """The plan to go on with by the first of ``states`` that makes sense; just elected."""
+        """After an election, the plan by the first of ``states`` that makes sense, if any does."""
         for state in states:
             plan = Plan.restored(entry, state)
             if plan is not None:
@@ -60,13 +60,13 @@ class Planner:
         return None
 
     def anchored(self, entry: Any, stored: str) -> Plan:
-        """The plan of an entry that no leader knew, in place of the state ``stored``."""
+        """A new plan of ``entry``, whose state ``stored`` is empty or makes no sense."""
         return Plan.anchored(entry, stored, self._due(entry))
 
     def after(self, plan: Plan, next_in: float) -> Plan:
-        """The plan after this tick, which may itself have been missed.
+        """The plan after the tick of ``plan`` was sent, on time or late.
 
-        ``next_in`` is in how many seconds its schedule says that the next tick is due.
+        ``next_in``: in how many seconds the next tick is due, by the entry's schedule.
         """
         if self._catch_up(plan.entry) is CatchUp.ALL:
             following = occurrence_after(plan.entry.schedule, plan.due)
@@ -80,7 +80,10 @@ class Planner:
         return plan.dispatched(now, due_of(entry, False, next_in))
 
     def is_due(self, entry: Any) -> tuple[bool, float]:
-        """Whether ``entry`` is due, and in how many seconds next; later if it cannot tell."""
+        """Whether ``entry`` is due, and in how many seconds to ask again.
+
+        If the schedule fails, the entry is not due, and is asked again after ``ask_again``.
+        """
         try:
             due_now, next_in = self._is_due(entry)
         except Exception:
@@ -104,24 +107,24 @@ class Planner:
         return due_of(entry, *self.is_due(entry))
 
     def _changed(self, plan: Plan) -> Plan:
-        """``plan`` with the entry's new schedule, which counts on from the last run."""
+        """``plan`` with the due time by the entry's new schedule, counted from the last run."""
         plan = self._counted_anew(plan)
         due = self._due(plan.entry)
         now = plan.entry.default_now()
         missed = timestamp(due) < timestamp(now)
         if missed and occurrence_after(plan.entry.schedule, due) is not None:
-            # Nobody knows since when it has this schedule: of what it missed, the latest only.
+            # Nobody knows when the schedule was changed, so only the latest missed tick is sent.
             due = latest_missed(plan.entry.schedule, due, now, 1)
         return self._caught_up(plan.postponed(due))
 
     def _counted_anew(self, plan: Plan) -> Plan:
-        """``plan``; counted from now if it is an interval's and last ran in the future."""
+        """``plan``, counted from now if its entry has an interval and ran in the future."""
         now = plan.entry.default_now()
         if timestamp(plan.entry.last_run_at) <= timestamp(now) + EARLY or plan.claimed:
             return plan
         if not isinstance(plan.entry.schedule, schedule):
             return plan
-        # The clock was set back: until it is as late again, the entry would be silent.
+        # The clock was set back. Until it shows that time again, the entry would be silent.
         return self._restarted(plan, now)
 
     def _restarted(self, plan: Plan, now: datetime.datetime) -> Plan:
@@ -130,7 +133,7 @@ class Planner:
     # -- what was missed -----------------------------------------------------------------------
 
     def _caught_up(self, plan: Plan) -> Plan:
-        """``plan`` with those of its missed ticks that are to be sent."""
+        """``plan``, moved past the missed ticks that are not to be sent."""
         now = plan.entry.default_now()
         if plan.claimed or timestamp(plan.due) >= timestamp(now):
             return plan
@@ -153,7 +156,7 @@ class Planner:
         return plan
 
     def _startable(self, plan: Plan, now: datetime.datetime) -> Plan:
-        """``plan`` without the ticks that ``beat_cron_starting_deadline`` calls too late."""
+        """``plan``, moved past the ticks that ``beat_cron_starting_deadline`` calls too late."""
         deadline = self._app.conf.beat_cron_starting_deadline
         timetable = plan.entry.schedule
         if deadline is None or not isinstance(timetable, crontab):

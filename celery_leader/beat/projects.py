@@ -1,10 +1,11 @@
 """Which project owns each state of a shared schedule.
 
 Redis keeps, beside the schedule, a short id for each project that has led it, with a description
-of that project; each state carries the id of the project that wrote it. Guaranteed: a state
-without an id, or with an unknown one, is free for anybody; a project keeps its id while most of
-its tasks or most of its entries stay. Not guaranteed: that two projects with hardly a task or an
-entry are told apart; then each takes the other's states for its own.
+of that project. Each state carries the id of the project that wrote it.
+
+Guaranteed: a state without an id, or with an unknown one, is free for anybody. A project keeps its
+id while most of its tasks or most of its entries stay. Not guaranteed: that two projects with
+hardly any tasks and entries are told apart. Then each takes the other's states for its own.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Ownership:
 
     Attributes:
         id: the id of this project.
-        before: its description in Redis so far; empty if there is none.
-        text: its description as Redis is to keep it.
+        before: the description of this project that Redis has now; empty if it has none.
+        text: the description of this project that Redis is to keep.
         others: by id, the name of the app of each project that is surely another one.
         unused: the ids that no state carries.
     """

@@ -1,4 +1,4 @@
-"""When a beat tries again, and what its log says meanwhile: one line for a whole outage."""
+"""When a beat tries again. Its log has one line when an outage begins, and one when it ends."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import logging
 logger = logging.getLogger(__name__)
 
 _SHORTEST = 0.05  # seconds
-#: Seconds; the longest pause before something that nobody could send is tried again.
+#: Seconds; the longest pause between attempts in an outage.
 LONGEST_PAUSE = 0.8
 
 
 class Retries:
-    """Counts the failures in a row, of whatever a beat has to do in Redis or at the broker."""
+    """Counts the failures in a row of a beat's requests to Redis and to the broker."""
 
     def __init__(self) -> None:
         self.failures = 0
 
     def failed(self, what: str, exc: Exception) -> None:
-        """``what`` could not be done now, and is tried again."""
+        """Note that ``what`` could not be done now, and is tried again."""
         self.failures += 1
         if self.failures == 1:
             logger.warning("beat: %s stays due and is tried again: %s", what, exc)
 
     def succeeded(self) -> None:
-        """Something was done again."""
+        """Note a success, which ends the row of failures."""
         if self.failures:
             logger.info("beat: dispatching again after %d failed attempt(s)", self.failures)
             self.failures = 0

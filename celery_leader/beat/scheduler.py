@@ -1,8 +1,9 @@
 """``celery beat -S leader``: shared state, and each tick dispatched once.
 
-The schedule is the app's ``beat_schedule`` and its ``add_periodic_task`` entries; when each ran
-last is in Redis, beside the lease, and in no local file. Guaranteed: a tick stays due until it is
-sent; one that cannot be sent while others can waits beside them and holds none up.
+The schedule is the app's ``beat_schedule`` and its ``add_periodic_task`` entries. The last run of
+each is in Redis, beside the lease, and in no local file. Guaranteed: a tick stays due until it is
+sent, or until its message proves impossible to make. A tick that cannot be sent while others can
+waits, and holds up no other.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .timetable import due_of
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_ASIDE = 30.0  # seconds; the longest pause between tries at what others do not wait for
+_LONGEST_ASIDE = 30.0  # seconds; the longest pause between tries at a tick that was set aside
 
 
 class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
@@ -42,17 +43,17 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
         self._pushed = 0
         self._known: dict[str, Any] = {}
         self._left_alone = 0
-        #: After how many depositions these plans were made; ``None``: there are none.
+        #: The number of depositions when the plans were made; ``None``: there are no plans.
         self._planned_after: int | None = None
-        # What the app itself says when an entry ran last, before any beat knows.
+        # The entries for which the app itself says when they ran last.
         self._given: set[str] = set()
         self._clock_read = 0.0
         self._sendings: dict[str, _Sending] = {}
         self._raised: Exception | None = None
-        # What cannot be sent while others can, and how often that was tried.
+        # By entry that cannot be sent while others can: how often it was tried.
         self._aside: dict[str, int] = {}
         with refusing_clearly():
-            # The banner's instance, which is the first, has no schedule of its own.
+            # Checked here, because the first instance, the banner's, never sets up its schedule.
             for name, fields in _checked(app.conf.beat_schedule):
                 catch_up_of(name, fields.get("options"), CatchUp.ONE)
                 if fields.get("last_run_at"):
@@ -60,7 +61,7 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
         super().__init__(app, *args, **kwargs)
         with refusing_clearly():
             settings = self._leadership.settings
-        # Asked by its name each time, since tools replace it.
+        # Look ``is_due`` up by its name each time, since tools replace it.
         self._planner = Planner(app, settings, lambda each: self.is_due(each), self.max_interval)
 
     def add(self, **kwargs: Any) -> Any:
@@ -73,9 +74,10 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
     def apply_async(
         self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> Any:
-        """Publish the message of ``entry``; ``lead`` is what claims the tick with it.
+        """Publish the message of ``entry``; ``lead`` claims the tick with it.
 
-        ``None`` if that failed: ``apply_entry``, which calls this, would log it and tell nobody.
+        If this fails, it returns ``None`` and keeps the exception for ``_publish``. The caller
+        ``apply_entry`` would only log an exception, and raise nothing.
         """
         try:
             return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
@@ -91,7 +93,7 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
     # -- taking over -------------------------------------------------------------------------
 
     def take_over(self, term: int) -> bool:
-        """Plan all entries by the shared state, and share what is new; whether Redis agreed."""
+        """Plan all entries by the shared state, and store new states; return if Redis agreed."""
         depositions = self._candidate.depositions
         if not super().take_over(term):
             return False
@@ -127,7 +129,7 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
         return self._planner.anchored(entry, stored)
 
     def _remembered(self, name: str) -> str:
-        """The state that this beat wrote, in case Redis lost it; empty if another led since."""
+        """The state that this beat wrote, in case Redis lost it; empty if it was deposed since."""
         if self._planned_after != self._candidate.depositions or name not in self._plans:
             return ""
         return self._plans[name].state
@@ -135,7 +137,7 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
     # -- leading -----------------------------------------------------------------------------
 
     def lead(self, *args: Any, **kwargs: Any) -> float:
-        """Dispatch the entry that has been due for longest, or say how long to rest."""
+        """Dispatch the entry that has been due for longest; return how long to rest."""
         if len(self._plans) + self._left_alone != len(self.schedule):
             self._take_over_again()
             return 0
@@ -144,10 +146,10 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
         due, _, name = self._queue[0]
         plan = self._plans[name]
         wait = due - timestamp(plan.entry.default_now())
-        # All entries are compared before a rest only: that takes long, and many may be due.
+        # Compare all entries only before a rest: it takes long, and many entries may be due.
         changed = wait > 0 and (self._known != self.schedule or self._clock_went_back())
         if changed or self.schedule.get(name) is not plan.entry:
-            self._take_over_again()  # entries came, went or changed, or the clock did
+            self._take_over_again()  # entries came, went or changed, or the clock went back
             return 0
         if wait > 0:
             return float(min(wait, self.max_interval))
@@ -156,7 +158,7 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
     def _go_on(self, name: str, plan: Plan) -> float:
         """Dispatch the tick of an entry that is due, or note when it is due instead."""
         due_now, next_in = self._planner.is_due(plan.entry)
-        due_now = due_now or plan.claimed  # it may have been published: that is to be confirmed
+        due_now = due_now or plan.claimed  # it may have been published, which must be confirmed
         if not due_now and next_in <= EARLY:
             self._push_later(name, next_in)
             return 0
@@ -185,14 +187,14 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
         return 0
 
     def _dispatch(self, name: str, plan: Plan, next_in: float, term: int) -> tuple[Plan, bool]:
-        """Send the message of this tick and store what follows; that, and whether Redis agreed."""
+        """Send this tick's message; return the next plan, and whether Redis agreed to store it."""
         sending = self._sendings.get(name)
         if sending is None:
             sending = self._sendings[name] = self._new_sending(name, plan)
         in_doubt = sending.dispatch.in_doubt
         if not self._dispatcher.was_sent(sending.dispatch):
             if in_doubt:
-                _, next_in = self._planner.is_due(plan.entry)  # to ask Redis took a while
+                _, next_in = self._planner.is_due(plan.entry)  # asking Redis took a while
             # Counted from now, and not from when the first attempt failed.
             sending.following = self._planner.after(plan, next_in)
             sending.dispatch.new = sending.following.state
@@ -202,7 +204,7 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
     def _new_sending(self, name: str, plan: Plan) -> _Sending:
         label = utc_text(plan.due)
         message = TickMessage(plan.entry, label, self._own_id(name, label))
-        # The state in between is for a message that does not travel with its claim.
+        # A message that is sent apart from its claim needs a state in between.
         claimed = plan.state if self._dispatcher.fences_messages else plan.claim().state
         return _Sending(plan, Dispatch(str(name), plan.state, claimed, ""), message)
 
@@ -213,7 +215,7 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
             if sending.entered:
                 self.apply_async(entry, producer=producer, advance=False)
             else:
-                # Where monitoring tools look in; once for each tick.
+                # Monitoring tools watch ``apply_entry``, so call it once for each tick.
                 sending.entered = True
                 self.apply_entry(entry, producer=producer)
         raised, self._raised = self._raised, None
@@ -221,13 +223,13 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
             raise raised
 
     def _set_aside(self, name: str, term: int, exc: StoreUnavailable) -> float:
-        """This tick stays due; if others can be sent, it waits for its next try beside them."""
+        """Keep this tick due, queued for a later try if others can be sent; return the pause."""
         if name not in self._aside and not self._dispatcher.sends_others(term):
             self._retries.failed(name, exc)
             return self._pause()
         tries = self._aside[name] = self._aside.get(name, 0) + 1
         if tries == 1:
-            return 0  # a connection may have been lost, and is there again
+            return 0  # a connection may have been lost; the next try makes a new one
         if tries == 2:
             logger.error("beat: %s stays due, but cannot be sent as others are: %s", name, exc)
         self._push_later(name, min(LONGEST_PAUSE * 2 ** (tries - 2), _LONGEST_ASIDE))
@@ -254,7 +256,7 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
 class _Sending:
     """A tick that is being sent, in as many attempts as it takes."""
 
-    #: The plan once it is sent.
+    #: The plan after the tick was sent.
     following: Plan
     dispatch: Dispatch
     message: TickMessage

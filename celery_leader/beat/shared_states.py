@@ -1,8 +1,9 @@
-"""The states of the shared schedule that a leader goes by, and those that it leaves alone.
+"""The states of the shared schedule: those that a leader uses, and those that it leaves alone.
 
-Guaranteed: what another project or a later version has written is neither sent, changed nor
-removed; and a state that no leader has known for ``leader_schedule_retention`` goes. Names are
-compared as text, since Redis knows no others.
+Guaranteed: an entry whose state another project or a later version wrote is not sent, and its state
+is not overwritten. Another project's states are never removed. Other states are removed when no
+leader has known their entry for ``leader_schedule_retention``; only for that a mark is added to
+them, or taken away. Names are compared as text, since Redis keeps them as text.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from .projects import Ownership, Project
 logger = logging.getLogger(__name__)
 
 _MOST_NAMED = 5  # entries in one line of the log
-_TIDY_INTERVAL = 3600.0  # seconds; between two looks at the states that nobody knows
+_TIDY_INTERVAL = 3600.0  # seconds between two searches for states that nobody knows
 
 
 class SharedStates:
-    """The states that one leader has read, and what it knows since.
+    """The states that one leader has read, with the changes it has made since.
 
-    What asks Redis raises ``StoreUnavailable`` if nobody knows what became of it.
+    ``read`` and ``write`` raise ``StoreUnavailable`` if nobody knows what became of the request.
 
     Args:
         leadership: the app's part in its elections.
@@ -47,10 +48,10 @@ class SharedStates:
         self._states: dict[str, str] = {}
         #: This project's id in the shared schedule.
         self.project = ""
-        #: The entries that another project wrote, and the id of that project.
+        #: By the name of each entry that another project wrote: the id of that project.
         self._foreign: dict[str, str] = {}
         self._tidies_at = math.inf
-        # Where the future begins by the clock of Redis, from the clock that is never set.
+        # Seconds from the monotonic clock to the moment where the future begins, by Redis's clock.
         self._future = math.inf
         self._said_later: set[str] = set()
         self._said_foreign: set[str] = set()
@@ -66,7 +67,7 @@ class SharedStates:
         return self._states.get(str(name), "")
 
     def note(self, name: object, state: str) -> None:
-        """Note that Redis has this state now."""
+        """Note that Redis now has ``state`` for the entry called ``name``."""
         self._states[str(name)] = state
 
     def is_left_alone(self, name: object) -> bool:
@@ -78,13 +79,13 @@ class SharedStates:
         return name in self._foreign
 
     def is_future(self, moment: datetime.datetime) -> bool:
-        """Whether nothing can have run at ``moment`` by a right clock."""
+        """Whether ``moment`` is ahead of the clock of Redis by more than the clock tolerance."""
         return timestamp(moment) > now() + self._future
 
     # -- reading and tidying -----------------------------------------------------------------
 
     def read(self, term: int, known: Collection[object]) -> bool:
-        """Read all states, just elected; whether Redis agreed to what had to be written.
+        """Read all states after an election; return whether Redis agreed to the needed writes.
 
         ``known`` are the names of all entries that this leader knows.
         """
@@ -96,13 +97,14 @@ class SharedStates:
 
     @property
     def is_tidying_due(self) -> bool:
-        """Whether a leader should look again at the states that nobody knows."""
+        """Whether a leader should look again for states that nobody knows."""
         return now() >= self._tidies_at
 
     def tidy(self, term: int, known: Collection[object]) -> bool:
-        """While leading on, remove what nobody has known for long; whether all is as it was.
+        """Remove the states that nobody has known for long; return whether the others stand.
 
-        If not, the states are to be read again.
+        ``False``: Redis did not agree, or other entries belong to other projects now; read the
+        states again.
         """
         foreign = self._foreign
         try:
@@ -113,7 +115,7 @@ class SharedStates:
         return agreed and self._foreign == foreign
 
     def write(self, term: int, states: Mapping[str, str]) -> bool:
-        """Have Redis take new states of entries in place of those known; whether it agreed."""
+        """Replace the known states of entries in Redis by new ones; return whether it agreed."""
         changes = {str(name): (self.of(name), new) for name, new in states.items()}
         if not self._store.write(term, changes):
             return False
@@ -121,7 +123,7 @@ class SharedStates:
         return True
 
     def _tidied(self, term: int, known: set[str]) -> dict[str, str] | None:
-        """The states to go by; ``None`` if Redis did not agree to what had to be written."""
+        """Read and tidy the states to use; ``None`` if Redis did not agree to a write."""
         settings = self._leadership.settings
         stored = self._store.load()
         self._tidies_at = now() + min(settings.schedule_retention, _TIDY_INTERVAL)
@@ -161,7 +163,7 @@ class SharedStates:
             )
 
     def _tell_of_foreign(self, known: set[str], ownership: Ownership) -> None:
-        """Log, once for each entry, that an entry of another project has its name."""
+        """Log, once for each entry, that another project has an entry of the same name."""
         for name in sorted(known & self._foreign.keys() - self._said_foreign):
             self._said_foreign.add(name)
             project = self._foreign[name]

@@ -1,4 +1,4 @@
-"""One tick on its way: how far its dispatch came, and the message that names it."""
+"""One tick that is being sent: how far its dispatch came, and its message."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Dispatch:
 
     Attributes:
         entry: the entry's name.
-        old: its state as it was read.
-        claimed: its state between claim and confirmation, where these are two steps.
-        new: its state afterwards.
-        in_doubt: whether nobody knows if Redis did what it was asked last.
-        published: whether a message was published; while in doubt, whether one was if Redis
-            did what it was asked.
+        old: the entry's state as it was read.
+        claimed: its state between claim and confirmation, if these are two steps.
+        new: its state after the tick.
+        in_doubt: whether nobody knows if Redis carried out the last request.
+        published: whether a message was published; while ``in_doubt``, whether one was in case
+            Redis carried out the request.
         empty: whether there is nothing to publish, so that only the state moves.
         unsendable: whether it is empty because the message cannot be made.
     """
@@ -39,13 +39,13 @@ class Dispatch:
 
 
 class TickMessage:
-    """A schedule entry whose message has headers that name the tick; the same at each attempt.
+    """The message of one tick: its headers name the tick, and each attempt has the same options.
 
     Args:
-        entry: the entry; it keeps its own options.
+        entry: the schedule entry; it gets its own options back after each attempt.
         tick: the label of the tick.
-        task_id: the id that the message must have. By default it is the one of the entry's
-            options, or a new one.
+        task_id: the id that the message must have. If ``None``, the entry's options give the id,
+            or it is a new one.
     """
 
     def __init__(self, entry: Any, tick: str, task_id: str | None) -> None:
@@ -56,7 +56,7 @@ class TickMessage:
 
     @contextlib.contextmanager
     def sent_in(self, term: int) -> Iterator[None]:
-        """While open, the entry has these options; what a tool adds to them lasts."""
+        """While open, the entry has this message's options; what a tool adds to them is kept."""
         if self._options is None:
             self._options = self._own_options()
         labels = {"leader_term": term, "leader_tick": self._tick}

@@ -1,7 +1,7 @@
 """When a schedule is due: its occurrences, those that were missed, and what identifies it.
 
-Guaranteed: an occurrence is the same for everybody who asks, where it can be computed at all.
-Not guaranteed: that it can, for a schedule class of the user's own; then only ``is_due`` tells.
+Guaranteed: if an occurrence can be computed, every beat computes the same one. Not guaranteed: that
+the occurrences of a user's own schedule class can be computed. Then only ``is_due`` tells.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .moments import add_time, timestamp
 
 _SHORTEST_LOOK_BACK = datetime.timedelta(hours=1)
 
-_CLOSE = 1.0  # seconds; two looks at a clock tell one moment this far apart
+_CLOSE = 1.0  # seconds; two readings of the clock may put one moment this far apart
 
 
 def occurrence_after(timetable: Any, moment: datetime.datetime) -> datetime.datetime | None:
@@ -62,8 +62,8 @@ def _asked_at(timetable: Any, moment: datetime.datetime) -> tuple[Any, datetime.
     """A copy of ``timetable`` whose clock stands at ``moment``, and that moment in its zone.
 
     The copy is needed for three reasons. "Every day, relative" is a day of the zone that the
-    clock is in. Each look at a real clock would give another microsecond. And before Celery 5.7
-    a crontab leaves out the rest of an hour that is not one of today.
+    clock is in. Each reading of a real clock gives another microsecond. Before Celery 5.7 a
+    crontab leaves out the rest of an hour that is not in today.
     """
     local = moment.astimezone(timetable.tz)
     # By hand, because copying a crontab parses it anew.
@@ -73,14 +73,14 @@ def _asked_at(timetable: Any, moment: datetime.datetime) -> tuple[Any, datetime.
 
 
 def _is_interval(timetable: Any) -> bool:
-    # Not a subclass of it: that may count otherwise.
+    # A subclass is not an interval here: it may count in another way.
     return type(timetable) is schedule
 
 
 def due_of(entry: Any, due_now: bool, next_in: float) -> datetime.datetime:
-    """When ``entry`` is due, if its schedule says: now, or in ``next_in`` seconds.
+    """The due time of ``entry``, whose schedule says: now, or in ``next_in`` seconds.
 
-    The occurrence itself where it can be computed, as it is the same for everybody who asks.
+    If the occurrence can be computed, that is the due time, since every beat computes the same.
     """
     now = entry.default_now()
     told = now if due_now else add_time(now, datetime.timedelta(seconds=next_in))
@@ -92,16 +92,16 @@ def due_of(entry: Any, due_now: bool, next_in: float) -> datetime.datetime:
         if abs(seconds - timestamp(told)) <= _CLOSE or (due_now and seconds <= timestamp(now)):
             return occurrence
         if not due_now and timestamp(told) <= timestamp(now) < seconds:
-            return occurrence  # a crontab told it of the first run of an hour that is repeated
+            return occurrence  # the crontab meant the first run of an hour that is repeated
     return told
 
 
 def latest_missed(
     timetable: Any, due: datetime.datetime, now: datetime.datetime, most: int
 ) -> datetime.datetime:
-    """The due time to go on from, so that at most ``most`` occurrences lie before ``now``.
+    """The first due time from which at most ``most`` occurrences lie before ``now``.
 
-    ``due`` itself if there are no more. The occurrences of ``timetable`` must be computable.
+    That is ``due`` itself if no more were missed. The occurrences must be computable.
     """
     due, now = (maybe_make_aware(each).astimezone(datetime.timezone.utc) for each in (due, now))
     if _is_interval(timetable) and not timetable.relative:
@@ -128,7 +128,7 @@ def _occurrences(
 
 
 def fingerprint(timetable: Any) -> str:
-    """A text that tells one schedule from another, the same in every process."""
+    """A text that tells one schedule from another; every process makes the same text."""
     if _is_interval(timetable):
         # Its repr rounds: every 90 and every 90.2 seconds look the same there.
         text = f"every {timetable.run_every.total_seconds()!r} s"
@@ -138,7 +138,7 @@ def fingerprint(timetable: Any) -> str:
     except Exception:  # a schedule of the user's own may raise anything
         text = " at 0x"
     if " at 0x" in text:
-        # This is the repr of any object: an address, which differs in each process.
+        # This is Python's default repr, with an address that differs in each process.
         told = {
             name: _told(value)
             for name, value in sorted(vars(timetable).items())
@@ -158,5 +158,5 @@ def _told(value: Any) -> str:
 
 
 def _is_cached(timetable: Any, name: str) -> bool:
-    """Whether ``name`` is a property's value, there only once somebody has asked for it."""
+    """Whether ``name`` is a cached property's value, which exists only after its first use."""
     return hasattr(inspect.getattr_static(type(timetable), name, None), "__get__")

@@ -1,12 +1,13 @@
 """A kombu Redis transport that can hold a message back and hand it to a ``Delivery``.
 
-While a buffer has a delivery, the commands that kombu's own channel would send in one publish are
-recorded instead, with the queue, priority, expiry and topic that kombu chose. At the end of that
-publish the delivery gets them, to be run by a script. What the delivery raises comes out of the
-publish, as any failure to publish does. Exchanges, bindings and queue declarations are not held
-back. Guaranteed: while there is a delivery, the first message that is published through a channel
-of this transport does not leave by itself. Not guaranteed: that kombu still uses this transport;
-ask ``obeys(channel)`` before each message.
+While a buffer has a delivery, it records the commands that kombu's own channel would send in one
+publish, with the queue, priority, expiry and topic that kombu chose. At the end of the publish the
+delivery gets them, and a script runs them. What the delivery raises comes out of the publish, like
+any failure to publish. Exchanges, bindings and queue declarations are not held back.
+
+Guaranteed: while there is a delivery, the first message that is published through a channel of this
+transport goes to the delivery only. Not guaranteed: that kombu still uses this transport; ask
+``obeys(channel)`` before each message.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from celery_leader.store.schedule_store import Push
 
 
 class Delivery(Protocol):
-    """Delivers a message in the place of kombu."""
+    """Delivers a message in kombu's place."""
 
     @property
     def done(self) -> bool:
-        """Whether a message was delivered; the next ones go straight to their queues."""
+        """Whether a message was delivered; later ones go straight to their queues."""
 
     def deliver(self, pushes: list[Push]) -> None:
         """Deliver one message; what this raises comes out of the publish."""
 
     def failed_later(self, push: Push, exc: Exception) -> None:
-        """Hear that ``push``, which follows the message, failed with ``exc``."""
+        """Note that ``push``, which came after the message, failed with ``exc``."""
 
 
 class PublishBuffer:
@@ -44,7 +45,7 @@ class PublishBuffer:
 
     @contextmanager
     def handing_to(self, delivery: Delivery) -> Iterator[None]:
-        """Hand the message that is published meanwhile to ``delivery``."""
+        """While open, hand the first message that is published to ``delivery``."""
         self.delivery = delivery
         try:
             yield
@@ -53,7 +54,7 @@ class PublishBuffer:
 
     @contextmanager
     def collecting(self) -> Iterator[list[Push]]:
-        """Hold the commands of one publish back, and yield the list of them."""
+        """Hold back the commands of one publish, and yield the list that collects them."""
         self.collects, self._pushes = True, []
         try:
             yield self._pushes
@@ -75,7 +76,7 @@ class PublishBuffer:
         self._pushes.append(Push("PEXPIRE", key, millis))
 
     def pipeline(self, *args: Any, **kwargs: Any) -> PublishBuffer:
-        """Itself, since all that is recorded is delivered in one step anyway."""
+        """This buffer: all recorded commands are delivered in one step anyway."""
         return self
 
     def execute(self) -> None:
@@ -92,12 +93,12 @@ def buffering_transport(base: Any, buffer: PublishBuffer, timeout: float) -> Any
     """A subclass of ``base``, a kombu Redis transport, whose channels obey ``buffer``.
 
     ``socket_timeout`` and ``socket_connect_timeout`` are ``timeout`` seconds unless they are set,
-    and redis-py does not retry: on a connection that stays silent, kombu would wait for ever.
+    and redis-py does not retry. Otherwise kombu would wait for ever on a silent connection.
     """
     check_publishing(base.Channel)
 
     class BufferingChannel(base.Channel):  # type: ignore[misc]
-        # At its end, a batch of kombu would send its messages past the buffer.
+        # A batch of kombu sends its messages at its end, past the buffer.
         supports_batch_publish = False
         _delivering = False
 

@@ -1,8 +1,9 @@
 """The clock of a process, compared with the clock of Redis, which all beats share.
 
-A beat whose clock is an hour ahead sends now what is due in an hour, and stores that it ran in an
-hour. Guaranteed: once Redis has answered, a clock that is set wrong or right is noticed at the
-next question, also while Redis is away. Not known: which of the two clocks is right.
+A beat whose clock is an hour ahead sends each tick an hour early, and stores a last run that is an
+hour in the future. Guaranteed: once Redis has answered, the next check notices if the clock of the
+process was set, wrong or right, even while Redis is away. Not known: which of the two clocks is
+right.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import datetime
 import logging
 from collections.abc import Callable
 
-_LOOK = 10.0  # seconds between looks at the clock, if nothing else asks
-_RIGHT_AGAIN = 0.9  # of the tolerance, so that a clock at its edge does not go to and fro
+_LOOK = 10.0  # seconds between checks of the clock, if nothing else asks for one
+_RIGHT_AGAIN = 0.9  # part of the tolerance; a clock at the limit must not fail and pass in turn
 
 
 class WallClock:
@@ -31,13 +32,13 @@ class WallClock:
     def __init__(self, read: Callable[[], float], tolerance: float) -> None:
         self._read = read
         self._tolerance = tolerance
-        # From the monotonic clock of the process, which nobody sets, to the clock of Redis.
+        # Seconds from the monotonic clock of the process, which nobody sets, to the clock of Redis.
         self._offset: float | None = None
         self._doubt = 0.0
         self._failed = False
 
     def heard(self, server_time: float, sent_at: float, now: float) -> None:
-        """Redis told its time, in its answer to a request that was sent at ``sent_at``."""
+        """Note the time of Redis, from its answer to a request that was sent at ``sent_at``."""
         self._offset = server_time - (sent_at + now) / 2
         self._doubt = (now - sent_at) / 2
 
@@ -56,13 +57,13 @@ class WallClock:
     # -- from the election's thread -----------------------------------------------
 
     def fails(self, now: float) -> bool:
-        """Like ``is_off``; but after they were off, the clocks must differ by clearly less."""
+        """Like ``is_off``; but once the clocks were off, they must differ by clearly less."""
         bound = self._tolerance * (_RIGHT_AGAIN if self._failed else 1.0) + self._doubt
         self._failed = abs(self.ahead(now)) > bound
         return self._failed
 
     def look_again_at(self, now: float) -> float:
-        """When there can be something new to see."""
+        """When to check the clock again."""
         return now + _LOOK
 
     def trouble(self, now: float) -> str:

@@ -1,4 +1,4 @@
-"""What tests share: servers, processes, proxies, fleets, fixtures."""
+"""Helpers that tests share: servers, processes, proxies, fleets, fixtures."""
 
 from __future__ import annotations
 

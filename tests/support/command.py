@@ -1,4 +1,4 @@
-"""``celery leader …`` within this process, which is a second quicker than a process of its own."""
+"""Runs ``celery leader …`` within this process, a second quicker than in a new process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from celery_leader.ops.cli import leader
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What came of a command."""
+    """The result of a command."""
 
     returncode: int
     stdout: str

@@ -1,7 +1,7 @@
-"""A TCP proxy that counts the commands of Redis clients, and cuts at the n-th of them.
+"""A TCP proxy that counts the commands of Redis clients, and cuts a connection at the n-th command.
 
-For tests that cut before and after *every* command of something: run it once undisturbed,
-look at ``commands``, then run it again for each of them with ``cut`` armed::
+It is for tests that cut before and after *every* command of an action. Run the action once
+undisturbed, and look at ``commands``. Then run it again for each command, with ``cut`` armed::
 
     with CountingProxy(server.port) as proxy:
         undisturbed = proxy.during(dispatch, of=is_mine)
@@ -11,8 +11,8 @@ look at ``commands``, then run it again for each of them with ``cut`` armed::
                 dispatch()
                 assert proxy.cuts == 1
 
-A client that speaks TLS cannot be understood. Of a connection that has subscribed to
-something, the commands are still counted; its replies are not.
+The proxy cannot read TLS. On a connection that has subscribed to a channel, it still counts the
+commands, but not the replies.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SUBSCRIBING = ("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR")
 
 
 class Cut(enum.Enum):
-    """What becomes of one command, and of the connection it came on."""
+    """How the proxy treats one command and the connection that it came on."""
 
     #: Redis never hears of it; the connection is reset.
     BEFORE = "reset before it"
@@ -238,7 +238,7 @@ class CountingProxy(Proxy):
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    """One client's connection and ours to Redis for it."""
+    """One client's connection, and the proxy's connection to Redis for that client."""
 
     number: int
     client: socket.socket
@@ -260,7 +260,7 @@ class _Armed:
 
 
 class _IncompleteError(Exception):
-    """The rest is still under way."""
+    """The rest of the data has not arrived yet."""
 
 
 def _commands(data: bytes) -> Iterator[tuple[int, list[bytes]]]:

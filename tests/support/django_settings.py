@@ -1,6 +1,6 @@
 """The settings of a Django project whose tasks keep their results in its database.
 
-The database is in a variable of ``tests.support.fleet_app``, as JSON.
+The database is in an environment variable, as JSON. ``tests.support.fleet_app.extras`` names it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The shared schedule in memory: what its scripts do, in Python; a contract test holds it to them.
+"""The shared schedule in memory: its Lua scripts, written in Python.
 
-It stands where a Redis client stands, so that the shipped ``ScheduleStore`` runs on it.
+A contract test compares both. The fake takes the place of a Redis client, so the shipped
+``ScheduleStore`` runs on it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from celery_leader.store.schedule_store import DISPATCH, FORGET, LOAD, STATE, Ca
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What the scripts read of the election's record."""
+    """The fields of the election's record that the scripts read."""
 
     nonce: str
     term: int
@@ -37,7 +38,7 @@ class FakeSchedule:
 
     Args:
         server_clock: the server's wall clock, in microseconds.
-        written: told each change of an entry's state.
+        written: called with each change of an entry's state.
     """
 
     def __init__(

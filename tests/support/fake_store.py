@@ -1,7 +1,7 @@
-"""A lease store in memory: the semantics of the Lua scripts, line by line, in Python.
+"""A lease store in memory: the Lua scripts, line by line, in Python.
 
-The contract suite and a differential test hold it to the scripts. The server's clock
-is given to it, and tests can have it lose requests, replies and data.
+The contract suite and a differential test compare it with the scripts. A test gives it the
+server's clock, and can have it lose requests, replies and data.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MOST_LIVES, SEPARATOR = 5, "\x1f"
 
 @dataclass
 class Row:
-    """The record's hash. Milliseconds of the server's clock, as in Redis."""
+    """The hash of the record. Times are milliseconds of the server's clock, as in Redis."""
 
     holder: str
     nonce: str
@@ -69,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Foremost:
-    """Of the other live candidates: the first in line, its priority, and the lowest of any."""
+    """Of the other live candidates: the first in line, its priority, and the lowest priority."""
 
     node: str
     highest: int

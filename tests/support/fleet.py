@@ -1,8 +1,8 @@
 """Real ``celery worker`` and ``celery beat`` processes, with real signals, for one test.
 
-Each runs in a process group of its own with its log in a file; whatever happens, the
-groups are killed at the end. What they did is read from Redis: the records that tasks
-wrote, the beliefs a probe saw, the history stream, the queues.
+Each process runs in its own process group, with its log in a file. The groups are killed at the
+end, whatever happens. Redis shows what the processes did: the records that tasks wrote, the
+beliefs that a probe saw, the history stream, the queues.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Line:
 
 
 class Process:
-    """One worker or beat, ours from its start to ``close``."""
+    """One worker or beat, which runs from its start to ``close``."""
 
     #: The module its app is in.
     app = "tests.support.fleet_app"
@@ -147,7 +147,7 @@ class Process:
 
 
 class Fleet:
-    """Processes of one app over one broker, and what can be read of them.
+    """The processes of one app over one broker, and ways to read what they did.
 
     Args:
         directory: for logs and other files.
@@ -155,7 +155,7 @@ class Fleet:
         config: for ``fleet_app.build``: ``conf`` (Celery settings), ``conf_after_install``,
             ``schedule`` (name to ``task``, ``every``, ``args``, ``options``,
             ``unsendable``), ``install``, ``unknown`` (tasks it lacks), ``probe``,
-            ``backend``, ``record``. What is given for one process is laid over it.
+            ``backend``, ``record``. Values that are given for one process override these.
     """
 
     #: What its processes are.

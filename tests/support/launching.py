@@ -1,4 +1,4 @@
-"""Starting processes in groups of their own, and ending whole groups."""
+"""Starts processes in groups of their own, and ends whole groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to a lease store, with everything that a test does not care about filled in."""
+"""Makes requests to a lease store, with defaults for the values that a test does not set."""
 
 from __future__ import annotations
 

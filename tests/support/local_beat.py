@@ -1,6 +1,6 @@
 """Beats in this process, with a clock that the test sets and a Redis that is real.
 
-The clock is the schedule's alone: leases and terms run on the clocks they always run on.
+Only the schedules use this clock. Leases and terms use their usual clocks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TURNS = 5000  # a beat that has not come to rest after so many does not come to
 
 
 class Clock:
-    """What the schedules of a test take for the time."""
+    """The clock that the schedules of a test read."""
 
     def __init__(self, now: datetime = NOON) -> None:
         self.now = now
@@ -44,7 +44,7 @@ class ClockedCelery(Celery):
 
 
 class LocalBeat:
-    """One beat of an app of its own, ours from its start to ``stop``."""
+    """One beat with its own app, which runs from its start to ``stop``."""
 
     def __init__(self, app: Any, scheduler: Any = LeaderScheduler) -> None:
         self.app = app
@@ -87,7 +87,7 @@ class LocalBeat:
 
 
 class Bench:
-    """Beats that share one broker and one clock, and what they sent."""
+    """Beats that share one broker and one clock, and the messages that they sent."""
 
     def __init__(self, url: str) -> None:
         self.url = url

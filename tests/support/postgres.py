@@ -1,4 +1,4 @@
-"""A private PostgreSQL of our own, as a subprocess on a free port of 127.0.0.1."""
+"""A private PostgreSQL server, as a subprocess on a free port of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def postgres_binaries() -> Path | None:
 
 
 class Postgres:
-    """One server, ours from ``start`` to ``close``; its data outlive a restart."""
+    """One server, which runs from ``start`` to ``close``; its data outlive a restart."""
 
     def __init__(self) -> None:
         binaries = postgres_binaries()

@@ -1,7 +1,7 @@
-"""A project of its own: an app whose name, tasks and entries are given in the environment.
+"""A separate project: an app whose name, tasks and entries come from the environment.
 
-``PROJECT`` holds JSON: ``name``, ``broker``, ``tasks`` (names), ``entries`` (name to ``task`` and
-``every``), ``conf``.
+The variable ``PROJECT`` holds JSON: ``name``, ``broker``, ``tasks`` (names), ``entries`` (name to
+``task`` and ``every``), ``conf``.
 """
 
 from __future__ import annotations

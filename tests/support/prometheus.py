@@ -1,4 +1,4 @@
-"""A real Prometheus, as a subprocess on a free port, that scrapes what a test names."""
+"""A real Prometheus, as a subprocess on a free port, that scrapes the targets of a test."""
 
 from __future__ import annotations
 

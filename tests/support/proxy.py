@@ -1,6 +1,6 @@
 """A TCP proxy between a process and its Redis, for the tests that need a bad network.
 
-What it can do is a method each; ``restore()`` ends it, and what has waited arrives late.
+Each fault is a method. ``restore()`` ends all faults, and delayed data then arrives late.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PORTS_TO_TRY = 10
 
 
 class Proxy:
-    """Forwards 127.0.0.1:``port`` to ``upstream_port``, in one thread, from ``with`` to its end."""
+    """Forwards 127.0.0.1:``port`` to ``upstream_port``, in one thread, during its ``with`` block."""
 
     def __init__(self, upstream_port: int) -> None:
         self._upstream_port = upstream_port

@@ -1,4 +1,4 @@
-"""A private RabbitMQ node of our own, as a subprocess on free ports of 127.0.0.1."""
+"""A private RabbitMQ node, as a subprocess on free ports of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATIENCE = 90.0  # seconds; Erlang takes its time where there is little of it
 
 
 class RabbitMQ:
-    """One node, ours from ``start`` to ``close``; what is durable outlives a restart."""
+    """One node, which runs from ``start`` to ``close``; durable things outlive a restart."""
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="celery-leader-rabbitmq-"))

@@ -1,4 +1,4 @@
-"""What the README tells people to type, for tests that do it."""
+"""Reads from the README the text that people are to type, for tests that use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Redis keeps of an election, seen over a connection of its own."""
+"""Reads an election's record and candidates from Redis, over a new connection."""
 
 from __future__ import annotations
 

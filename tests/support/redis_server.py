@@ -1,4 +1,4 @@
-"""A private redis-server of our own, as a subprocess on a free port of 127.0.0.1.
+"""A private redis-server, as a subprocess on a free port of 127.0.0.1.
 
 The tests may stop, pause, restart and kill it. It keeps nothing on disk, so a restart
 loses all data.
@@ -33,11 +33,11 @@ def redis_binary() -> str | None:
 
 
 class RedisServer:
-    """One redis-server, ours from ``start`` to ``stop``.
+    """One redis-server, which runs from ``start`` to ``stop``.
 
     Args:
-        options: more of its command line, e.g. ``("--requirepass", "secret")``.
-        password: what ``options`` has it ask for, if anything.
+        options: more options of its command line, e.g. ``("--requirepass", "secret")``.
+        password: the password that ``options`` sets, if any.
         port: where to listen; by default a free one, kept across restarts.
     """
 

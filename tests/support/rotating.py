@@ -1,4 +1,4 @@
-"""A credential provider whose password is in a file, and is another one from time to time."""
+"""A credential provider that reads the password from a file, where it changes from time to time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ USER = "rotating"
 
 
 class FileProvider(CredentialProvider):  # type: ignore[misc]
-    """Tells what is in the file at this moment."""
+    """Gives the password that the file holds at this moment."""
 
     def get_credentials(self) -> tuple[str, str]:
         """The user and the password."""

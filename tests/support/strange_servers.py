@@ -1,4 +1,4 @@
-"""Servers that are not what a lease store hopes for."""
+"""Servers that are no working Redis, for tests of the lease store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 class Stranger:
-    """Accepts connections; answers whatever it is sent with ``answer``, or never if empty."""
+    """Accepts connections and answers any data with ``answer``; an empty one means no answer."""
 
     def __init__(self, answer: bytes = b"") -> None:
         self._answer = answer

@@ -1,4 +1,4 @@
-"""The proxy that counts commands, between a real client and a real Redis."""
+"""Tests the proxy that counts commands, between a real client and a real Redis."""
 
 from __future__ import annotations
 

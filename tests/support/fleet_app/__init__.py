@@ -1,8 +1,8 @@
-"""The Celery app of the fleets: what their workers, beats and senders run.
+"""The Celery app that the workers, beats and senders of fleets run.
 
-A worker or beat reads its configuration, JSON, from the variable ``FLEET``; a test calls
-``build()`` with the same values to be a sender. Every task writes what it saw to a Redis
-list, which the tests then judge. ``Fleet`` describes the keys of a configuration.
+A worker or beat reads its configuration as JSON from the environment variable ``FLEET``. A test
+calls ``build()`` with the same values to send tasks. Every task writes what it saw to a Redis
+list, and tests check that list. ``Fleet`` describes the keys of a configuration.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tasks that tests make canvases of. Each records where it ran and adds one."""
+"""The tasks from which tests make canvases. Each records where it ran and adds one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test may ask for in the configuration of the fleet's app, beyond its tasks."""
+"""Extras, besides tasks, that a test may switch on in the configuration of the fleet's app."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _define_singleton(app: Celery, url: str) -> None:
 
 
 class TalkingStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Asks the broker one thing after the other, and so reads what that has sent meanwhile."""
+    """Makes many requests to the broker, and so also reads messages that arrived meanwhile."""
 
     requires = (LeaderStep,)
 

@@ -1,4 +1,4 @@
-"""What the tasks and probes of the fleet's app saw, written to Redis lists that the tests judge."""
+"""Writes what the tasks and probes of the fleet's app saw to Redis lists, which the tests check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PROBE_STEP = 0.01
 
 
 class Recorder:
-    """Writes what happened in this process to Redis, in the order of Redis."""
+    """Writes the events of this process to Redis, which gives all processes' events one order."""
 
     def __init__(self, url: str) -> None:
         self._url = url

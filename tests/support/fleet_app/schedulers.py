@@ -1,4 +1,4 @@
-"""Scheduler classes that beats of the fleet are started with."""
+"""The scheduler classes of the fleet's beats."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STORE = "fleet:store-hangs"
 
 
 class MixedScheduler(LeaderMixin, PersistentScheduler):  # type: ignore[misc]
-    """What a user writes to have a scheduler class of his own take part."""
+    """A scheduler class of a user's own that takes part in the election."""
 
 
 class StoredScheduler(Scheduler):  # type: ignore[misc]
-    """A scheduler that looks at a store at each turn, which may take long."""
+    """A scheduler that reads a store at each turn; the store may take long."""
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """As stock, once the store has answered."""
@@ -33,11 +33,11 @@ class StoredScheduler(Scheduler):  # type: ignore[misc]
 
 
 class LeaderStoredScheduler(LeaderMixin, StoredScheduler):
-    """The same, dispatching on the leading beat only."""
+    """``StoredScheduler``, dispatching on the leading beat only."""
 
 
 class DyingAfterScheduler(LeaderScheduler):
-    """Stops in its tracks when its third message is published, before that is confirmed."""
+    """Stops its process (SIGSTOP) after its third message is published, before it is confirmed."""
 
     _published = 0
 
@@ -50,7 +50,7 @@ class DyingAfterScheduler(LeaderScheduler):
 
 
 class DyingBeforeScheduler(LeaderScheduler):
-    """Stops in its tracks when its third message is claimed, before it is published."""
+    """Stops its process (SIGSTOP) after its third tick is claimed, before the publish."""
 
     _published = 0
 
