@@ -1,7 +1,7 @@
 """What is wrong with a fleet and its Redis, how bad that is, and what to change.
 
-Judges what was read and asks nothing itself. Guaranteed: what could not be found out is
-reported as unknown and never taken for good. Every finding has a remedy.
+It judges values that others have read, and asks Redis nothing. Guaranteed: a fact that could not
+be found out is reported as unknown, and never taken as good. Every finding says what to change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .server_findings import about_server
 from .table import Table
 from .words import some
 
-#: Our schedulers that read no entries but those of the app.
+#: The schedulers of this package that read the entries of the app and no others.
 _READING_THE_APP_ALONE = frozenset(
     f"celery_leader.beat.{name}" for name in ("LeaderScheduler", "LeaderPersistentScheduler")
 )
@@ -27,14 +27,15 @@ _SHORT_LEASE = 3.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What the app that looks knows of itself and of its elections.
+    """The app that runs ``doctor``, and its elections.
 
     Attributes:
         installed: whether ``install(app)`` was called.
         settings: its settings.
         overviews: its elections.
         needed: the elections that leader-only tasks name.
-        unread: which part of this app's schedule ``-S leader`` does not read; empty if none.
+        unread: a sentence about the part of this app's schedule that ``-S leader`` does not
+            read; empty if there is no such part.
     """
 
     installed: bool

@@ -22,7 +22,7 @@ _STYLES = {"*": "bold green", "-": "yellow", "?": "red"}
 
 def election_table(overview: Overview, most: int | None = None) -> Table:
     """``overview`` with all its candidates, or with ``most`` of them."""
-    # The order is by name, so that no row jumps from look to look.
+    # The leader first, then by name: between two looks no row moves without a reason.
     candidates = sorted(
         overview.candidates, key=lambda each: (overview.state(each) != "leader", each.node)
     )

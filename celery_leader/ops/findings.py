@@ -1,7 +1,7 @@
 """What is wrong with elections and their candidates, and what to change.
 
-``doctor`` reports these findings with their advice; ``status`` remarks the same ones. They are
-judged from values that were read, and nothing here asks Redis.
+``doctor`` reports these findings with their advice; ``status`` shows the same ones as remarks.
+They are judged from values that others have read: nothing here asks Redis.
 """
 
 from __future__ import annotations

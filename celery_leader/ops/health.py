@@ -1,8 +1,8 @@
 """Whether nodes are well, judged by their last contact with Redis.
 
 Guaranteed: the election thread of a well node was in contact with Redis within ``patience``,
-leading or not. A node whose name has a process id of this host is not well without that
-process. Not guaranteed: anything else about the node, such as that a worker takes in tasks.
+leading or not. If a node's name holds a process id of this host, it is well only while that
+process runs. Not guaranteed: anything else about the node, such as that a worker takes in tasks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NodeHealth:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The nodes that are asked for.
+    """The nodes that a health check asks for.
 
     Attributes:
         host: the name of this host, whose process ids can be looked up.
@@ -56,8 +56,8 @@ class Wanted:
 def patience(timing: Timing) -> float:
     """How long, in seconds, a living candidate may be silent.
 
-    A leader is in contact at each renewal, a follower when the lease that it saw can have run
-    out: at least once a lease.
+    A leader is in contact at each renewal. A follower is in contact when the lease that it saw can
+    have run out, so at least once a lease.
     """
     return 1.5 * timing.lease_duration
 
@@ -80,8 +80,8 @@ def health_of(
 ) -> list[NodeHealth]:
     """The health of each wanted node in ``seen``, the last contacts; empty if there is none.
 
-    A name whose process has ended counts only where no wanted node lives: another process may
-    have come after it.
+    A node whose process has ended counts only if no wanted node lives: another process may have
+    taken its place.
     """
     nodes = sorted(filter(wanted.means, seen))
     ended = {node: pid for node in nodes if (pid := wanted.pid(node)) and not runs(pid)}

@@ -48,7 +48,7 @@ def history_as_json(leaderships: Iterable[PastLeadership]) -> list[dict[str, Any
 
 
 def changes(overviews: Iterable[Overview]) -> list[tuple[float, str]]:
-    """What happened in these elections, the latest first: a moment and a line each."""
+    """The beginnings and ends of leaderships, the latest first: a moment and a line each."""
     lines = []
     for overview in overviews:
         for past in overview.leaderships:

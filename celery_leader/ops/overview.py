@@ -1,4 +1,4 @@
-"""One election at one moment: what Redis says of it, and what follows from that.
+"""One election at one moment: the values read from Redis, and the conclusions from them.
 
 Values only: nothing here asks Redis. Anybody who can write to Redis may have written these
 values, so they are shown and compared, and decide nothing.
@@ -79,7 +79,7 @@ class Overview:
         return "follower" if self.is_alive(candidate) else "silent"
 
     def is_alive(self, candidate: Candidate) -> bool:
-        """Whether ``candidate`` was in contact with Redis as lately as it should."""
+        """Whether ``candidate`` was in contact with Redis lately enough."""
         return candidate.seen_ago <= patience(self.timing)
 
     def as_json(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Overview:
 
 
 def mixed_settings(candidates: Iterable[Candidate]) -> dict[str, dict[str, list[str]]]:
-    """Settings that should be the same everywhere and differ: by name, each value's nodes."""
+    """The settings that differ and should not: for each name and value, the nodes with it."""
     found: dict[str, dict[str, list[str]]] = {}
     for each in candidates:
         for name, value in (each.info.settings if each.info else {}).items():

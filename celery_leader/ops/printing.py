@@ -1,8 +1,8 @@
-"""Prints what people and scripts are shown, made safe on the way.
+"""Prints text for people and JSON for scripts, and makes both safe.
 
 Node names, app names and reasons come from Redis, and anybody who can write to Redis can put
-anything there. Guaranteed: nothing that is printed here controls a terminal, makes a line of
-its own, or is no JSON. All output of ``celery leader`` goes through ``safe``.
+anything there. Guaranteed: no value can control a terminal, begin a new line, or make JSON
+invalid. All output of ``celery leader`` goes through ``safe``.
 """
 
 from __future__ import annotations

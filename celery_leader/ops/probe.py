@@ -1,9 +1,9 @@
-"""What one Redis says of itself.
+"""Asks one Redis about itself.
 
-Guaranteed: nothing is written. Whether a user may write is found out by queueing the commands
-in a transaction that is then discarded: Redis checks rights, role, memory and replicas when it
-queues a command. What Redis does not tell, because the user has no right to ``INFO`` or
-``CONFIG`` or the host has switched them off, is left out and never guessed.
+Guaranteed: nothing is written. To find out whether a user may write, the commands are queued in
+a transaction that is then discarded: Redis checks rights, role, memory and replicas when it
+queues a command. A fact that Redis does not tell is left out and never guessed: the user may have
+no right to ``INFO`` or ``CONFIG``, or the provider may have switched them off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from celery_leader.store.client import RedisClient
 from celery_leader.store.scripts import Keys
 
 _ROUND_TRIPS = 7
-_LONG_ENOUGH = 3.0  # seconds, for all of them
+_LONG_ENOUGH = 3.0  # seconds, for all round trips together
 _SETTINGS = ("min-replicas-to-write", "timeout", "save")
 #: The part of a key that decides its slot: between the first { and the next }.
 _HASH_TAG = re.compile(r"^[^{]*\{[^}]+\}")
@@ -39,7 +39,7 @@ class Server:
         round_trips: the seconds that some answers took.
         ahead: how many seconds its clock is ahead of this machine's.
         refused: the commands that it refuses this user at this moment, and why.
-        transactions: whether that could be found out.
+        transactions: whether this user may use MULTI; if not, ``refused`` is unknown.
         shards: the shards of a Redis Cluster; ``None`` if it is none, or without the right.
         one_slot: whether the prefix of all keys keeps them together in a cluster.
     """
@@ -62,12 +62,12 @@ class Server:
 
     @property
     def typical_round_trip(self) -> float:
-        """The middle one of the round trips."""
+        """The median of the round trips."""
         return sorted(self.round_trips)[len(self.round_trips) // 2]
 
     @property
     def longest_round_trip(self) -> float:
-        """The longest one of them."""
+        """The longest of the round trips."""
         return max(self.round_trips)
 
     def number(self, field: str) -> int:
@@ -75,7 +75,7 @@ class Server:
         return as_number(self.info.get(field, ""))
 
     def as_json(self) -> dict[str, Any]:
-        """What is known of it, for scripts."""
+        """The most important facts, for scripts."""
         return {
             "setting": self.setting,
             "address": self.address,
@@ -135,7 +135,7 @@ def _clocks(client: RedisClient) -> tuple[tuple[float, ...], float]:
         if told is not None:
             server = int(told[0]) + int(told[1]) / 1e6
             offsets.append((took, server - before - took / 2))
-    # The quickest answer tells the time best.
+    # The quickest answer tells the time most exactly.
     return tuple(round_trips), min(offsets)[1] if offsets else 0.0
 
 
@@ -162,7 +162,7 @@ def _refused(client: RedisClient, wanted: Sequence[Sequence[Any]]) -> dict[str, 
     if isinstance(begun, StoreUnavailable):
         return None
     if isinstance(ended, StoreUnavailable):
-        # Without the right to discard, Redis would queue all that is asked from here on.
+        # This user may not discard, so Redis would queue every later command on this connection.
         client.close()
     refusals: dict[str, str] = {}
     for call, answer in zip(wanted, told, strict=True):

@@ -78,7 +78,7 @@ def _kind(server: Server) -> Iterator[Finding]:
 
 
 def _rights(server: Server, namespace: str) -> Iterator[Finding]:
-    # A refusal for want of a right names the command, so each of them is another text.
+    # The text of a missing right names the command, so no two are equal: they share one finding.
     missing = sorted(name for name, why in server.refused.items() if "may not do this" in why)
     if missing:
         yield Finding(
@@ -214,7 +214,7 @@ def _speed(server: Server, timeout: float) -> Iterator[Finding]:
 
 def _clock(server: Server) -> Iterator[Finding]:
     off = abs(server.ahead)
-    # Half of the quickest round trip is what nobody can know.
+    # The measurement may be wrong by half of the quickest round trip.
     if off > _SKEW + min(server.round_trips) / 2:
         yield Finding(
             WARNING if off > _MUCH_SKEW else NOTE,

@@ -1,7 +1,7 @@
 """Tables for people: drawn by rich at a terminal, plain lines everywhere else.
 
-Guaranteed: both forms have the same words, and neither breaks a node name or another word: a
-table that the terminal is too narrow for is shown as plain lines. Nothing in a cell is taken
+Guaranteed: both forms have the same words, and neither breaks a node name or another word. If the
+terminal is too narrow for a table, the table is shown as plain lines. Nothing in a cell is taken
 for markup. rich is imported only when it draws, because every ``celery`` command imports the
 command line.
 """

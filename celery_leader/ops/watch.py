@@ -24,19 +24,19 @@ from .words import iso, moment
 #: How many leaderships of each election a look needs.
 LEADERSHIPS = 10
 _LINES = 8  # of the last changes, at a terminal
-_LOOKS = 10  # that the rate of dispatches is counted over
+_LOOKS = 10  # over which the rate of dispatches is counted
 _CANDIDATES = 15  # of each election, at a terminal
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What there was to see at one moment.
+    """The elections as they stood at one moment.
 
     Attributes:
         at: the moment, in seconds since 1970 by this machine's clock.
         overviews: the elections; while Redis does not answer, as they were seen last.
         dispatched: how many messages beat's schedule has ever sent; ``None`` if unknown.
-        rate: beat's dispatches a second over the latest looks; ``None`` before the second.
+        rate: beat's dispatches a second over the latest looks; ``None`` before the second look.
         error: why Redis did not answer; ``None`` if it did.
     """
 
@@ -119,7 +119,7 @@ class Diary:
         self._contact = True
 
     def lines(self, look: Look) -> Iterator[str]:
-        """What ``look`` shows that was not said before."""
+        """The news in ``look``, compared with the looks before."""
         now, had_contact = moment(look.at), self._contact
         self._contact = look.error is None
         if look.error is not None:
@@ -144,7 +144,7 @@ class Diary:
 
 
 def _moved(before: str | None, state: str) -> str | None:
-    """What to say of a candidate's new state; nothing of what the history tells."""
+    """The words for a candidate's new state; ``None`` if it is old or the history tells it."""
     if before is None:
         return f"takes part: {state}"
     if before == state or {before, state} == {"leader", "follower"}:

@@ -1,4 +1,4 @@
-"""How people and scripts are told a moment, a length of time, and a list of names."""
+"""Writes moments, lengths of time and lists of names, for people and for scripts."""
 
 from __future__ import annotations
 

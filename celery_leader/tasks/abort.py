@@ -1,11 +1,10 @@
-"""Stops a body that must not outlive its leadership: raises in it, then kills its process.
+"""Stops a body when its worker stops leading: raises in the body, then kills its process.
 
-A thread beside the body watches. It needs no I/O and no other process: the worker's main
-process may be paused. Guaranteed: in a process's main thread the error also interrupts a
-system call that the body waits in, and a pool process whose body goes on all the same is
-killed in time. Not guaranteed: anything while C code keeps the GIL or the machine stands
-still; and in other threads, that the error comes before the call that the body waits in
-returns.
+A thread watches each body. It needs no I/O and no other process, because the worker's main
+process may be paused. Guaranteed: in a main thread the error also interrupts a system call in
+which the body waits. A pool process whose body goes on is killed before the lease that it knew
+of has run out. Not guaranteed: anything while C code keeps the GIL or the machine stands still.
+In other threads, a call in which the body waits may have to return before the error is raised.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ from celery_leader.runtime.leadership import leadership_of
 from .admission import NotLeading
 from .bodies import term_here
 
-#: No other code in a worker uses this signal, and it is ignored by default, so a late one does
-#: no harm. Windows has none: there a main thread is struck as other threads are.
+#: The signal that interrupts a body in a main thread. No other code in a worker uses it, and it
+#: is ignored by default, so a late one does no harm. Windows has no such signal: there the error
+#: is raised in a main thread as in any other thread.
 STRIKE: Any = getattr(signal, "SIGURG", None)
 
 _STEP = 0.02  # seconds between looks
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 def aborted_when_deposed(task: Any, run: Callable[..., T], election: str) -> Callable[..., T]:
-    """``run``, the body of ``task``, stopped when its worker no longer leads ``election``."""
+    """Wrap ``run``, the body of ``task``: stop it when its worker no longer leads."""
 
     @functools.wraps(run)
     def watched(*args: Any, **kwargs: Any) -> T:
@@ -68,7 +68,7 @@ def stopped_when_lost(
     """Raise ``NotLeader`` in this thread as soon as ``led_until`` answers ``None``.
 
     Args:
-        led_until: until when this process leads at least; asked again and again.
+        led_until: tells until when this process leads at least; called again and again.
         message: the text of the error.
         spare: for how many seconds after that moment no other process can lead.
         process_is_ours: whether the process may be killed when ``spare`` is over.

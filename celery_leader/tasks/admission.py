@@ -1,7 +1,7 @@
 """The one answer to "may a leader-only body start here, now?".
 
-Every gate asks ``admission``: a worker that receives a message, a worker that gives a request
-to its pool, a pool process that starts the body, and a worker that consumes the leader queue.
+``admission`` is asked when a worker receives a message, when it gives a request to its pool,
+when a pool process starts the body, and when a worker decides whether to consume a leader queue.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Admission:
     def takes(self) -> bool:
         """Whether a received message may wait here for its turn.
 
-        Also during a shutdown: what waits then goes back to the front of its queue, in order.
+        Also during a shutdown. A message that waits then goes back to the front of its queue,
+        in order.
         """
         return self.leads and not self.gives_way
 
@@ -51,7 +52,8 @@ class Admission:
     def starts(self) -> bool:
         """Whether a body may start here.
 
-        Also while giving way: the lease stays until the bodies in the pool have ended.
+        Also while the worker gives way. It keeps the lease until the bodies in its pool have
+        ended.
         """
         return self.leads and not self.shuts_down
 
@@ -64,7 +66,8 @@ class Admission:
     def skips(self) -> bool:
         """Whether a refused message may be skipped, if its task asks for that.
 
-        A worker that leaves is no follower that received a stray message: it hands over.
+        A worker that shuts down or gives way hands the message over instead: it is no follower
+        that received a stray message.
         """
         return not self.gives_way and not self.shuts_down
 
@@ -81,7 +84,7 @@ def admission(app: Celery, election: str) -> Admission:
         leads = leadership.beliefs.term(election) is not None
     except LeaderError:  # no worker starts with such settings, but apply() may be called
         return _NOT_HERE
-    # Asked after the term: a pool process only then knows whose shutdown it is.
+    # After the term: asking for it tells a pool process which worker's shutdown to look at.
     return Admission(
         leads, election in leadership.candidacies.giving_way, leadership.beliefs.shutting_down
     )

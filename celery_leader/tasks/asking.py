@@ -72,8 +72,8 @@ def leading(election: str = WORKER) -> Iterator[int]:
         with leading() as term:
             write(rows, term=term)
 
-    The question is asked once, at the start. A block that runs when leadership is lost is not
-    stopped: call ``check_leader()`` in it, and fence its writes by the term.
+    The question is asked once, at the start. The block is not stopped when leadership is lost:
+    call ``check_leader()`` in it, and fence its writes by the term.
 
     Raises:
         NotLeader: this process does not lead. Nothing was run.

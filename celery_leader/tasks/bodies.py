@@ -1,8 +1,8 @@
 """The leader-only bodies that run here, and the term that each of them began with.
 
-Guaranteed, in every pool: a body and all that it calls find it from its first line to its
-last, and nobody finds it afterwards. Not guaranteed: anything in a thread that the body
-starts.
+Guaranteed, in every pool: ``running_body`` finds a body from its first line to its last, in the
+body and in all that it calls. Afterwards nobody finds it. Not guaranteed: anything in a thread
+that the body starts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Body:
     """One run of a leader-only body.
 
     Args:
-        leadership: the app's, since another app may have an election of the same name.
+        leadership: of the task's app; another app may have an election of the same name.
         election: the election whose leader runs the body.
         term: the term it began with; ``None`` where this process did not lead.
     """
@@ -38,7 +38,7 @@ class Body:
         self.runs = True
 
     def run(self, run: Callable[[], T]) -> T:
-        """Call ``run``, which finds this body meanwhile."""
+        """Call ``run``, and let ``running_body`` find this body until it returns."""
         token = _bodies.set((*_bodies.get(), self))
         try:
             return run()
@@ -61,7 +61,10 @@ def running_body(leadership: Leadership, election: str) -> Body | None:
 
 
 def term_here(leadership: Leadership, election: str) -> int | None:
-    """The term with which ``election`` is led here; in a body, only the one it began with.
+    """The term with which this process leads ``election`` now, or ``None``.
+
+    Inside a body of ``election``: the term that the body began with, and ``None`` once that term
+    is over.
 
     Raises:
         LeaderError: the app knows no such election.
@@ -72,7 +75,7 @@ def term_here(leadership: Leadership, election: str) -> int | None:
 
 
 def as_body(task: Any, run: Callable[..., T]) -> Callable[..., T]:
-    """``run`` as a body that is known, with its term, while it runs."""
+    """Wrap ``run``, so that it is a known ``Body``, with its term, while it runs."""
 
     @functools.wraps(run)
     def body(*args: Any, **kwargs: Any) -> T:

@@ -1,8 +1,8 @@
 """The class that is put in front of a leader-only task's own class.
 
 Guaranteed: a body starts only where its election is led at that moment. Not guaranteed: that
-a body which still runs when leadership is lost does not overlap with its successor's; the
-body has ``check_leader()`` and ``current_term()`` for that.
+a body which outlives its leadership does not overlap with a body on the next leader. Such a
+body can ask ``check_leader()`` and ``current_term()``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .sending import may_send, skip_send
 
 _BODY = "__leader_body__"
 _WATCHED = "__leader_abort__"
-#: What ``Task.apply_async`` takes after the task's arguments, when not by name.
+#: The parameters of ``Task.apply_async`` after ``args`` and ``kwargs``, in order.
 _IN_ORDER = ("task_id", "producer", "link", "link_error", "shadow")
 
 
@@ -31,7 +31,7 @@ class GuardedTask(Task):  # type: ignore[misc]
     """Sends a leader-only task only where it may be sent, and starts it only where it may start."""
 
     abstract = True
-    # By name: only a worker needs what these import.
+    # Given by name, because only a worker needs to import them.
     Strategy = "celery_leader.worker.message_guard:leader_strategy"
     Request = "celery_leader.worker.message_guard:LeaderOnlyRequest"
     own_strategy: Any
@@ -44,7 +44,7 @@ class GuardedTask(Task):  # type: ignore[misc]
         if bound is not None and not options.get("retries") and not may_send(self.app, bound):
             named = dict(zip(_IN_ORDER, more, strict=False))
             return skip_send(self, bound, args, kwargs, {**named, **options})
-        # Passed on as it was given: the user's own override may not name every argument.
+        # Passed on as given: a user's own override may not name every argument.
         return super().apply_async(args, kwargs, *more, **options)
 
     def signature_from_request(
@@ -55,7 +55,11 @@ class GuardedTask(Task):  # type: ignore[misc]
         queue: Any = None,
         **rest: Any,
     ) -> Any:
-        """What a retry sends: it goes to the leader queue, wherever this attempt came from."""
+        """The signature that a retry sends.
+
+        It goes to the leader queue, whatever queue this attempt came from, unless the caller
+        names a queue or an exchange.
+        """
         context = request or self.request
         bound = options_for(self, context.args, context.kwargs)
         if bound is not None and installed(self.app) and not (queue or rest.get("exchange")):
@@ -83,7 +87,7 @@ class GuardedTask(Task):  # type: ignore[misc]
 
 
 def guard(task: Any) -> None:
-    """Put ``GuardedTask`` in front of the class of ``task``, and have its body known."""
+    """Put ``GuardedTask`` in front of the class of ``task``, and make its body a ``Body``."""
     cls = task.__class__
     if not issubclass(cls, GuardedTask):
         # A class for this one task; as a subclass it keeps the user's own overrides.

@@ -1,7 +1,8 @@
 """``@leader_only`` and ``LeaderTask``: how a task becomes a leader-only task.
 
-The decorator only marks. What a mark does begins when the app is finalized: the task's
-election is known to the app, and its class is guarded.
+The decorator marks a task or its function. The mark takes effect when the app is finalized: the
+app learns the task's election, and the task's class is guarded. On a finished task it takes
+effect at once.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def leader_only(
     on_follower: str = "forward",
     on_deposed: str = "finish",
 ) -> Any:
-    """Run a task on the leader only. Goes above or below ``@app.task``.
+    """Run a task on the leader only. The decorator goes above or below ``@app.task``.
 
     The app must be ``install``-ed. Calling the task directly, ``task()``, just runs it.
 
@@ -61,7 +62,7 @@ def leader_only(
             leader queue under its own id, or ``"skip"`` it.
         on_deposed: what happens to a running body when its worker stops leading:
             ``"finish"``, or ``"abort"``: ``NotLeader`` is raised in the body at once. If it
-            goes on, its pool process is killed before another worker can lead.
+            goes on, its pool process is killed before the lease can expire.
 
     A skipped task ends in the state ``REVOKED``: ``get()`` raises ``TaskSkipped``.
 
@@ -92,10 +93,10 @@ def leader_only(
 
 
 class LeaderTask(Task):  # type: ignore[misc]
-    """The base class of leader-only tasks: ``@app.task(base=LeaderTask)`` is ``@leader_only``.
+    """The base class of leader-only tasks.
 
-    The options of ``leader_only`` are its class attributes; ``@leader_only`` on such a
-    task overrules them.
+    ``@app.task(base=LeaderTask)`` does the same as ``@leader_only``. Class attributes are the
+    options; ``@leader_only`` on such a task overrules them.
     """
 
     abstract = True
@@ -115,7 +116,7 @@ class LeaderTask(Task):  # type: ignore[misc]
 
     @classmethod
     def bind(cls, app: Celery) -> Any:
-        """Make the task of this class that ``app`` has been given a leader-only task.
+        """Bind the class to ``app``, and make its task there a leader-only task.
 
         Raises:
             LeaderError: an option has a value that it cannot have.
@@ -130,7 +131,8 @@ class LeaderTask(Task):  # type: ignore[misc]
 
 # -- from the mark to the task --------------------------------------------------------
 
-#: Tasks marked above ``@shared_task``. They are in every app, and only by name.
+#: Tasks marked above ``@shared_task``. Every app has its own task of that name, and the proxy
+#: stands for the task of the current app.
 _shared: list[tuple[Any, LeaderOnly]] = []
 _watching = False
 
@@ -138,8 +140,8 @@ _watching = False
 def _mark_task(task: Any, options: LeaderOnly) -> None:
     if type(task) is PromiseProxy:
         task = unproxied(task)
-    # Tasks of other apps may share a decorated function: they are marked with it. The method
-    # of a class is not marked: a task that inherits it need not be leader-only.
+    # A decorated function is marked itself, and with it the tasks of other apps that share it.
+    # The method of a class is not marked: a task that inherits it need not be leader-only.
     decorated = hasattr(task, "_decorated")
     mark(getattr(task.run, "__func__", task.run) if decorated else task, options)
     _adopt(task, options)

@@ -1,7 +1,8 @@
 """The mark of a leader-only task: which election's leader runs it, and how.
 
-The mark stands on the task's function, or on the task itself where tasks may share the
-function. Celery's maps carry no mark: a map belongs to the task that its arguments name.
+The mark stands on a decorated function. If ``run`` is a method of a class, which other tasks may
+inherit, the mark stands on the task itself. Celery's maps carry no mark: a map has the options of
+the task that its arguments name.
 """
 
 from __future__ import annotations

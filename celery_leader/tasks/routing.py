@@ -22,7 +22,7 @@ from .marks import MAPS, mapped_name, options_of
 
 
 def leader_queue(app: Celery, election: str) -> Queue:
-    """The queue of the leader of ``election``: as in ``task_queues``, or like any new queue."""
+    """The leader queue of ``election``: from ``task_queues``, or made as Celery makes a new one."""
     name = leadership_of(app).queue(election)
     queues = app.amqp.queues
     if name in queues:
@@ -58,7 +58,7 @@ class DelayedQueue(Queue):  # type: ignore[misc]
 
 
 class LeaderRouting:
-    """Put before an app's own ``AMQP`` class: routes leader-only tasks to their leader queue.
+    """Routes leader-only tasks to their leader queue; stands before an app's own ``AMQP`` class.
 
     ``Task.queue`` would overrule the user's ``task_routes``; a last route does not.
     """
@@ -66,7 +66,7 @@ class LeaderRouting:
     app: Celery
 
     def flush_routes(self) -> None:
-        """Prepare the routing table, with the leader's route as the last."""
+        """Prepare the routing table, with the route of leader-only tasks as the last."""
         super().flush_routes()  # type: ignore[misc]
         add_last_route(self, self._route)
 
@@ -75,13 +75,13 @@ class LeaderRouting:
     ) -> dict[str, Any] | None:
         if options.get("queue") or options.get("exchange"):
             return None
-        if getattr(task, "name", name) in MAPS:  # here ``name`` is that of the mapped task
+        if getattr(task, "name", name) in MAPS:  # then Celery routes by the mapped name
             name, task = mapped_name(args, kwargs) or "", None
         bound = options_of(task or task_named(self.app, name))
         if bound is None:
             return None
         queue = leader_queue(self.app, bound.election)
-        # Declared by name: Celery forgets the queue of a message that it delays in RabbitMQ.
+        # Also in ``declare``: Celery drops the ``queue`` of a message that it delays in RabbitMQ.
         return {"queue": queue, "declare": [queue]}
 
     def TaskConsumer(self, channel: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
@@ -108,7 +108,7 @@ class RoutedAMQP:
         self.base = base
 
     def __call__(self, app: Celery) -> Any:
-        """An ``AMQP`` object of the app's own class that also routes leader-only tasks."""
+        """Make an ``AMQP`` object of the app's own class that also routes leader-only tasks."""
         return routing_class(symbol_by_name(self.base))(app=app)
 
 

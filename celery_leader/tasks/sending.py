@@ -1,4 +1,4 @@
-"""Whether this process may send a leader-only task, and what a send that is skipped returns."""
+"""Whether this process may send a leader-only task, and the result of a skipped send."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def may_send(app: Celery, options: LeaderOnly) -> bool:
     """Whether this process may send a task with these options now."""
     beliefs = leadership_of(app).beliefs
     if app.conf.task_always_eager:
-        # No other process could run it; only a test says that another one leads.
+        # No other process could run the task. Only a test can say that another one leads.
         staged = beliefs.is_staged(options.election)
         return not staged or beliefs.term(options.election) is not None
     if not installed(app):
         return True
     if beliefs.is_candidate(BEAT):
-        # The schedule decides, also in the beat that a following worker embeds.
+        # Beat's election decides, also in a beat that is embedded in a worker that follows.
         return beliefs.term(BEAT) is not None
     if options.send_from == "anywhere" or not beliefs.is_candidate(options.election):
         return True
@@ -37,9 +37,9 @@ def may_send(app: Celery, options: LeaderOnly) -> bool:
 def skip_send(
     task: Any, bound: LeaderOnly, args: Any, kwargs: Any, options: dict[str, Any]
 ) -> EagerResult:
-    """Skip a send: store its end for everybody who waits for it, and return that result."""
+    """Skip a send: store the result for everybody who waits for it, and return it."""
     if task.typing and hasattr(task, "__header__"):
-        task.__header__(*(args or ()), **(kwargs or {}))  # wrong arguments are wrong everywhere
+        task.__header__(*(args or ()), **(kwargs or {}))  # wrong arguments raise, as in a send
     app, leadership = task.app, leadership_of(task.app)
     task_id = options.get("task_id") or uuid()
     eager = app.conf.task_always_eager

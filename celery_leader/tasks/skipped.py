@@ -1,10 +1,11 @@
 """How a skipped task ends.
 
-Guaranteed: its result, and that of every task that was to come after it (the rest of its
-chain, the tasks linked to it, and all that these contain), is in Celery's own state
-``REVOKED``. So ``get()`` raises ``TaskSkipped`` instead of waiting for ever, and a chord that
-one of them is part of fails. Not guaranteed: that errbacks of the skipped task are called;
-Celery does not call them for a revoked task either.
+Guaranteed: its result, unless ignored, is in Celery's own state ``REVOKED``. So is the result of
+every task that was to come after it: the rest of its chain, the tasks linked to it, and all that
+these contain.
+Then ``get()`` raises ``TaskSkipped`` instead of waiting for ever, and a chord fails if one of
+these tasks is part of it. Not guaranteed: that errbacks of the skipped task are called; Celery
+does not call them for a revoked task either.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from celery_leader.errors import LeaderError
 
 
 class TaskSkipped(TaskRevokedError, LeaderError):  # type: ignore[misc]
-    """The task was not run: its sender or receiver did not lead, and was told to skip it then."""
+    """The task was not run: its sender or receiver did not lead, and its options say to skip."""
 
 
 def store_skipped(task: Any, request: Context, reason: TaskSkipped) -> None:
-    """Store that ``request`` was skipped, and with it every task that will now never be sent."""
+    """Store that ``request`` was skipped, and every task after it that is now never sent."""
     to_come = [
         context
         for signature in (*(request.callbacks or ()), *(request.chain or ()))
@@ -48,7 +49,7 @@ def request_of(name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) ->
         name: the task's name.
         args: its positional arguments.
         kwargs: its named arguments.
-        options: what it would have been sent with, as ``apply_async`` and signatures name it.
+        options: its sending options, named as in ``apply_async`` and in signatures.
     """
     same = ("group_index", "chord", "chain", "ignore_result", "root_id", "parent_id")
     return Context(
@@ -69,7 +70,7 @@ def _store(backend: Any, request: Context, reason: TaskSkipped) -> None:
 
 
 def _tasks_in(signature: Any) -> Iterator[Context]:
-    """The tasks of a signature that will not be sent, as far as anybody can wait for them."""
+    """Each task in a signature that is not sent, if it has an id to wait for."""
     kind = signature.get("subtask_type")
     kwargs = signature.get("kwargs") or {}
     options = signature.get("options") or {}

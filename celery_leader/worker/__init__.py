@@ -1,1 +1,1 @@
-"""The worker's side: it consumes the leader queues, and decides about each message."""
+"""The worker's side: it consumes the leader queues, and admits, passes on or skips messages."""

@@ -1,9 +1,9 @@
 """Whether a worker's broker answers; it may be another server than the one with the leases.
 
-A leader without its broker can do no work, and yet its lease is renewed. Guaranteed: a worker
-is noticed whose connection is lost, or whose broker is silent, for about a lease. A busy worker
-is not mistaken for one. Not guaranteed: that the silence of a broker is noticed which is neither
-Redis nor RabbitMQ, or silence on the worker's own connection alone.
+A leader without its broker can do no work, and yet its lease is renewed. Guaranteed: a connection
+that is lost, or a broker that is silent, is noticed after about a lease. A worker that is busy is
+not taken for one without a broker. Not guaranteed: to notice the silence of a broker that is
+neither Redis nor RabbitMQ, or silence on the worker's own connection alone.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from celery_leader.store.client import RedisClient
 
 logger = logging.getLogger(__name__)
 
-#: Transports whose broker can be asked over a second connection whether it is there.
+#: Transports whose broker can be asked, over a second connection, whether it is there.
 _ASKABLE = ("amqp", "redis")
 
-#: Seconds that a broker which also keeps the leases may be away, whatever the lease.
+#: For at least so many seconds a broker that also keeps the leases may be away.
 _LEAST_BESIDE_RENEWALS = 10.0
 
 

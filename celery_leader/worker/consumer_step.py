@@ -1,9 +1,9 @@
 """The worker's elections: a step of Celery's consumer that lives as long as the worker.
 
 It starts after ``Tasks`` at every (re)connect, and shuts down once, after the pool has drained
-and before the broker connection is closed. Guaranteed: a lost connection does not resign. From
-the beginning of a shutdown no leader-only body starts, and each lease is kept until its last
-body has ended, then passed on.
+and before the broker connection is closed. Guaranteed: a connection that is lost and made again
+resigns nothing. From the beginning of a shutdown no leader-only body starts. Each lease is kept
+until its last body has ended, and is then passed on.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """The worker is connected, for the first time or again."""
         self._state.consumer, self._state.wake = c, self._loop.wake
         keep_unknown_tasks(c, self._leadership)
-        # The broker delivers again what waits here from the connection before.
+        # The broker delivers these messages of the last connection again.
         self._state.waiting.clear()
         self._queues.connected(c)
         self._leadership.candidacies.follow(c.connection)
@@ -97,8 +97,9 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if not self._campaigns_begun:
             self._campaigns_begun = True
             self._begin_campaigns(c)
-        # An event loop has to begin first: RabbitMQ delivers at once, and a message that comes
-        # while a later step waits for an answer finds no callback and ends the worker.
+        # With an event loop this waits until the loop begins. RabbitMQ delivers at once, and a
+        # message that comes while a later step waits for an answer would find no callback and
+        # end the worker.
         if c.hub is None:
             c.call_soon(self._queues.update)
         self._events.send(c)
@@ -134,7 +135,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._queues.stop()
         give_back_next(self._state, self._eligible)
         self._resigning.resign_when_idle()
-        # There may be thousands: no reason to have nobody lead meanwhile.
+        # Last, since there may be thousands, and the next leader must not wait for them.
         give_back_all(self._state, self._eligible)
 
     def shutdown(self, c: Any) -> None:
@@ -164,7 +165,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 begun = election in giving_way
                 giving_way[election] = change
                 if begun:
-                    return  # only the successor or the reason is another one now
+                    return  # only the successor or the reason has changed
                 self._resigning.step_down_when_idle(election)
             case Deposed():
                 giving_way.pop(election, None)

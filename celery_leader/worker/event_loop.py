@@ -14,11 +14,11 @@ from celery_leader.runtime.wake_pipe import WakePipe
 
 
 class EventLoop:
-    """What the consumer step has the event loop do.
+    """The worker's event loop, as the consumer step uses it.
 
     Args:
         c: Celery's consumer.
-        leadership: whose watchdog is told that the loop moves.
+        leadership: makes the heartbeat that tells its watchdog that the loop moves.
         act: called in the loop after each ``wake``.
     """
 
@@ -27,13 +27,13 @@ class EventLoop:
         self._act = act
         self._pipe = WakePipe()
         self._timer: Any = None
-        #: Tells that the loop moves; ``None`` where that says nothing about a leader's work.
+        #: Beats while the loop moves; ``None`` where a leader can work without a moving loop.
         self.heartbeat = leadership.new_heartbeat("the event loop") if _has_loop(c) else None
 
     def wake(self) -> None:
         """Have the loop call ``act`` soon; from any thread.
 
-        ``hub.call_soon`` of another thread would not end the loop's wait.
+        ``hub.call_soon``, called from another thread, would not end the loop's wait.
         """
         if self._c.hub is None:
             self._c.call_soon(self._act)
@@ -73,7 +73,7 @@ def _show_life(heartbeat: Heartbeat) -> None:
 def _has_loop(c: Any) -> bool:
     """Whether an event loop that stands still means that nothing is consumed.
 
-    With ``solo`` it stands while a body runs. Pools of greenlets have none: there a hub that
-    stands renews no lease either.
+    With ``solo`` the loop stands still while a body runs. With a pool of greenlets Celery has no
+    loop; if the greenlets' own hub stands still, the lease is not renewed either.
     """
     return c.hub is not None and not isinstance(c.pool, SoloPool)

@@ -47,13 +47,13 @@ class WorkerEvents:
             return
         self.send(c)
         if self._had_heart and c.heart is None and c.event_dispatcher is not None:
-            # The worker has said that it is offline. Monitors take an event after that for its
-            # return, so it says so once more.
+            # The worker has said that it is offline. To monitors a later event means that it is
+            # back, so it says "offline" once more.
             ignore_errors(c, c.event_dispatcher.send, "worker-offline", **SOFTWARE_INFO)
 
 
 def _worker_events_of(event: Event) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What monitors are told of ``event``; Celery adds the worker's name."""
+    """The worker events that tell monitors of ``event``; Celery adds the worker's name."""
     match event:
         case Elected(election, node, term):
             yield "worker-leader-elected", {"election": election, "term": term}

@@ -1,7 +1,7 @@
 """Puts received messages back in front of their queue.
 
-Guaranteed on Redis: many messages go back in one step. Whatever breaks meanwhile, each of them
-is then in its queue or still unacknowledged. A message that another process has put back
+Guaranteed on Redis: many messages go back in one step. If something breaks meanwhile, each
+message is in its queue or still unacknowledged. A message that another process has put back
 already is not put back again.
 """
 
@@ -21,16 +21,16 @@ from celery_leader.compat.kombu import (
 )
 from celery_leader.store.scripts import lua
 
-#: At most so many messages in one step: Redis does nothing else meanwhile.
+#: The most messages in one step: Redis does nothing else during a step.
 STEP = 500
 
 _PUT_BACK = lua("put_back")
 
 
 def put_in_front(messages: Sequence[Any], queue: str) -> None:
-    """Make received messages the next that are delivered from ``queue``, in their order.
+    """Put received messages back in front of ``queue``, in their order.
 
-    Not more than ``STEP`` messages, all of them delivered from that queue over one channel.
+    At most ``STEP`` messages, all of them delivered from that queue over one channel.
     """
     channel = messages[0].channel
     # The last message first, because each one is put in front of the others.
@@ -38,7 +38,7 @@ def put_in_front(messages: Sequence[Any], queue: str) -> None:
         for message in reversed(messages):
             message.requeue()
         return
-    # On Redis a requeued message goes to the end of the queue, and takes a round trip.
+    # On Redis kombu would requeue a message to the end of its queue, one in each round trip.
     lists: dict[str, int] = {}
     arguments: list[Any] = []
     for message in reversed(messages):

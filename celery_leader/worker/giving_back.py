@@ -1,8 +1,8 @@
-"""Gives messages back whose body has not begun, when the worker leaves or gives the lease up.
+"""Gives back the messages whose body has not begun, when the worker shuts down or gives way.
 
-A message that came from its leader queue goes back to the front of that queue, in order. One
-that came by another queue is handed over. What cannot be given back is not acknowledged: the
-broker gives it to another worker later.
+A message that came from its leader queue goes back to the front of that queue, in order. A
+message that came by another queue is handed over. A message that cannot be given back stays
+unacknowledged, and the broker gives it to another worker later.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 def running_elections(state: WorkerState) -> set[str]:
     """The elections whose leader-only bodies run here, or may begin to."""
-    # Copies made in one step: the main thread goes on meanwhile. First the requests that may
-    # become active: in the other order, a request that does so in between would be in neither.
+    # ``list`` copies in one step, while the main thread goes on. The waiting requests come first:
+    # in the other order, a request that becomes active in between would be in neither copy.
     pooled = [request for request in list(state.waiting.values()) if is_in_pool(request)]
     active = [reference() for reference in list(active_requests.data)]
     bound = [
@@ -40,15 +40,15 @@ def running_elections(state: WorkerState) -> set[str]:
 def give_back_next(state: WorkerState, elections: Collection[str]) -> None:
     """Give back the messages that are next in the leader queues of ``elections``.
 
-    They have to be there again before another worker leads. A message with an ETA has no place
-    in that order.
+    They must be in their queues again before another worker leads. A message with an ETA has no
+    place in that order.
     """
     waiting = _waiting(state, elections)
     _put_in_front([each for each in waiting if _came_from_its_queue(each) and not each.eta])
 
 
 def give_back_all(state: WorkerState, elections: Collection[str]) -> None:
-    """Give back all waiting messages of ``elections``; first those that are next."""
+    """Give back all waiting messages of ``elections``, the next ones first."""
     give_back_next(state, elections)
     waiting = _waiting(state, elections)
     _put_in_front([each for each in waiting if _came_from_its_queue(each)])

@@ -1,8 +1,9 @@
 """Hands a leader-only message that must not run here to the leader queue.
 
-Publish, then acknowledge: if the worker dies in between, the message comes twice, never not
-at all. A message that the broker refuses is kept and tried again; at the worker's end, over a
-connection of its own.
+A message is published first and acknowledged then. If the worker dies in between, the message
+is delivered twice and not lost. A message that the broker refuses is kept and tried again; at the
+worker's end, over a separate connection. Not guaranteed: that a message arrives which cannot be
+published because of its own content. After a few tries it is dropped, and logged as an error.
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ _OF_PUBLISHING = frozenset(inspect.signature(Producer.publish).parameters)
 
 @dataclass(slots=True, eq=False)
 class Stray:
-    """A received message that belongs into a leader queue.
+    """A received message that belongs in a leader queue.
 
     Attributes:
         app: the worker's app.
-        election: the election whose leader queue it belongs into.
+        election: the election whose leader queue it belongs in.
         task: the name of its task.
         message: the message.
         acknowledge: acknowledges it.
@@ -92,8 +93,11 @@ class Stray:
 def hand_over(stray: Stray) -> None:
     """Publish the message to its leader queue and acknowledge it, now or later.
 
-    A full Redis, for example, must neither end the worker nor lose the message. A message that
-    cannot be written again is refused after a few tries.
+    A full Redis, for example, must neither end the worker nor lose the message. After a few tries
+    a message that cannot be published because of its own content is dropped.
+
+    Raises:
+        Exception: the connection to the broker is lost; Celery makes a new one.
     """
     try:
         _pass_on(stray)
@@ -101,6 +105,7 @@ def hand_over(stray: Stray) -> None:
         consumer = worker_state(stray.app).consumer
         if consumer is None:
             raise
+        # kombu counts ``KeyError`` as a lost Redis connection. Here it means a bad message.
         lost = isinstance(exc, consumer.connection_errors) and not isinstance(exc, LookupError)
         if not lost or stray.is_ours_alone:
             temporary = lost or isinstance(exc, consumer.channel_errors)
@@ -147,7 +152,7 @@ def _keep_or_refuse(stray: Stray, exc: Exception, *, temporary: bool) -> None:
 
 
 def hand_over_later(stray: Stray) -> None:
-    """Keep the message, and hand it over in a moment if it has not been delivered again."""
+    """Keep the message and hand it over in a moment, unless the broker delivers it again."""
     state = worker_state(stray.app)
     state.kept[id(stray.message)] = stray
     state.consumer.timer.call_after(_PATIENCE, functools.partial(_try_again, state, stray))
@@ -161,15 +166,15 @@ def _try_again(state: WorkerState, stray: Stray) -> None:
     if task_consumer is None:
         if stray.is_ours_alone:
             hand_over_later(stray)
-    # What came on a connection that is gone is delivered again by the broker.
+    # The broker delivers a message again if the connection that it came on is gone.
     elif stray.is_ours_alone or stray.message.channel is task_consumer.channel:
         hand_over(stray)
 
 
 def hand_over_kept(state: WorkerState) -> None:
-    """The worker ends: hand over the kept messages that no other process has.
+    """The worker ends: hand over the kept messages that the broker has forgotten.
 
-    All of them over one connection, which is waited for once.
+    All of them go over one connection. If it cannot be made, all that are left are lost.
     """
     kept = [stray for stray in state.kept.values() if stray.is_ours_alone]
     state.kept.clear()
@@ -178,7 +183,7 @@ def hand_over_kept(state: WorkerState) -> None:
     try:
         with kept[0].app.producer_pool.acquire(block=True) as producer:
             while kept:
-                # At once unless the last message has broken the connection.
+                # Does nothing unless the last message has broken the connection.
                 producer.connection.ensure_connection(max_retries=2, interval_start=0.5)
                 stray = kept.pop(0)
                 try:
@@ -209,7 +214,7 @@ def publish_again(
     """Publish a received message again as it came, to ``queue``, with one more hop."""
     headers = dict(message.headers)
     headers[HOPS] = (_number(headers.get(HOPS), _MOST_HOPS) or 0) + 1
-    # kombu has decompressed the body.
+    # kombu has decompressed the body; ``publish`` compresses it again.
     compression = headers.pop("compression", None)
     with contextlib.nullcontext(producer) if producer else _producer_for(app, message) as each:
         each.publish(
@@ -228,7 +233,7 @@ def publish_again(
 def _properties(message: Any) -> dict[str, Any]:
     """The properties of ``message`` to publish it with.
 
-    Without those that make no sense: anybody who can write to Redis can have written anything.
+    Values that make no sense are left out: anybody who can write to Redis may have written them.
     """
     properties = {
         name: value
@@ -270,6 +275,6 @@ def _producer_for(app: Celery, message: Any) -> Any:
 
 
 def key_of(message: Any) -> str:
-    """The routing key that ``message`` was sent with; for a leader queue that is its name."""
+    """The routing key that ``message`` was sent with; for a leader queue, the queue's name."""
     key: str = (message.delivery_info or {}).get("routing_key") or ""
     return _DELAY.sub("", key)

@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 
 class LeaderQueues:
-    """The leader queues as one worker's consumer has them.
+    """The leader queues from which one worker consumes.
 
     Args:
-        leadership: that of the worker's app.
+        leadership: the leadership of the worker's app.
         eligible: the elections in which the worker takes part.
-        state: that of the worker.
+        state: the state of the worker.
     """
 
     def __init__(self, leadership: Leadership, eligible: Sequence[str], state: WorkerState) -> None:
@@ -38,8 +38,8 @@ class LeaderQueues:
         self._state = state
         self._nudge: Nudge | None = None
         self._stopped = False
-        # Celery must know them, for what it does with all queues of an app. Only leaders consume
-        # them: not the queues, but the task consumer is told to.
+        # Celery must know the leader queues for what it does with all queues of an app, but must
+        # not consume them by itself: ``_begin`` adds them to a leader's task consumer.
         queues = leadership.app.amqp.queues
         for queue in leader_queues(leadership.app):
             queues.add(queue)
@@ -48,16 +48,16 @@ class LeaderQueues:
     def connected(self, c: Any) -> None:
         """Prepare the worker's new connection."""
         if c.connection.transport.driver_type == "amqp":
-            # Now, and not when a message is handed over: RabbitMQ delivers further messages while a
-            # declaration waits for its answer. Each would be handed over too, and of so many
-            # answers on one channel py-amqp loses some.
+            # Declared now, and not when a message is handed over: RabbitMQ delivers more messages
+            # while a declaration waits for its answer. Each would be handed over and declare too,
+            # and py-amqp loses some of so many answers on one channel.
             for queue in leader_queues(c.app):
                 maybe_declare(queue, c.task_consumer.channel)
         if self._eligible:
             self._nudge = nudge_of(c, self._leadership.settings.namespace)
 
     def update(self) -> None:
-        """Consume from the queues of what is led, and from no others; in the worker's thread."""
+        """Consume the leader queues of the led elections, no others; in the worker's thread."""
         if self._state.task_consumer is None:
             return
         for election in self._eligible:
@@ -68,7 +68,7 @@ class LeaderQueues:
     def consumes(self, election: str) -> bool:
         """Whether the worker consumes from the leader queue of ``election``.
 
-        Celery's consumer is asked: remote control and a follower's message guard change it too.
+        Celery's consumer is asked, since remote control and the message guard change it too.
         """
         task_consumer = self._state.task_consumer
         queue = self._leadership.queue(election)
@@ -90,12 +90,12 @@ class LeaderQueues:
         logger.info("%s: no longer consuming from %s", election, queue)
 
     def interrupt_pop(self) -> None:
-        """Have a pool of greenlets, which has no event loop, look around; for any greenlet."""
+        """End the wait of a worker with greenlets, which has no event loop; in any greenlet."""
         if self._state.consumer.hub is None and self._nudge is not None:
             ignore_errors(self._state.consumer, self._nudge.send)
 
     def stop(self) -> None:
-        """A shutdown begins: consume from no leader queue any more."""
+        """A shutdown begins: stop consuming from leader queues."""
         c = self._state.consumer
         if self._nudge is not None:
             ignore_errors(c, self._nudge.finish_pop)
@@ -103,6 +103,6 @@ class LeaderQueues:
         ignore_errors(c, self.update)
 
     def remove(self) -> None:
-        """The worker ends: leave nothing behind."""
+        """The worker ends: leave nothing behind in Redis."""
         if self._nudge is not None:
             self._nudge.remove()

@@ -1,8 +1,8 @@
 """Lets a leader-only message in only where its election is led.
 
 Two gates stand here: one when a worker receives a message, and one when the worker gives the
-request to its pool. The third is ``before_start``, in the process that runs the body. A refused
-message is handed to the leader queue, or skipped if its task says so.
+request to its pool. The third is ``GuardedTask.before_start``, in the process that runs the body.
+A refused message is handed to the leader queue, or skipped if its task says so.
 
 Guaranteed: a message is acknowledged only after it was handed over, and its content is not
 changed. Not guaranteed: that it is handed over once. If the worker dies in between, the
@@ -42,7 +42,8 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
         return admit  # the body refuses to start, and says why
 
     def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
-        # Decoded only where its arguments decide: the leader reports a damaged message.
+        # Only a map is decoded, since its arguments decide. Other messages are handed over even
+        # if they are damaged: the leader reports that.
         options = options_of(task) or options_for(task, *_arguments(message))
         if options is None:
             return admit(message, body, ack, reject, callbacks)
@@ -63,8 +64,8 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
 def _leave_queue_to_leader(consumer: Any, queue: str) -> None:
     """Stop consuming from the leader queue on a worker that does not lead.
 
-    Somebody's ``celery control add_consumer`` has begun it. The worker would hand each message to
-    the queue that it comes from.
+    ``celery control add_consumer`` may have started that. The worker would hand each message over
+    to the very queue from which it came.
     """
     task_consumer = consumer.task_consumer
     if task_consumer is not None and task_consumer.consuming_from(queue):
@@ -78,7 +79,7 @@ def _arguments(message: Any) -> tuple[Any, Any]:
             return payload["args"], payload.get("kwargs")
         return payload[0], payload[1]
     except (LookupError, TypeError, AttributeError):
-        return None, None  # Celery reports what is wrong with it
+        return None, None  # Celery reports the damaged message
 
 
 def _request_of(task: Any, consumer: Any, message: Any, ack: Any, reject: Any) -> Request:
@@ -114,7 +115,7 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # Celery makes a subclass for each worker, whose own method does not call this one.
+        # Celery makes a subclass for each worker. Its method does not call the one here.
         own = vars(cls).get(EXECUTE)
         if own is not None:
             cls.execute_using_pool = _where_led(own)
@@ -150,7 +151,7 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
         return self.leave_to_leader()
 
     def was_given_back(self) -> None:
-        """The message is in its queue again: whatever the pool reports, it does not run here."""
+        """The message is in its queue again: do not run it here, and do not acknowledge it."""
         self.given_back = self.acknowledged = True
         task_ready(self)
         self._waits_no_more()
@@ -174,7 +175,7 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
 
 
 def _where_led(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """``execute_using_pool`` that asks before the message can be acknowledged.
+    """Wrap ``execute_using_pool``: ask for admission before the message can be acknowledged.
 
     A pool process asks again. By then an early acknowledgement may be on its way, and a
     message that is handed over after that is lost if the connection breaks.

@@ -9,7 +9,7 @@ from kombu import Consumer, Producer, Queue
 
 from celery_leader.compat.kombu import is_popping, take_popped
 
-_UNTAKEN = 60_000  # milliseconds; how long an empty message is kept that nobody takes
+_UNTAKEN = 60_000  # milliseconds; how long an empty message that nobody takes is kept
 # A script, because only some versions of kombu put the key prefix before this command's key.
 _EXPIRE = "return redis.call('PEXPIRE', KEYS[1], ARGV[1])"
 
@@ -19,8 +19,8 @@ class Nudge:
 
     On Redis kombu waits in one ``BRPOP`` on all queues for a second. An empty message to a
     queue that only this worker consumes ends that at once, and needs no second connection. The
-    key is ``celery-leader:{namespace}:nudge:{node}``. It is removed at shutdown; a killed
-    worker's expires.
+    key is ``celery-leader:{namespace}:nudge:{node}``. A worker removes it at shutdown; the key of
+    a killed worker expires.
     """
 
     def __init__(self, channel: Any, name: str) -> None:
@@ -43,9 +43,9 @@ class Nudge:
             client.eval(_EXPIRE, 1, key, _UNTAKEN)
 
     def finish_pop(self) -> None:
-        """End the pop that is under way for good, and take in what it has popped already.
+        """End the pop that is under way, and take in the message that it has popped.
 
-        In a shutdown the socket is not read again until the pool has drained.
+        In a shutdown nobody reads the socket again until the pool has drained.
         """
         if is_popping(self._channel):
             self.send()

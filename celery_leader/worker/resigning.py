@@ -1,4 +1,4 @@
-"""Gives a worker's leases up between leader-only bodies, and not in the middle of one."""
+"""Gives a worker's leases up when no leader-only body needs them any more."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Resigning:
     It looks again and again: Celery has no hook for every end of a body while a pool drains.
 
     Args:
-        leadership: that of the worker's app.
-        state: that of the worker.
+        leadership: the leadership of the worker's app.
+        state: the state of the worker.
         consumes: whether the worker still consumes from an election's leader queue.
     """
 
@@ -48,7 +48,7 @@ class Resigning:
         ).start()
 
     def end(self) -> None:
-        """The pool has drained: nothing is waited for any more."""
+        """The pool has drained: stop waiting."""
         self._ended.set()
 
     def _resign(self) -> None:

@@ -2,7 +2,7 @@
 
 A worker's event loop must not wait for a database, so a thread stores the results. Guaranteed:
 a skipped message keeps no place in the prefetch while the result backend is away. Not
-guaranteed: that a result is stored whose worker ends while the result backend is away.
+guaranteed: that a result is stored if the worker ends while the result backend is away.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ _TRIES = 5  # of a result that fails while others are stored
 def skip(
     state: WorkerState, election: str, request: Request, acknowledge: Callable[[], object]
 ) -> None:
-    """End a message that this worker must not run as a revoked one ends.
+    """End a message that this worker must not run, as Celery ends a revoked one.
 
-    The message is acknowledged when its result is stored, or when storing takes longer: kept,
-    it would only be skipped again, and would keep a message that can run out of the prefetch.
+    The message is acknowledged when its result is stored, or after a moment if that takes longer.
+    Unacknowledged it would take the place of a message that can run, and a later delivery would
+    only be skipped again.
     """
     reason = TaskSkipped(
         f"{request.hostname} does not lead {election!r} and did not run {request.task.name}"
@@ -110,7 +111,7 @@ class SkippedResults:
         self._waiting: deque[Unstored] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        #: Whether nothing could be stored since the last failure.
+        #: Whether no result was stored since the last failure.
         self.failing = False
 
     def __len__(self) -> int:
@@ -128,7 +129,7 @@ class SkippedResults:
             self._changed.notify_all()
 
     def finish(self, timeout: float) -> bool:
-        """Wait for ``timeout`` seconds until everything is stored; whether it is."""
+        """Wait until everything is stored, at most ``timeout`` seconds; whether it is."""
         with self._changed:
             done = self._changed.wait_for(lambda: not self._waiting, timeout)
         if not done:
@@ -138,7 +139,7 @@ class SkippedResults:
     def _run(self) -> None:
         while True:
             if not self._waiting:
-                # Not under the lock: the worker's event loop may wait for it.
+                # Not under the lock, for which the worker's event loop may wait.
                 _close_databases()
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._waiting))

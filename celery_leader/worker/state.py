@@ -22,7 +22,7 @@ class WorkerState:
         consumer: Celery's consumer; ``None`` before the worker was connected.
         wake: ends the wait of the worker's event loop; for any thread.
         waiting: leader-only requests whose body has not begun, in the order in which they came.
-            Celery forgets its own before a consumer step hears of a shutdown.
+            Celery forgets its own list before a consumer step hears of a shutdown.
         kept: messages that could not be handed over yet, by the identity of the message.
         skipped: stores the results of skipped tasks.
     """

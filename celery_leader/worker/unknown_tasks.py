@@ -36,7 +36,7 @@ def keep_unknown_tasks(c: Any, leadership: Leadership) -> None:
                 queue,
             )
         acknowledge = functools.partial(message.ack_log_error, logger, c.connection_errors)
-        # Not at once: this worker may be its only leader for a while.
+        # Not at once: as long as this worker leads, the message comes back to it.
         return hand_over_later(
             Stray(c.app, elections[queue], name, message, acknowledge, unknown=True)
         )

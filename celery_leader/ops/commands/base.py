@@ -48,12 +48,15 @@ class Call:
     color: bool
 
     def leadership(self, patience: float | None = _PATIENCE) -> Leadership:
-        """The elections of the app, with those that its tasks name; an error if there are none.
+        """The app's leadership, which knows the elections that its tasks name.
 
-        ``patience``: how many seconds Redis may take over one answer, if longer than a lease's
-        own operations may.
+        ``patience``: how many seconds Redis may take over one answer. It never gets less than the
+        operations of a lease get.
+
+        Raises:
+            LeaderError: no app is named, or the app always leads.
         """
-        # Without -A there is an app as well. It has no broker unless celeryconfig.py names one.
+        # Without -A Celery makes an app itself, whose broker only celeryconfig.py can name.
         if is_default_app(self.app) and not self.app.conf.broker_url:
             raise LeaderError("no app is named: put it first, as in celery -A proj leader status")
         self.app.finalize()
@@ -72,7 +75,7 @@ class Call:
         return leadership
 
     def answer(self, value: Any, *told: Table | str) -> None:
-        """Print ``value`` with ``--json``, and else the lines and tables that tell it."""
+        """Print ``value`` with ``--json``; without it, the lines and tables that tell the same."""
         if self.as_json:
             say_json(value, indent=2)
             return

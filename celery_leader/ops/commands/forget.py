@@ -1,4 +1,4 @@
-"""``celery leader forget``: Redis keeps nothing more of an election."""
+"""``celery leader forget``: remove an election from Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``celery leader hold``: a node is not elected any more."""
+"""``celery leader hold``: keep a node from being elected."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def hold(call: Call, node: str, election: str | None, duration: str | None, time
 def _wait_until_not_leading(
     leadership: Leadership, node: str, elections: Sequence[str], timeout: float
 ) -> list[str]:
-    """The elections that ``node`` still leads at the end; none as soon as it leads none."""
+    """Wait until ``node`` leads none of ``elections``; those that it leads after ``timeout``."""
     deadline, pause = now() + timeout, threading.Event()
     with leadership.redis.session() as session:
         while True:

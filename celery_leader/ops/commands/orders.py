@@ -1,4 +1,4 @@
-"""What the commands share that move leaders: names of nodes, and waiting for the next leader."""
+"""Shared by the commands that move leaders: names of nodes, and waiting for the next leader."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ timeout_option = click.option(
 
 
 def look_at(leadership: Leadership, election: str | None) -> list[Overview]:
-    """The election of this name, or all of them."""
+    """The overview of this election, or of all of them."""
     with leadership.redis.session() as session:
         return overviews_of(leadership, session, elections_named(leadership, election))
 
 
 def full_name(node: str, overviews: Sequence[Overview]) -> str:
-    """The full name of ``node``, whose host and process id may be left out if only one fits."""
+    """The full name of ``node``; its host or process id may be missing if only one node fits."""
     exact = str(host_format(default_nodename(node)))
     known = {n for each in overviews for n in (*each.held, *(c.node for c in each.candidates))}
     if exact in known:
@@ -65,14 +65,14 @@ def no_candidate(node: str, overviews: Sequence[Overview]) -> str:
 def hand_over(
     call: Call, leadership: Leadership, election: str, successor: str | None, timeout: float
 ) -> bool:
-    """Give the order, wait, and tell what came of it; whether it was done."""
+    """Give the order, wait, and print the outcome; whether it was done."""
     began = now()
     done = leadership.orders.hand_over(election, successor, timeout=timeout)
     return tell(call, done, successor, now() - began)
 
 
 def tell(call: Call, done: Handover, successor: str | None, took: float) -> bool:
-    """Tell what came of an order; whether it was done."""
+    """Print the outcome of an order; whether it was done."""
     achieved = done.leader is not None and successor in (None, done.leader)
     value = {
         "election": done.election,

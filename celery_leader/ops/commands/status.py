@@ -62,7 +62,7 @@ def status(call: Call, election: str | None, watch: bool, interval: float) -> bo
 
 
 def _hint(leadership: Leadership, address: str, overviews: Sequence[Overview]) -> None:
-    """Tell somebody who sees nothing why that may be."""
+    """Print why nobody may be leading: the app is not installed, or nobody takes part."""
     if not installed(leadership.app):
         hint = "install(app) was not called on this app, so its workers elect nobody"
     elif not any(each.contested for each in overviews):
