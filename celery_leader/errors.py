@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-#: What a URL, and most that holds a password, has one of.
+#: Matches a URL, most texts that hold a password, and any long text.
 _TELLING = re.compile(r"[@/=]|.{101}", re.DOTALL)
 
 
@@ -20,7 +20,7 @@ class LeaderError(Exception):
 class NotLeader(LeaderError):
     """Raised by ``check_leader()`` when this process does not lead the election.
 
-    And by the publish of a periodic message that Redis refused because another leads.
+    The publish of a periodic message raises it too, if Redis refused because another leads.
     """
 
 
@@ -41,9 +41,9 @@ class StoreUnavailable(LeaderError):
 
 
 def shown(value: Any) -> str:
-    """``value`` for a message: a number, words or a list of them as they are, else its type.
+    """``value`` as a message may show it: numbers, short words and lists of them; else its type.
 
-    A setting may have been given the value of another one, with a password in it.
+    A setting may hold the value of another setting by mistake, with a password in it.
     """
     return repr(value) if _is_harmless(value) else f"{kind_of(value)} that is not shown"
 
@@ -57,6 +57,6 @@ def _is_harmless(value: Any) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """The type of ``value``, for a message about what may be a secret in every form."""
+    """The type of ``value``, for a message that must not show the value at all."""
     kind = type(value).__name__
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -45,7 +45,7 @@ _WORKER_OPTIONS = (
 
 
 def _check_scheduler(ctx: click.Context, *_: Any) -> None:
-    """Refuse a scheduler that there is none of; called once the other options are read."""
+    """Refuse a scheduler that does not exist; called once the other options are read."""
     if ctx.command.name == "beat" or ctx.params.get("beat"):
         try:
             check_scheduler(ctx.params.get("scheduler"))
@@ -53,7 +53,7 @@ def _check_scheduler(ctx: click.Context, *_: Any) -> None:
             raise click.ClickException(str(exc)) from exc
 
 
-#: Has Celery call us when a command line was read, before anything is made from it.
+#: Its callback runs once a command line is read, before Celery makes anything from it.
 _AFTER_OPTIONS = click.Option(
     ["--check-scheduler"], is_flag=True, hidden=True, expose_value=False, callback=_check_scheduler
 )
@@ -63,14 +63,13 @@ def install(app: Celery) -> Celery:
     """Elect leaders among this app's workers and beats; calling it twice is harmless.
 
     Adds the worker's bootstep and its options (``--no-candidate``, ``--elections``,
-    ``--leader-priority``), the route of
-    leader-only tasks, and the guard that keeps a following beat of any scheduler
-    class from sending them. Nothing is connected, read from ``app.conf`` or started
-    until a worker or beat starts. Returns ``app``.
+    ``--leader-priority``), the route of leader-only tasks, and the guard that keeps a
+    following beat of any scheduler class from sending them. Nothing is connected, read from
+    ``app.conf`` or started until a worker or beat starts. A setting that cannot be used is
+    refused then. Returns ``app``.
 
     Raises:
-        LeaderError: ``app`` is no Celery app; or, when the worker or beat starts, a setting
-            cannot be used.
+        LeaderError: ``app`` is no Celery app.
     """
     app = celery_app(app, "install")
     if installed(app):
@@ -80,7 +79,7 @@ def install(app: Celery) -> Celery:
     app.user_options["worker"].update((*_WORKER_OPTIONS, _AFTER_OPTIONS))
     app.user_options["beat"].add(_AFTER_OPTIONS)
     if "amqp" in vars(app):
-        # Made before: its queues must not be lost, its routing table is made anew.
+        # The AMQP object exists already: keep it and its queues, and make its routes again.
         set_class(app.amqp, routing_class(type(app.amqp)))
         route_anew(app.amqp)
     if app.finalized:
@@ -110,7 +109,7 @@ def _guard_beat(sender: Any, **_: Any) -> None:
             fenced=False,
         )
     except LeaderError as exc:
-        # Signals swallow every other exception, and this beat would send on, unelected.
+        # Celery's signals swallow any other exception, and this beat would send on, unelected.
         logger.critical("%s", exc)
         raise SystemExit(1) from exc
     leadership.tell_unknown_settings()
@@ -119,7 +118,10 @@ def _guard_beat(sender: Any, **_: Any) -> None:
 
 
 def _resign_at_sigterm(leadership: Leadership, campaign: Campaign) -> None:
-    """A worker ends its beat with SIGTERM, by default at once and without what is done at exit."""
+    """Resign when the worker ends its beat with SIGTERM.
+
+    By default that signal ends the process at once, without its exit functions.
+    """
 
     def resign(*_: Any) -> None:
         leadership.candidacies.resign(campaign).wait(leadership.candidacies.farewell_timeout)

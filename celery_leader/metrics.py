@@ -113,7 +113,10 @@ class LeaderMetrics(Collector):
         yield from (leading, term, renewal, contact, leaderless)
 
     def _grown(self, standing: Standing) -> float:
-        """The most leaderless seconds so far; a counter must not fall when some are taken back."""
+        """The most leaderless seconds so far.
+
+        Some are taken back when a leadership that seemed over goes on. A counter must not fall.
+        """
         labels = (standing.election, standing.node)
         most = max(standing.leaderless_seconds, self._leaderless.get(labels, 0.0))
         self._leaderless[labels] = most
@@ -180,7 +183,7 @@ def listen(address: str, port: int) -> socket.socket:
     """Serve this process's registry over HTTP in a thread; returns the listening socket.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: the address cannot be used.
     """
     server, _ = start_http_server(port, address)
     listening: socket.socket = server.socket

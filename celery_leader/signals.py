@@ -1,14 +1,13 @@
 """Signals of leader elections, for an app's own code.
 
-Receivers run in the process where it happened, one after another, in a thread of this
-package's own: however slow they are and whatever they raise, renewals, dispatches and tasks
-go on. So a signal tells what *has* happened, a little later. Nothing may be decided or
-fenced by it: ask ``is_leader()``. Where receivers fall far behind, further signals are
-dropped, and the log says so.
+Receivers run in the process where the event happened, one after another, in a thread of their
+own. However slow they are and whatever they raise, renewals, dispatches and tasks go on. So a
+signal tells what *has* happened, a little later. Decide and fence nothing by it: ask
+``is_leader()``. If receivers fall far behind, further signals are dropped, and the log says so.
 
-All take ``**kwargs``: later versions may add arguments. ``sender`` is the app, or the task
-for ``task_forwarded`` and ``task_skipped``; ``node`` is the candidate of this process that
-the signal is about.
+Receivers must take ``**kwargs``, because later versions may add arguments. ``sender`` is the
+app, or the task for ``task_forwarded`` and ``task_skipped``. ``node`` is the candidate of this
+process that the signal is about.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@
 Guaranteed: no Redis, thread or clock is involved, and afterwards everything is as before. It
 decides ``is_leader()``, ``current_term()``, ``check_leader()``, ``leading()``, a
 ``LeaderElection`` that is started inside, and what ``send_from="leader"`` holds back. Not
-guaranteed: anything of workers and beats. Whether a message reaches the leader is tested with
-real ones, and ``task.apply()`` runs a body wherever it is called.
+guaranteed: anything about workers and beats. Only real ones show whether a message reaches the
+leader, and ``task.apply()`` runs a body wherever it is called.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Lead:
         self._view.withdraw()
 
     def win(self, term: int) -> None:
-        """Lead with ``term`` from now on; a real one is higher than any before."""
+        """Lead with ``term`` from now on; a real term is higher than every term before it."""
         self._view.publish(term, _EVER)
 
 

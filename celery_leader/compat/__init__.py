@@ -2,7 +2,8 @@
 
 They are not documented, and any version may change them. So each has its reason here, and where
 one is gone a ``LeaderError`` says so in one sentence. Seen in Celery 5.5 to 5.7 and kombu 5.5 to
-5.7. No other module of this package reaches for a private name.
+5.7. No other module looks up a private name of these two. Subclasses of theirs, such as the
+schedulers and the transport of ``beat``, override private methods.
 """
 
 from __future__ import annotations

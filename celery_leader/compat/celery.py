@@ -31,9 +31,9 @@ def task_named(app: Celery, name: Any) -> Any:
 
 
 def unproxied(target: Any) -> Any:
-    """``target``, or what it stands for if it is one of Celery's proxies.
+    """``target``, or the object that it stands for if it is one of Celery's proxies.
 
-    ``isinstance`` would ask what a proxy stands for, and make a task too early.
+    ``isinstance`` would look behind the proxy, and make a task too early.
     """
     if issubclass(type(target), Proxy):
         return attribute(target, "_get_current_object", "find what a proxy stands for")()
@@ -58,10 +58,10 @@ def on_every_finalized_app(call: Callable[[Celery], object]) -> None:
 
 @contextlib.contextmanager
 def awaiting_no_results() -> Iterator[None]:
-    """What is sent inside subscribes to no result.
+    """While open, messages are sent without a subscription to their results.
 
-    Nobody in a beat waits for results. With the result backend away, each send would block for
-    20 seconds and then fail for good.
+    Nobody in a beat waits for results. If the result backend is away, each send with a
+    subscription blocks for 20 seconds and then fails for good.
     """
     why = "send without waiting for the result backend"
     set_blocked = attribute(_state, "_set_task_join_will_block", why)
@@ -87,9 +87,9 @@ def route_anew(amqp: Any) -> None:
 
 
 def set_class(target: Any, cls: type) -> None:
-    """Make ``target``, which Celery made before it could be told, an instance of ``cls``.
+    """Make ``target``, an object that Celery has made already, an instance of ``cls``.
 
     Celery looks for a task's ``before_start`` on its class, and keeps the ``AMQP`` object that it
-    has. There is no place to give either of them another class.
+    has. Neither can be given another class in a public way.
     """
     target.__class__ = cls

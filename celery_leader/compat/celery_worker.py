@@ -12,7 +12,7 @@ Request: Any = imported(
     "celery.worker.request:Request", "hand over a message instead of running it"
 )
 
-#: Celery calls this method, of a subclass that it makes itself, to give a request to the pool.
+#: Celery calls this method to give a request to the pool, in a subclass that Celery makes itself.
 EXECUTE = "execute_using_pool"
 
 #: Tells Celery that a request is over.
@@ -30,7 +30,7 @@ active_requests: Any = imported(
     "celery.worker.state:active_requests", "know which leader-only bodies run"
 )
 
-#: What a worker says of itself in its own events.
+#: What a worker says of itself in its events.
 SOFTWARE_INFO: Any = imported("celery.worker.state:SOFTWARE_INFO", "send a worker's last event")
 
 #: The pool that runs tasks in the thread of the worker itself.
@@ -51,9 +51,10 @@ def context_of(request: Any) -> Any:
 
 
 def keep_unknown(c: Any, handle: Callable[[Callable[[], Any], Any], Any]) -> None:
-    """Have ``handle`` called with Celery's own way and the message of each unknown task.
+    """Have ``handle`` called for each message of an unknown task.
 
-    Celery would discard it. Its consumer has no signal at which that can be prevented.
+    Its first argument calls Celery's own handler, which discards the message. Celery's consumer
+    has no signal at which that can be prevented.
     """
     why = "keep a leader-only task that this worker does not know"
     stock = attribute(type(c), "on_unknown_task", why)

@@ -1,4 +1,4 @@
-"""Private names of kombu: its Redis channel, its delayed delivery, its greenlets."""
+"""Private names of kombu: its Redis channel, its delayed delivery, its detection of greenlets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ detect_environment: Callable[[], str] = imported(
 
 _DELAYED = "kombu.transport.native_delayed_delivery"
 
-#: The exchange in which RabbitMQ's delays of Celery end.
+#: The exchange that gets a message once Celery's delayed delivery on RabbitMQ has delayed it.
 CELERY_DELAYED_DELIVERY_EXCHANGE: str = imported(
     f"{_DELAYED}:CELERY_DELAYED_DELIVERY_EXCHANGE", "receive what RabbitMQ has delayed"
 )
 
-#: As many words stand before the queue's name in the routing key of a delayed message.
+#: How many words stand before the queue's name in the routing key of a delayed message.
 MAX_NUMBER_OF_BITS_TO_USE: int = imported(
     f"{_DELAYED}:MAX_NUMBER_OF_BITS_TO_USE", "know the queue of what RabbitMQ has delayed"
 )
@@ -37,10 +37,11 @@ _POP = "end the pop that is under way"
 def check_publishing(channel_class: type) -> None:
     """Refuse a Redis channel in which a message cannot be held back.
 
-    A method of ours that overrides nothing would never be called, and messages leave unfenced.
+    A method of ours that overrides nothing would never be called, and messages would leave
+    unfenced.
 
     Raises:
-        LeaderError: it has not the methods that kombu's channel publishes with.
+        LeaderError: it lacks a method that kombu's channel publishes with.
     """
     for name in _PUBLISHING:
         attribute(channel_class, name, "hold a periodic message back until the lease is checked")
@@ -80,7 +81,7 @@ def connection_pool(connection: Any) -> Any:
 
 
 def restores_by_tag(channel: Any) -> bool:
-    """Whether ``channel`` keeps what is unacknowledged in Redis."""
+    """Whether ``channel`` keeps its unacknowledged messages in Redis."""
     return hasattr(getattr(channel, "qos", None), "restore_by_tag")
 
 
@@ -101,7 +102,7 @@ def list_key(channel: Any, queue: str, payload: dict[str, Any]) -> str:
 
 
 def unacked_keys(channel: Any) -> list[str]:
-    """The Redis keys in which ``channel`` keeps what is unacknowledged."""
+    """The Redis keys in which ``channel`` keeps its unacknowledged messages."""
     names = ("unacked_key", "unacked_index_key")
     return [channel.global_keyprefix + attribute(channel.qos, name, _PUT_BACK) for name in names]
 
@@ -117,6 +118,6 @@ def is_popping(channel: Any) -> bool:
 
 
 def take_popped(channel: Any) -> None:
-    """Take in what the pop under way has taken from a queue, as kombu does when it closes."""
+    """Receive the message that the pop under way has taken, as kombu does when it closes."""
     with contextlib.suppress(Empty):
         attribute(channel, "_brpop_read", _POP)()

@@ -1,1 +1,1 @@
-"""Decides: one candidate's state machine, its lease, its timing; without I/O, clock or Celery."""
+"""Decides: the state machine of one candidate, its lease, its timing; no I/O, clock or Celery."""

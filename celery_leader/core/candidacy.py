@@ -18,17 +18,18 @@ class Candidacy:
     Args:
         election: the election's name.
         holder: the candidate's node name, as others will read it.
-        nonce: names this life of the candidate in the store; never used twice.
+        nonce: names this life of the candidate in the store; never used twice. A life is one run
+            of a candidate: a process that starts again with the same node name is another life.
         timing: the election's durations.
         app: tells projects that share a store apart.
         priority: the higher comes first at a handover or an expiry.
-        preempt: whether to ask for word when a candidate of higher priority is there.
+        preempt: whether its renewals ask if a live candidate has a higher priority.
         info: what the candidate says of itself in the register.
-        new_nonce: names another life, if this life turns out to be lived twice.
+        new_nonce: makes the nonce of another life, needed if a copy of this process has the same.
 
     Attributes:
-        life: tells this life from another of the same node name; may be shown.
-        attempt: the number of the last request. Each has a higher one than the one before.
+        life: the public name of this life; unlike the nonce it may be shown.
+        attempt: the number of the last request; it grows with each request.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Candidacy:
         )
 
     def release(self, resignation: Resignation, *, leaving: bool) -> Release:
-        """Give the lease up; ``leaving``: and leave the register."""
+        """Give the lease up; with ``leaving`` also leave the register."""
         return Release(
             election=self.election,
             holder=self.holder,
@@ -124,7 +125,7 @@ class Candidacy:
 
     def is_meant(self, news: Announcement) -> bool:
         """Whether an announcement is about this candidate."""
-        # A hold is for all lives of a node, and earlier versions wrote no life: compare names.
+        # A hold is for all lives of a node, and earlier versions wrote no life: names decide.
         return news.life == self.life if news.life else news.node == self.holder
 
     def is_copied(self, request: Acquire | Renew, record: Record) -> bool:
@@ -132,7 +133,7 @@ class Candidacy:
         return record.life == self.life and record.attempt >= request.attempt
 
     def begin_another_life(self) -> None:
-        """Another process uses this life: the next requests must not be taken for its own."""
+        """Take another life, because another process makes requests in the name of this one."""
         self.nonce = self._new_nonce()
         self.life = life_of(self.nonce)
         self._info_stored = False

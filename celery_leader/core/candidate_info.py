@@ -29,11 +29,11 @@ class CandidateInfo:
         host: the machine's name.
         pid: the process.
         role: ``worker``, ``beat`` or ``process``.
-        app: what tells the app from others, as ``identity`` has it.
-        scheduler: of a beat, its scheduler class.
-        fenced: of a beat, whether it sends only while it leads.
+        app: the app's identity; see ``identity``.
+        scheduler: the scheduler class of a beat; empty for others.
+        fenced: whether a beat sends only while it leads; true for others.
         versions: of ``celery_leader``, ``celery``, ``redis`` and ``python``.
-        settings: those of ``leader_*`` that bear on others, by their names.
+        settings: the ``leader_*`` settings that matter to other candidates, by name.
         unfit: why it does not campaign at present, in words; empty if it does.
     """
 
@@ -53,7 +53,7 @@ class CandidateInfo:
         return f"{self.role}, pid {self.pid} on {self.host}" if self.host else ""
 
     def text(self) -> str:
-        """The text that is kept; empty if it would be too long."""
+        """The JSON text for the register; empty if it would be too long."""
         text = json.dumps(asdict(self), separators=(",", ":"))
         return text if len(text) <= MOST_BYTES else ""
 

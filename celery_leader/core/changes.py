@@ -1,4 +1,4 @@
-"""What changes for one candidate of an election, as values with its election and its node.
+"""The changes of one candidate, each a value with the names of its election and its node.
 
 Each is made once, by the election. Log line, signal, worker event and metric are made from it.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .watchdog import UNFIT
 
-#: Reasons for which a candidate leads no longer while what it began may still run.
+#: Reasons that end a leadership without preparation: its work may still run.
 _SUDDEN = ("expired", "lost contact", "lost", *UNFIT)
 
 
@@ -29,8 +29,8 @@ class Deposed:
     ``reason`` is ``resigned``, ``transferred``, ``held``, ``outranked``, ``expired`` (nobody
     renewed in time: the process was paused), ``lost contact`` (no attempt was answered),
     ``lost`` (the record is another's), ``stalled`` or ``broker lost`` (it was not fit to lead;
-    see ``watchdog``), ``clock`` (its own was off; see ``wall_clock``), or what the caller gave.
-    ``led_for``: how long it led, in seconds.
+    see ``watchdog``), ``clock`` (its clock was off; see ``wall_clock``), or a reason that the
+    caller gave. ``led_for``: how long it led, in seconds.
     """
 
     election: str
@@ -41,13 +41,13 @@ class Deposed:
 
     @property
     def sudden(self) -> bool:
-        """Whether it came unasked, so that what was done in the leader's name may still run."""
+        """Whether it came without preparation, so that the leader's work may still run."""
         return self.reason in _SUDDEN
 
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """Another candidate, ``leader``, is heard to lead, with ``term``."""
+    """This candidate has heard that another one, ``leader``, leads with ``term``."""
 
     election: str
     node: str
@@ -57,9 +57,9 @@ class Followed:
 
 @dataclass(frozen=True, slots=True)
 class StepDownRequested:
-    """While this candidate leads with ``term``, it is to give the lease up: see ``step_down``.
+    """This candidate leads with ``term``, and is asked to give the lease up with ``step_down``.
 
-    Said once for each such order. ``reason`` is ``resigned`` or ``transferred`` (somebody asked
+    Made once for each such order. ``reason`` is ``resigned`` or ``transferred`` (somebody asked
     for it), ``held`` (its node is kept out of the race) or ``outranked`` (``successor`` has a
     higher priority, and pre-emption is wanted).
     """

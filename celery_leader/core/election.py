@@ -1,23 +1,24 @@
 """The state machine of one candidate in one election. It decides; others act.
 
 No thread, clock, socket or Celery in here: moments come in as arguments (seconds on the
-candidate's own clock), replies come in as values, and what is to be done goes out as a value. So
-a simulator can run years of faults through it.
+candidate's own clock), replies come in as values, and actions go out as values. So a simulator
+can run years of faults through it.
 
-What it guarantees, if clock *rates* agree within ``Timing.margin`` per lease and the store keeps
-its data: ``term(now)`` is never anything but ``None`` in two candidates at once, whatever is
-delayed, lost, doubled, paused or killed. The deadline is counted from before a request was sent.
-A lease of another candidate is taken only when the store says that it is over *and* this
-candidate's own clock has seen it run out.
+Guaranteed, if clock *rates* agree within ``Timing.margin`` per lease and the store keeps its
+data: no two candidates have a ``term(now)`` at the same moment, whatever is delayed, lost,
+doubled, paused or killed. The deadline is counted from before a request was sent. A candidate
+takes the lease of another only when the store says that it is over *and* the candidate's own
+clock has seen it run out.
 
-What it does not guarantee:
+Not guaranteed; two candidates may lead at once in these cases:
 
-- A store that loses data is not guarded against candidates that never saw the lost record.
-  (``Timing.bootstrap_delay`` does that, if the record is gone and no old copy in its place.)
-- Nor against a record that was made and lost between two looks of a candidate that waits for one.
-- A *fresh* candidate is not guarded against a store whose clock was set forward after the last
-  renewal and before its first look; and nobody against a clock that was set away and back
-  between two looks.
+- The store loses its data, and a candidate that never saw the lost record makes a new one.
+  (``Timing.bootstrap_delay`` prevents that if the record is gone, but not if an old copy of it
+  has come back.)
+- A record is made and lost between two looks of a candidate that waits for one.
+- The store's clock is set forward after the last renewal and before the first look of a *fresh*
+  candidate.
+- The store's clock is set away and back between two looks of any candidate.
 
 The shape (replies in, actions out, leading is a deadline and not a flag) follows Kubernetes'
 client-go ``leaderelection`` and Oban's peers, with their holes closed.
@@ -59,7 +60,7 @@ class Election:
     """One candidate's part in one election.
 
     ``resign``, ``abstain`` and ``step_down`` give the lease up, if this candidate has it. It then
-    stops leading at once, before the store is told. ``reason`` is why, as the history will say.
+    stops leading at once, before the store is told. ``reason`` is what the history will say.
 
     Args:
         candidacy: who the candidate is.
@@ -85,7 +86,7 @@ class Election:
         self._in_doubt = False
         self._changes: list[Change] = []
 
-    # -- what is asked of it ------------------------------------------------
+    # -- questions ------------------------------------------------------------
 
     def term(self, now: float) -> int | None:
         """The term this candidate leads with at ``now``, or ``None``."""
@@ -121,7 +122,7 @@ class Election:
         changes, self._changes = self._changes, []
         return changes
 
-    # -- what it is told ----------------------------------------------------
+    # -- orders and news ------------------------------------------------------
 
     def campaign(self, now: float) -> None:
         """Try to get the lease from now on."""
@@ -137,8 +138,8 @@ class Election:
         if self._own.term is not None:
             self._give_up(now, successor, reason)
         elif not self._resignation.due and (self._in_doubt or self.candidacy.attempt):
-            # An attempt without a reply may have left us a lease that nobody uses. And a
-            # candidate that was never elected is to leave the register.
+            # An attempt without a reply may have left us a lease that nobody uses. A candidate
+            # that was never elected must leave the register too.
             self._resignation = Resignation(
                 True, not self._in_doubt, successor, reason or "resigned"
             )
@@ -167,7 +168,8 @@ class Election:
         """Something was announced: a lease is free, or this candidate is meant."""
         self.observed.cursor = news.cursor
         if not self.observed.is_possible(news, now):
-            # No candidate can have written that line, and no news might come behind it.
+            # No candidate can have written that line. Its cursor may be so far ahead that no
+            # news comes after it.
             self.lost_touch(now)
             return
         ours = self.candidacy.is_meant(news)
@@ -180,7 +182,7 @@ class Election:
             case "freed" if ours and self._own.term is None:
                 self._ask_at = now
             case "asked" | "held" if ours:
-                # What is wanted stands in the answer to a renewal.
+                # The answer to a renewal says what the leader is to do.
                 self._own.renew_at = now
             case "elected" if self._own.term is not None and news.term > self._own.term:
                 self._own.renew_at = now
@@ -206,10 +208,10 @@ class Election:
         """Announcements may have been missed: do not rely on having heard them."""
         self._ask_at = min(self._ask_at, now + self.timing.renew_retry_delay)
 
-    # -- what is to be done -------------------------------------------------
+    # -- the next action ------------------------------------------------------
 
     def next_action(self, now: float) -> Request | Wait:
-        """The request to send at ``now``, or how long there is none."""
+        """The request to send at ``now``, or until when there is none."""
         own = self._own
         if own.term is not None and now >= own.valid_until:
             self._depose("expired", own.valid_until)
@@ -230,7 +232,7 @@ class Election:
     def _acquire(self, now: float) -> Acquire:
         return self.candidacy.acquire(self.observed, self._own, now, abstains=self._abstains)
 
-    # -- what came of it ----------------------------------------------------
+    # -- answers --------------------------------------------------------------
 
     def replied(self, request: Request, reply: Reply, *, sent_at: float, now: float) -> None:
         """The store answered ``request``, which was sent at ``sent_at``."""
@@ -260,7 +262,7 @@ class Election:
                 self._refused(request, reply, now, gained)
             case Missing():
                 if reply.damaged:
-                    # The candidate that wrote the record that was there may lead for a lease.
+                    # The holder of the record before it was damaged may lead for one more lease.
                     self.observed.saw(0, self.timing.lease_duration)
                 self._missing(now)
         if not isinstance(reply, Granted):
@@ -269,14 +271,14 @@ class Election:
     def unanswered(self, request: Request, now: float, *, lasting: bool = False) -> None:
         """Nobody knows what became of ``request``.
 
-        ``lasting``: and asking again will not help before somebody changes something.
+        ``lasting``: asking again will not help before somebody changes something.
         """
         retry_at = now + self.timing.renew_retry_delay
         self._in_doubt = True
         given_up = self._pace.failed()
         if self._resignation.due:
-            # The record expires by itself; a process that shuts down must not wait for it,
-            # and even less for its place in the register.
+            # The lease expires by itself, and so does a place in the register: a process that
+            # shuts down must not wait for the store.
             self._resignation.due = not (given_up or self._resignation.try_once)
             self._ask_at = retry_at
         elif self._own.term is not None:
@@ -334,7 +336,7 @@ class Election:
             self._ask_at = self.observed.found_missing(now) + self._pace.jitter()
 
     def _wait_for_hold(self, held_for: float | None, now: float) -> None:
-        # The end of a hold is announced; by asking now and then it stays in the register.
+        # An order that ends a hold is announced. A held candidate asks on, to stay registered.
         if held_for is not None and self._own.term is None:
             self._ask_at = now + min(held_for, self.timing.lease_duration) + self._pace.jitter()
 

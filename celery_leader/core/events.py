@@ -1,8 +1,8 @@
-"""What happens in this process's elections, as values for observers.
+"""The events of this process's elections, as values for observers.
 
-Guaranteed: observers are told at once, in the thread in which it happens. An observer must return
-at once and do no I/O, because renewals and dispatches wait for it. Its exceptions are logged and
-change nothing. Nothing is ever decided by what an observer does.
+Guaranteed: observers are told at once, in the thread in which the event happens. An observer must
+return at once and do no I/O, because renewals and dispatches wait for it. Its exceptions are
+logged and change nothing. Nothing is ever decided by what an observer does.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ class Standing:
         leader: the node that is known to lead; ``None`` while nobody is.
         leader_term: the leader's term, or the last known term.
         changes: how many leaderships this candidate has heard of.
-        last_contact: seconds since Redis last answered this process; ``None`` before.
-        last_renewal: seconds since the lease was last got or kept; ``None`` before.
+        last_contact: seconds since Redis last answered this process; ``None`` if it never did.
+        last_renewal: seconds since this candidate last got or kept the lease; ``None`` if never.
         leaderless_seconds: how long altogether nobody was known to lead.
-        priority: the candidate's.
+        priority: the candidate's priority.
         eligible: whether it wants the lease.
         giving_way: whether it keeps the lease only until its running work has ended.
     """

@@ -3,9 +3,9 @@
 An identity is ``name|digest|sketch``, and no longer than a field of a record may be. The sketch
 holds the smallest hashes of the task names, so that the share of common tasks can be estimated:
 the two versions of a rolling deployment share most tasks, and a web process shares the tasks that
-it imports. Guaranteed: an app is never taken for another project than itself. Not guaranteed: that
-two projects with one task each, or with the tasks of one library only, are told apart; their
-kinship is unknown.
+it imports. Guaranteed: an app always counts as the same project as itself. Not guaranteed: that
+two projects of one name are told apart if they have one task each (their kinship is unknown), nor
+that two projects are told apart that have only the tasks of one library (they count as one).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from dataclasses import dataclass
 from .names import printable
 
 _LONGEST_NAME = 100  # bytes
-_MOST = 192  # hashes in a sketch: as many tasks can all be compared
-_CHARACTERS = 3  # of a hash, with 6 bits each
+_MOST = 192  # hashes in a sketch; all tasks of an app with no more of them are compared
+_CHARACTERS = 3  # in each hash, with 6 bits each
 _NO_TASKS = hashlib.sha1(b"", usedforsecurity=False).hexdigest()[:12]
-_ENOUGH = 2  # things to compare by which two apps of one name can be told apart
-_MOSTLY, _HARDLY = 0.5, 0.1  # of what could be shared
+_ENOUGH = 2  # the fewest comparable hashes that can tell two apps of one name apart
+_MOSTLY, _HARDLY = 0.5, 0.1  # shares of the hashes that could be in both sketches
 
 
 class Kin(enum.Enum):
     """How two apps are related."""
 
-    #: They share a name, or most tasks: two versions or two parts of one project.
+    #: They share most tasks, or a name and some tasks: two versions or parts of one project.
     SAME = "same"
-    #: They share a name and nothing else, of too little to be sure.
+    #: They share only a name, and have too few tasks to be sure.
     UNKNOWN = "unknown"
     #: They share hardly a task: two projects.
     OTHER = "other"
@@ -93,7 +93,7 @@ class Likeness:
 
     @classmethod
     def of(cls, one: str, other: str) -> Likeness:
-        """Compare two sketches where both are complete."""
+        """Compare two sketches in the range of hashes that both cover."""
         ours, theirs = _hashes(one), _hashes(other)
         # A full sketch says nothing of what comes after its largest hash.
         bounds = [each[-1] for each in (ours, theirs) if len(each) >= _MOST]

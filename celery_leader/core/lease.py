@@ -1,8 +1,7 @@
-"""The words of a lease: its record, what a store is asked, and what it answers.
+"""The values of a lease: its record, the requests to a store, and the store's answers.
 
-Everything here is a value. Durations and moments are seconds; moments of the
-candidate are on its own clock, and only what is named ``server_time`` is on the
-store's. Nothing here knows Redis, threads or Celery.
+Durations and moments are seconds. The moments here are on the store's clock; what a candidate
+measures by its own clock comes as a duration. Nothing here knows Redis, threads or Celery.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from celery_leader.errors import StoreUnavailable
 
 
 def life_of(nonce: str) -> str:
-    """Tells one life of a node from another, and does not give the nonce away."""
+    """The public name of a life: a digest of its nonce, which does not give the nonce away."""
     text = nonce.encode("utf-8", "surrogateescape")
     return hashlib.sha1(text, usedforsecurity=False).hexdigest()[:16]
 
@@ -48,14 +47,19 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the store keeps of one election, as it stood at ``server_time``.
+    """What the store keeps of one election, as it stood when the store answered.
 
-    ``remaining`` is how long the lease (or a reservation) still runs by the
-    store's clock, negative once it has expired. ``renewals`` grows with every
-    write of one term, by how many requests its holder made since the last one, so that
-    ``(term, renewals)`` names one state of the lease, also where an old copy was renewed.
-    ``cursor`` is where news begins, and ``event`` the line of history that goes with the
-    record's last change; ``life`` and ``attempt`` name the holder's life and its last request.
+    Attributes:
+        remaining: how long the lease (or a reservation) still runs by the store's clock;
+            negative once it has expired.
+        renewals: grows with every write of one term, by the number of requests that the holder
+            made since the last write. So ``(term, renewals)`` names one state of the lease, even
+            after an old copy of the record was renewed.
+        elected_at: when the holder was elected, by the store's clock.
+        cursor: the last line of history; news begins after it.
+        event: the line of history that was written with the record's last change.
+        life: the holder's life.
+        attempt: the number of the holder's last request.
     """
 
     holder: str
@@ -104,18 +108,18 @@ class Acquire:
         live_term: the term it leads with at this moment, or 0. A record of a
             lower term is older than what we hold and may be written over.
         watched: the ``(term, renewals)`` whose lease has run out by the
-            candidate's own clock, or ``None`` when it has watched none so long.
-        silent: that state of the lease has not moved for a whole lease on the
+            candidate's own clock, or ``None`` if there is none.
+        silent: the watched state of the lease has not changed for a whole lease on the
             candidate's own clock: it is over even if the store's clock went back.
         from_missing: a record that is missing, or older than ``seen_term``, may
             be made anew.
-        from_damaged: so may one that makes no sense.
-        priority: a live candidate of a higher one comes first when a lease is over.
-        reservation: how long, in seconds, the lease is then kept for that one.
+        from_damaged: a record that makes no sense may be made anew.
+        priority: when a lease is over, a live candidate of a higher priority comes first.
+        reservation: how long, in seconds, the lease is then kept for that candidate.
         ended: how this candidate's last leadership ended, if the store was not told.
-        info: what this candidate says of itself, where the store does not know it yet.
-        abstains: it only shows that it is there. It is not granted the lease, and it comes
-            before nobody.
+        info: what this candidate says of itself; empty if the store knows it.
+        abstains: the candidate only shows that it is there. It is not granted the lease, and no
+            lease is kept for it because of its priority.
     """
 
     election: str
@@ -142,8 +146,8 @@ class Renew:
     """Keep the lease held with ``nonce`` and ``term`` for another duration.
 
     Attributes:
-        preempted: ask also whether a live candidate's priority is above ``priority``.
-        info: what this candidate says of itself, where the store does not know it yet.
+        preempted: also ask whether a live candidate has a higher priority than ``priority``.
+        info: what this candidate says of itself; empty if the store knows it.
     """
 
     election: str
@@ -161,10 +165,10 @@ class Release:
     """Give the lease up, or for ``reservation`` seconds to ``successor``.
 
     If no successor is named, or the named one is held, the lease is kept for the live
-    candidate of the highest priority, unless all have the same.
+    candidate of the highest priority, unless all other candidates have the same priority.
 
     Attributes:
-        reason: why, as the history will say.
+        reason: what the history will say.
         leaving: this candidate goes for good, and leaves the register.
     """
 
@@ -197,7 +201,9 @@ class StepDown:
 class Namesake:
     """Another life of the asker's node that the store has heard of lately.
 
-    ``seen_at`` is when, by the store's clock; ``place`` where it says that it runs.
+    Attributes:
+        seen_at: when the store last heard of it, by the store's clock.
+        place: where it runs, in its own words; empty if it does not say.
     """
 
     seen_at: float
@@ -209,7 +215,7 @@ class Granted:
     """The lease is the asker's from now, with this term.
 
     Attributes:
-        step_down: what a ``Renew`` is to be told; the lease is renewed all the same.
+        step_down: the order to step down, if a ``Renew`` finds one; the lease is renewed anyway.
         info_stored: whether the store has what the asker says of itself.
         namesake: another life of its node, if there is one.
     """
@@ -224,9 +230,9 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """It is not; the record says whose it is and for how long.
+    """The lease is not the asker's; the record says whose it is and for how long.
 
-    ``held_for``: the asker is kept out of the race for so many seconds (for ever: infinity).
+    ``held_for``: for how many seconds the asker is kept out of the race (for ever: infinity).
     """
 
     record: Record
@@ -238,9 +244,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """There is no record, or only one older than the asker has seen: no evidence.
+    """There is no record, or only one older than the asker has seen: that proves nothing.
 
-    ``damaged``: there is one, and no candidate can have written it.
+    ``damaged``: there is a record, but no candidate can have written it.
     """
 
     server_time: float
@@ -269,11 +275,12 @@ class Announcement:
             ``successor``, whose priority is higher than that of the candidate that found it);
             ``ended`` (how an earlier leadership ended, told late); ``asked`` (the leader is to
             step down); ``held`` or ``freed`` (a node is kept out of the race, or let in again).
-        node: which node was elected, resigned, and so on; of ``asked``, the leader.
+        node: the node that was elected, resigned, and so on; in ``asked``, the leader.
         term: its term, or the term of the leader.
-        successor: to whom the lease goes, where that was said.
-        reason: why a leadership ended; of ``elected``, why the one before did, if nobody said.
-        ended_at: when, by the store's clock, if that is not the moment of the line.
+        successor: the node that the lease goes to, if one was named.
+        reason: why a leadership ended; in ``elected``, why the one before it did, if nobody
+            wrote that.
+        ended_at: when it ended, by the store's clock, if that is not the moment of the line.
         life: the node's life, if the line is about one life only.
     """
 

@@ -42,5 +42,5 @@ def check_name(name: str, what: str = "election name") -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with a mark in place of what could harm a terminal or cannot be encoded."""
+    """``text`` with a mark for each character that could harm a terminal or not be encoded."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)

@@ -1,8 +1,8 @@
 """Who leads an election, as far as one candidate knows. For people; nothing is decided by it.
 
-No thread, clock or socket: moments come in as arguments. Guaranteed: it was so when it was last
-heard. Not guaranteed: that it is so now, nor that every leadership was heard of. A candidate that
-was paused or cut off misses some.
+No thread, clock or socket: moments come in as arguments. Guaranteed: the answer was true when the
+candidate last heard of the leader. Not guaranteed: that it is true now, nor that every leadership
+was heard of. A candidate that was paused or cut off misses some.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ObservedLeader:
         return news
 
     def nobody(self, since: float) -> None:
-        """Nobody is known to lead any more, since then."""
+        """Nobody is known to lead any more, since the moment ``since``."""
         self.holder = None
         if self._vacant_since is None:
             self._vacant_since = since

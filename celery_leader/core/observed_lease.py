@@ -50,21 +50,21 @@ class ObservedLease:
     def watch(self, record: Record, now: float, clock_gained: float) -> float:
         """The store shows another's lease; returns when it can be free.
 
-        ``clock_gained``: how far the store's clock may have run ahead of ours meanwhile.
+        ``clock_gained``: how far the store's clock may have run ahead of ours since the last look.
         """
         self.saw(record.term, record.lease_duration)
         self._missing_since = None
         state = (record.term, record.renewals)
         if state != self._watched:
-            # Fewer renewals than we have seen: an old copy, whose holder renewed since.
+            # Older than the state that we have seen: an old copy, whose holder renewed since.
             old_copy = self._watched is not None and state < self._watched
             remaining = record.lease_duration if old_copy else record.remaining + clock_gained
             self._watched = state
             self._run_out_at = now + min(max(remaining, 0.0), record.lease_duration)
             self._silent_at = now + record.lease_duration
             return self._run_out_at
-        # Either the lease has run out for us, and the store's clock does not agree yet, or we
-        # asked early. A lease is not to be had before both agree.
+        # Either the lease has run out by our clock and not yet by the store's, or we asked
+        # early. The lease is not free before both clocks agree.
         over_at = min(now + max(record.remaining, 0.001), max(self._silent_at, now))
         return max(over_at, self._run_out_at) if record.state is State.TAKEN else over_at
 
@@ -86,8 +86,9 @@ class ObservedLease:
     def missing_record_wait(self) -> float:
         """How long a record must be missing before this candidate makes one.
 
-        A record that was there and is gone proves nothing. Its holder may believe in it for as
-        long as its lease, of which we know the longest.
+        A record that was there and is gone proves nothing, because its holder may still believe
+        in its lease. So the wait is the longest lease that was seen, or ``bootstrap_delay`` if
+        none was.
         """
         return self.longest_lease or self._timing.bootstrap_delay
 
@@ -104,11 +105,11 @@ class ObservedLease:
         return self._may_make_record_at(now)
 
     def may_make_record(self, now: float) -> bool:
-        """Whether the record was missing for so long that this candidate may make one."""
+        """Whether the record has been missing for so long that this candidate may make one."""
         return now >= self._may_make_record_at(now)
 
     def begin_wait_anew(self) -> None:
-        """Count from the next look for how long the record is missing."""
+        """Count the time for which the record is missing from the next look on."""
         self._missing_since = None
 
     def _may_make_record_at(self, now: float) -> float:
@@ -127,8 +128,8 @@ class ObservedLease:
     def clock_gained(self, server_time: float, now: float) -> float:
         """How far the store's clock may have run ahead of ours since the last look at it.
 
-        A lease renewed in between may run longer than the store says by that much.
-        Once the clock was set back it may have been set forward too, nobody knows how far.
+        A lease renewed in between may run longer than the store says by that much. If the clock
+        was set back, it may have been set forward too, and nobody knows how far: infinity.
         """
         offset = server_time - now
         before, self._clock_offset = self._clock_offset, offset
@@ -146,7 +147,7 @@ class ObservedLease:
     def move_cursor(self, cursor: str, server_time: float) -> None:
         """An answer tells of everything that was announced before ``cursor``."""
         if cursor_order(self.cursor)[0] > 1000 * (server_time + 1):
-            # Ours is a line of the future: for years no news might come behind it.
+            # Our cursor is a line of the future: for years no news might come after it.
             self.cursor = cursor
         else:
             self.cursor = max(self.cursor, cursor, key=cursor_order)

@@ -19,7 +19,7 @@ class OwnLease:
         renewed_at: when the last request was sent that got or kept the lease.
         renew_at: when the lease is to be renewed.
         rewriting: whether the record is to be written again and not renewed.
-        step_down: what the leader was asked to step down for.
+        step_down: the order to step down that this leader has, if there is one.
     """
 
     def __init__(self, election: str, node: str) -> None:
@@ -58,7 +58,7 @@ class OwnLease:
         """Whether our deadline stands although the store refused us because of ``record``.
 
         It does if the record is an old copy, or our own lease after the store's clock was set
-        forward: nobody has led since. But not if it was written again already.
+        forward: nobody has led since. It does not if we have already tried to write it again.
         """
         if self.term is None or self.rewriting:
             return False

@@ -21,11 +21,11 @@ class Pace:
         self._failures = 0
 
     def reset(self) -> None:
-        """The store has answered, or another attempt begins."""
+        """Count from zero: the store has answered, or the candidate's part has changed."""
         self._failures = 0
 
     def failed(self) -> bool:
-        """One more attempt was not answered; returns whether they were as many as may be."""
+        """Count an unanswered attempt; returns whether ``renew_attempts`` are used up."""
         self._failures += 1
         return self._failures >= self._timing.renew_attempts
 
@@ -33,7 +33,8 @@ class Pace:
         """How long a candidate waits after an attempt that was not answered.
 
         At first as long as a leader waits between attempts, so that a short outage costs little
-        time; then longer and longer, so that Redis is not flooded while it comes back.
+        time; then longer and longer, so that Redis is not flooded while it comes back. The
+        waits grow up to a lease if the trouble is ``lasting``, and else up to a reservation.
         """
         timing = self._timing
         most = timing.lease_duration if lasting else timing.reservation

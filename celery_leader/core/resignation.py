@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass
 class Resignation:
-    """What is to be told to the store.
+    """A resignation of which the store has to be told.
 
     Attributes:
-        due: whether a release is to be sent.
+        due: whether a release is still to be sent.
         try_once: whether it is sent once only, because nothing waits for the lease.
-        successor: in favour of which node.
-        reason: why, as the history will say.
+        successor: the node that the lease goes to, if one is named.
+        reason: what the history will say.
     """
 
     due: bool = False

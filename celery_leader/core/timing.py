@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from celery_leader.errors import LeaderError
 
-#: Seconds. Candidates wait for a lease that they find; no candidate writes a longer one.
+#: Seconds. No candidate writes a longer lease, because others wait for a lease that they find.
 LONGEST_LEASE = 3600.0
 
 #: Seconds; a compromise between failover time and patience with a busy Redis.
@@ -58,12 +58,12 @@ class Timing:
 
     @property
     def margin(self) -> float:
-        """What clocks may run apart during one lease: 5 % of it, or a tenth of a second."""
+        """How far two clocks may run apart during one lease: 5 % of it, at least 0.1 s."""
         return max(0.05 * self.lease_duration, 0.1)
 
     @property
     def renewal_budget(self) -> float:
-        """From one renewal until leading is given up for want of an answer."""
+        """From one renewal until a leader without an answer gives up, and the margin."""
         attempt = self.operation_timeout + self.renew_retry_delay
         return self.renew_interval + self.renew_attempts * attempt + self.margin
 

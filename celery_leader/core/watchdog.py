@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-#: The reasons of all requirements, for which a lease is given up.
+#: The reasons for which a leader gives its lease up when it does not meet a requirement.
 UNFIT = ("stalled", "broker lost", "clock")
 
 _NEVER = float("inf")
@@ -26,17 +26,17 @@ class Requirement(Protocol):
 
     @property
     def level(self) -> int:
-        """The level at which the log says that it is not met."""
+        """The level at which the log says that the requirement is not met."""
 
     @property
     def keeps_place(self) -> bool:
-        """Whether the process stays in the register of candidates meanwhile."""
+        """Whether a process that does not meet it stays in the register of candidates."""
 
     def heard(self, server_time: float, sent_at: float, now: float) -> None:
-        """Redis answered at ``now`` what was sent at ``sent_at``, and told its time."""
+        """Redis answered at ``now`` a request sent at ``sent_at``, and told its time."""
 
     def trouble(self, now: float) -> str:
-        """What is wrong while it is not met, for people."""
+        """What is wrong while the requirement is not met, for people."""
 
     @property
     def cure(self) -> str:
@@ -44,20 +44,20 @@ class Requirement(Protocol):
 
     @property
     def relief(self) -> str:
-        """What is right again when it is met, for the log."""
+        """What is right again when the requirement is met, for the log."""
 
     def fails(self, now: float) -> bool:
-        """Whether it is not met."""
+        """Whether the requirement is not met."""
 
     def look_again_at(self, now: float) -> float:
-        """When there can be something new to see."""
+        """When the answer of ``fails`` can be another."""
 
 
 class Heartbeat:
     """The signs of life of something that a process needs in order to lead.
 
     Args:
-        what: what gives the signs, for the log.
+        what: the name of the thing watched, for the log.
         patience: for how long, in seconds, it may be silent.
     """
 
@@ -94,7 +94,7 @@ class Heartbeat:
         # After a pause of the process the last sign is old, but the next one comes soon.
         return min(5.0, self.patience / 2)
 
-    # -- from what moves ---------------------------------------------------------
+    # -- from the thing watched --------------------------------------------------
 
     def beat(self, now: float, rest: float = 0.0) -> None:
         """It moves, and may now be silent for ``rest`` seconds on purpose."""
@@ -107,7 +107,7 @@ class Heartbeat:
     # -- from the election's thread ----------------------------------------------
 
     def fails(self, now: float) -> bool:
-        """Whether it is stalled: silent for too long, and looked at twice."""
+        """Whether it is stalled: silent for too long, and still silent at a second look."""
         silent_at = self._silent_at
         if now < silent_at:
             self._doubted = None
@@ -117,7 +117,7 @@ class Heartbeat:
         return now >= self._doubted[1] + self._grace
 
     def look_again_at(self, now: float) -> float:
-        """When there can be something new to see."""
+        """When the answer of ``fails`` can be another."""
         return self._silent_at if self._doubted is None else now + self._grace / 5
 
 
@@ -134,7 +134,7 @@ class BrokerHeartbeat(Heartbeat):
     relief = "the broker answers again"
 
     def __init__(self, lease_duration: float, least: float = 2.0) -> None:
-        # With the second look this is a lease at most, but for the shortest ones.
+        # With the grace of the second look this is one lease at most, except for short leases.
         super().__init__("the broker", max(lease_duration * 2 / 3, least))
 
     def trouble(self, now: float) -> str:
@@ -142,7 +142,7 @@ class BrokerHeartbeat(Heartbeat):
         return "the broker does not answer"
 
     def expect(self, now: float) -> None:
-        """It is asked for an answer, unless one is awaited already."""
+        """An answer is awaited from now on, unless one is awaited already."""
         self._silent_at = min(self._silent_at, now + self.patience)
 
     @property

@@ -1,4 +1,4 @@
-"""Warns of what Redis should not answer: a damaged record, a node of the same name."""
+"""Warns of answers that show a damaged record or another living node of the same name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class AnswerChecks:
-    """Looks at each answer for one candidate, and warns once of each trouble."""
+    """Looks at each answer to one candidate, and warns once of each trouble."""
 
     def __init__(self, election: Election) -> None:
         self._election = election
@@ -40,7 +40,8 @@ class AnswerChecks:
     def _look_at_namesake(self, namesake: Namesake) -> None:
         if self._namesake is None:
             self._namesake = namesake.seen_at
-        # It may have been killed just before this one began. Only a living one is heard again.
+        # The other may have been killed just before this one began. Only a living one is heard
+        # again.
         if namesake.seen_at <= self._namesake or self._namesake_told:
             return
         self._namesake_told = True

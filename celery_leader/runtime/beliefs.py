@@ -1,7 +1,7 @@
 """What this process believes of its own leadership, and what its worker believes.
 
-A worker's pool processes read the worker's beliefs from shared memory. Nobody else reads another
-process's beliefs: it would be a second leader. No question here does I/O.
+The pool processes of a worker read the worker's beliefs from shared memory. No other process may
+read the beliefs of another, because it would then be a second leader. No question here does I/O.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Beliefs:
         self._pages = LeasePages()
         self._own: dict[str, Views] = {}
         self._of_worker: dict[str, Views] | None = None
-        # What a child's parent believed. It counts once the child is known to be a worker's.
+        # The beliefs of the process that forked this one. They count once it is known that this
+        # is a pool process.
         self._handed_down: dict[str, Views] = {}
         self._handed_down_by: int | None = None
         self._reserved: dict[str, LeaseView] = {}
@@ -63,7 +64,10 @@ class Beliefs:
         return ALWAYS_TERM if self._context.always_leads() else None
 
     def valid_until(self, election: str, term: int) -> float | None:
-        """Until when this process leads ``election`` with ``term`` at least, if it still does."""
+        """Until when this process leads ``election`` with ``term`` if nothing more is heard.
+
+        ``None`` if it does not lead with ``term``.
+        """
         views = self._views(election) or ()
         until = max((view.valid_until for view in views), default=0.0)
         return until if self.term(election) == term else None
@@ -79,7 +83,7 @@ class Beliefs:
     @property
     def shutting_down(self) -> bool:
         """Whether the worker shuts down; in a pool process, known once ``term`` was asked."""
-        # It is never taken back, so no clock has to be asked.
+        # A shutdown is never taken back, so there is no deadline to compare with a clock.
         return self._shutdown is not None and self._shutdown.valid_until > 0
 
     # -- of a worker, for its pool processes ----------------------------------
@@ -104,7 +108,7 @@ class Beliefs:
         )
 
     def announce_shutdown(self) -> None:
-        """No leader-only body starts from now on, also not in the pool processes."""
+        """Let no leader-only body start from now on, here and in the pool processes."""
         if self._shutdown is not None:
             self._shutdown.publish(ALWAYS_TERM, float("inf"))
 
@@ -117,7 +121,7 @@ class Beliefs:
     def retire(self, election: str, view: LeaseView) -> Callable[[], None]:
         """A candidate is gone for good, and its belief no longer counts.
 
-        Returns what to call once nothing writes to ``view`` any more: its place is then free.
+        Returns a function that frees the place of ``view``. Call it once nothing writes there.
         """
         others = tuple(each for each in self._own[election] if each is not view)
         if others:
@@ -128,13 +132,13 @@ class Beliefs:
 
         def free() -> None:
             pages.release(view, election)
-            if election not in self._context.entered:  # it was forgotten meanwhile
+            if election not in self._context.entered:  # the election was forgotten meanwhile
                 pages.forget(election)
 
         return free
 
     def forget(self, election: str) -> None:
-        """The places of ``election`` may become another election's."""
+        """Let the places of ``election`` become those of other elections."""
         self._pages.forget(election)
 
     # -- of a test ------------------------------------------------------------
@@ -173,7 +177,7 @@ class Beliefs:
         return self._worker_views().get(election) if own is None else own
 
     def _worker_views(self) -> dict[str, Views]:
-        """What the worker believes whose pool process this is; empty in any other process."""
+        """The beliefs of this pool process's worker; empty in any other process."""
         if self._of_worker is None:
             # A process may import the app before it knows whose child it is.
             worker = worker_pid()
@@ -184,7 +188,7 @@ class Beliefs:
         return self._of_worker
 
     def _left_by(self, worker: int) -> dict[str, Views]:
-        """What ``worker`` believes, which started this process afresh instead of forking it."""
+        """The beliefs of ``worker``, if it started this process afresh instead of forking it."""
         note = json.loads(os.environ.get(_ADDRESS) or "{}")
         found: dict[str, Views] = {}
         if note.get("worker") == worker and note["app"] == self._app_name:
@@ -194,9 +198,9 @@ class Beliefs:
         return found
 
     def _after_fork(self, parent: int) -> None:
-        """Keep the parent's beliefs to read, for the case that this is a worker's pool process.
+        """Keep the parent's beliefs to read, in case this becomes a worker's pool process.
 
-        Celery tells that later. A child of such a process is such a process too.
+        Celery says so only after the fork. A child of a pool process counts as one too.
         """
         parents = self._own
         self._own = {name: parents[name] for name in self._staged}

@@ -1,4 +1,4 @@
-"""One candidacy of this process: what the election's thread does with it, and others may ask."""
+"""One candidate of this process: the election's thread runs it, and other threads may ask it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Campaign:
         listeners: called with each change, in the election's thread.
         led: set while this candidate leads.
         wanted: whether it is to lead if it can.
-        farewells: set when the lease has been given up.
+        farewells: set when the lease has been given up, or no further attempt is made.
         retired: called when there is nothing more to do.
         requirements: what must hold for this process to lead.
-        unmet: those that do not hold, in the order in which they failed.
-        checks: warn of what is wrong with an answer.
+        unmet: the requirements that do not hold, in the order in which they failed.
+        checks: warns of trouble that an answer shows.
     """
 
     def __init__(

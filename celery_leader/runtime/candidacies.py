@@ -36,8 +36,8 @@ from .session import LeaseRedis
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_FAREWELL = 10.0  # seconds; longer leases than usual do not keep a process from its end
-_FOREIGN_INTERVAL = 3600.0  # seconds from one word about another project to the next
+_LONGEST_FAREWELL = 10.0  # seconds; a process must end soon, however long its lease is
+_FOREIGN_INTERVAL = 3600.0  # seconds between two log lines about another project
 
 
 class Candidacies:
@@ -83,7 +83,9 @@ class Candidacies:
         scheduler: str = "",
         fenced: bool = True,
     ) -> Campaign | None:
-        """Take part in ``election`` as ``node``; ``None`` where there is nothing to win.
+        """Take part in ``election`` as ``node``.
+
+        Returns ``None`` where nothing is to be won: this process always leads, or a test decides.
 
         Args:
             election: its name.
@@ -92,8 +94,8 @@ class Candidacies:
             priority: ``leader_priority`` unless it is given.
             requirements: what must hold for this process to lead.
             role: ``worker``, ``beat`` or ``process``, for the register of candidates.
-            scheduler: of a beat, its scheduler class, for the register.
-            fenced: of a beat, whether it sends only while it leads, for the register.
+            scheduler: the scheduler class of a beat, for the register.
+            fenced: whether a beat sends only while it leads, for the register.
 
         Raises:
             LeaderError: the settings cannot be used.
@@ -135,7 +137,7 @@ class Candidacies:
         ]
 
     def runs(self, campaign: Campaign) -> bool:
-        """Whether ``campaign`` is this process's, not that of the one it was forked from."""
+        """Whether this process runs ``campaign``, and not the process that it was forked from."""
         self._context.forks.notice()
         return campaign in self._campaigns
 
@@ -168,9 +170,10 @@ class Candidacies:
     def resign(
         self, campaign: Campaign, successor: str | None = None, reason: str | None = None
     ) -> threading.Event:
-        """Give up; the event is set when that is done. Harmless when not leading.
+        """Stop leading and campaigning, and give the lease up. Harmless when not leading.
 
-        May be called from a signal handler. ``reason`` is what the history will say.
+        The event that is returned is set when that is done or was tried in vain. May be called
+        from a signal handler. ``reason`` is what the history will say.
         """
         if self._runner is None or not self.runs(campaign):
             done = threading.Event()
@@ -189,7 +192,7 @@ class Candidacies:
             self._runner.step_down(campaign, successor, reason)
 
     def retire(self, campaign: Campaign) -> None:
-        """Forget a campaign that has resigned for good; its place in memory is used again."""
+        """Forget a campaign that has resigned for good; its place in memory becomes free."""
         with self._lock:
             if self._runner is None or campaign not in self._campaigns:
                 return
@@ -212,7 +215,8 @@ class Candidacies:
         """Remove ``election`` from Redis and from this process; whether Redis had it.
 
         Raises:
-            LeaderError: somebody takes part in it, or its lease has not been over for long.
+            LeaderError: somebody takes part in it, or its lease has not been over for the length
+                of one.
             StoreUnavailable: Redis did not answer.
         """
         if self.node(election) is not None:

@@ -1,4 +1,4 @@
-"""The log lines of what happens in an election, made from the event."""
+"""Makes the log lines of an election from its changes."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def beat_hostname() -> str | None:
 
 @contextlib.contextmanager
 def refusing_clearly() -> Iterator[None]:
-    """End a command line with one line, and anything else with the error itself."""
+    """Turn a ``LeaderError`` into one line for a command line; elsewhere it stays as it is."""
     try:
         yield
     except LeaderError as exc:

@@ -1,4 +1,4 @@
-"""What is the same for everything this process does for one app: its settings and elections."""
+"""The settings and elections of one app, shared by everything that this process does for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALWAYS_TERM = 1
 
 
 class AppContext:
-    """The app, its settings, the names of its elections, and whether it is alone.
+    """The app, its settings, the names of its elections, and whether this process always leads.
 
     Attributes:
         forks: tells when this process was forked.
@@ -92,7 +92,7 @@ class AppContext:
         """Refuse a configuration that cannot work, before anything is started.
 
         Raises:
-            LeaderError: what to change.
+            LeaderError: the message says what to change.
         """
         self.always_leads()
 

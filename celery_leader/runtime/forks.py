@@ -14,7 +14,7 @@ AfterFork = Callable[[int], None]
 
 
 class ForkWatch:
-    """Calls what has to be done in a forked child, once in each."""
+    """Calls its actions in each forked child, once."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
@@ -25,12 +25,12 @@ class ForkWatch:
         self._actions.append(action)
 
     def notice(self) -> None:
-        """Do what has to be done if this process was forked without Python's knowledge."""
+        """Call the actions if this process was forked without Python's knowledge."""
         if os.getpid() != self.owner:
             self.forked()
 
     def forked(self) -> None:
-        """This process is a new child."""
+        """Call the actions: this process is a new child."""
         parent, self.owner = self.owner, os.getpid()
         for action in self._actions:
             action(parent)

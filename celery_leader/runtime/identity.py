@@ -29,7 +29,7 @@ _BEAT_NAME = "celerybeat"
 
 
 class NodeNames:
-    """The node names that candidates of this process have."""
+    """Gives node names to the candidates of this process."""
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
@@ -51,8 +51,9 @@ class NodeNames:
     def of_beat(self) -> str:
         """The node name of this process's beat.
 
-        It is what ``celery beat --hostname`` says, where Celery has that option, or
-        ``leader_beat_node``, or a name with the process id: several beats may run on one host.
+        It comes from ``celery beat --hostname``, where Celery has that option, or else from
+        ``leader_beat_node``. Without both it contains the process id, because several beats may
+        run on one host.
         """
         given = beat_hostname() or self._context.settings.beat_node
         if given is None:
@@ -61,12 +62,12 @@ class NodeNames:
         return check_node(host_format(nodename(name or _BEAT_NAME, host)))
 
     def take(self, node: str) -> None:
-        """A candidate is called ``node``."""
+        """Note that a candidate is called ``node``."""
         with self._lock:
             self._taken.add(node)
 
     def give_back(self, node: str) -> None:
-        """No candidate is called ``node`` any more."""
+        """Note that no candidate is called ``node`` any more."""
         with self._lock:
             self._taken.discard(node)
 
@@ -83,7 +84,7 @@ def celery_app(app: Any, asking: str) -> Celery:
     """``app`` itself, also where a proxy such as ``celery.current_app`` stands for it.
 
     Raises:
-        LeaderError: ``app`` is not a Celery app. The message names ``asking``, its receiver.
+        LeaderError: ``app`` is not a Celery app. The message names ``asking``, which was given it.
     """
     app = unproxied(app)
     if not isinstance(app, Celery):
@@ -108,7 +109,7 @@ def versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def current(app: Celery) -> Iterator[None]:
-    """Make ``app`` the current app for a while."""
+    """While open, ``app`` is the current app."""
     before = current_app()
     app.set_current()
     try:

@@ -23,7 +23,7 @@ from .context import ALWAYS_TERM
 from .identity import celery_app, node_name
 from .leadership import leadership_of
 
-_GLANCE = 0.1  # seconds between looks at a belief whose change wakes nothing here
+_GLANCE = 0.1  # seconds between looks at a belief that may change without waking this thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,14 @@ class LeaderElection:
         app: the Celery app; its broker (or ``leader_url``) keeps the lease.
         name: the election. Everybody who names it takes part in the same one.
         node: this candidate's node name, which nobody else should have; by default
-            ``name@host:pid``, numbered from the second in a process on.
+            ``name@host:pid``, with a number from the second candidate of a process on.
 
     Raises:
         LeaderError: the app, the name or a setting cannot be used.
     """
 
     def __init__(self, app: Celery, name: str, *, node: str | None = None) -> None:
-        # Kept: its leadership goes with the app, which its caller may not keep.
+        # Kept here, because the leadership ends with the app and the caller may drop the app.
         self._app = celery_app(app, "LeaderElection")
         self._leadership = leadership_of(self._app)
         self._name = check_name(name)
@@ -114,12 +114,12 @@ class LeaderElection:
     def forget(self) -> bool:
         """Remove what Redis keeps of this election; whether there was anything.
 
-        For names that are used once and never again. Also the history goes. The same name may
-        be used again at any time, and its terms go on growing.
+        For names that are used once and never again. The history is removed too. The same name
+        may be used again at any time, and its terms go on growing.
 
         Raises:
             LeaderError: somebody takes part in it (a killed candidate counts for three leases),
-                or its last lease has not been over for one.
+                or its last lease has not been over for the length of one.
             StoreUnavailable: Redis did not answer.
         """
         return self._leadership.candidacies.forget(self._name)
@@ -149,7 +149,7 @@ class LeaderElection:
         return term
 
     def leader(self) -> Leader | None:
-        """Who leads, asked of Redis; ``None`` when nobody does. Need not be started.
+        """Ask Redis who leads; ``None`` if nobody does. The election need not be started.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -186,12 +186,13 @@ class LeaderElection:
         return True
 
     def _on_change(self, change: Change) -> None:
-        # What runs in this leader's name is its caller's, who asks; nothing here could wait for it.
+        # The caller does the leader's work and asks before each act. Nothing here could wait for
+        # that work to end.
         if isinstance(change, StepDownRequested) and self._campaign is not None:
             self._leadership.candidacies.step_down(self._campaign, change.successor, change.reason)
 
     def _is_ours(self, campaign: Campaign) -> bool:
-        """Whether ``campaign`` is this process's, or the worker's whose pool process this is."""
+        """Whether this process runs ``campaign``, or the worker of this pool process does."""
         runs = self._leadership.candidacies.runs(campaign)
         return runs or self._leadership.beliefs.inherits(self._name, campaign.view)
 

@@ -21,14 +21,14 @@ from .session import LeaseRedis
 
 
 class Leadership(AppContext):
-    """The app's context, and those who work with it, each with its own data.
+    """The app's context, and the objects that work with it, each with its own data.
 
     Attributes:
         beliefs: whether this process leads.
         candidacies: the elections it takes part in.
         node_names: the names of its candidates.
-        observers: who hears what happens.
-        orders: orders for the candidates of any process.
+        observers: tells of events.
+        orders: gives orders to the candidates of any process.
         redis: connections to the Redis that keeps the leases.
     """
 

@@ -44,7 +44,8 @@ class LeaseSource:
         self.setting = setting
         self._operation_timeout = operation_timeout
         self._kombu = self._with_short_timeouts(connection)
-        # A Sentinel connection finds its master through its pool, by a weak reference.
+        # Kept alive: a Sentinel connection has only a weak reference to the pool that finds its
+        # master.
         self._pool: Any = None
         self._connected = 0
 
@@ -113,7 +114,7 @@ class LeaseSource:
         return self.connect()
 
     def connect_beside(self) -> Any:
-        """Another connection to where the last one went; it never moves on by itself.
+        """Another connection to where the last one went; a failure switches to no other URL.
 
         Raises:
             redis.exceptions.RedisError, OSError: there is no connection to be had.
@@ -201,7 +202,7 @@ def reach(connection: Connection) -> None:
     """Connect to the first of its URLs that answers.
 
     Raises:
-        Exception: what kombu counts among the connection errors of its transport.
+        Exception: one of the connection errors of kombu's transport.
     """
     # Not connect(), which sleeps for two seconds before its second attempt.
     connection.ensure_connection(
@@ -215,7 +216,7 @@ def reach(connection: Connection) -> None:
 def _resolved(
     connect: Callable[[], Connection], setting: str, secret: Any
 ) -> tuple[Connection, str]:
-    """A lazy connection and what kind of server it is to."""
+    """A lazy connection, and the kind of its server."""
     try:
         connection = connect()
         return connection, str(connection.transport.driver_type)
@@ -223,14 +224,14 @@ def _resolved(
         raise _unusable(setting, exc, secret) from None
 
 
-# -- what may be said of a URL ------------------------------------------------------
+# -- showing a URL without its secrets ----------------------------------------------
 
 
 def _check_urls(value: Any, setting: str, *, need_scheme: bool = False) -> None:
-    """Refuse URLs in which a part of the password would be taken for something else, and shown.
+    """Refuse a URL in which a part of the password would be taken for something else, and shown.
 
     Raises:
-        LeaderError: there is one; it is not shown.
+        LeaderError: there is such a URL; the message does not show it.
     """
     for url in _urls(value):
         if need_scheme and not _SCHEME.match(url):
@@ -260,7 +261,7 @@ def _is_clear(url: str) -> bool:
 
 
 def _urls(value: Any) -> list[str]:
-    """The URLs in a setting: a text, in which ``;`` parts them, or a list of texts."""
+    """The URLs in a setting: a text with ``;`` between them, or a list of such texts."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple):
         return []
@@ -268,14 +269,17 @@ def _urls(value: Any) -> list[str]:
 
 
 def _address(connection: Connection) -> str:
-    """Where ``connection`` leads, without a password, and without a user that may be one."""
+    """The address of ``connection`` without its password.
+
+    A user name without a password may itself be the password, and is not shown either.
+    """
     address = str(maybe_sanitize_url(connection.as_uri()))
     alone = connection.userid and not connection.password
     return _USER_ALONE.sub("**@", address) if alone else address
 
 
 def _unusable(what: str, exc: Exception, secrets: Any) -> LeaderError:
-    """That ``what`` cannot be used, and why, unless a part of ``secrets`` is in the reason."""
+    """The error that ``what`` cannot be used; a reason with a part of ``secrets`` is not shown."""
     why = " ".join(map(str, exc.args)) or type(exc).__name__
     if any(piece in why for piece in _pieces(secrets)):
         why = f"{type(exc).__name__}, of which no more is shown, as it quotes a value"
@@ -318,13 +322,13 @@ def _connected(pool: Any) -> Any:
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a connection that does what it is told, once."""
-    # redis-py 8 would announce itself for maintenance notifications, over RESP3 only,
-    # and take over timeouts and addresses when they come.
+    """The options of a connection without retries and without maintenance notifications."""
+    # redis-py 8 would ask for such notifications, which need RESP3. When one comes, it changes
+    # timeouts and addresses.
     kept = {k: v for k, v in options.items() if "maint_notifications" not in k}
     return {**kept, "protocol": 2, "retry": no_retry()}
 
 
 def no_retry() -> Retry:
-    """What has a redis-py connection do what it is told once."""
+    """A retry policy with which a redis-py connection tries everything once only."""
     return Retry(NoBackoff(), 0)

@@ -35,7 +35,7 @@ _MOST_WAITING = 1000
 
 
 class Observers:
-    """Tells everybody who wants to know."""
+    """Tells observers of each event, and sends its signals."""
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
@@ -51,7 +51,7 @@ class Observers:
         self._observers.append(observer)
 
     def tell(self, event: Event) -> None:
-        """Tell observers of ``event``, and send its signal; raises nothing."""
+        """Tell observers of ``event``, and have its signals sent; raises nothing."""
         for observer in list(self._observers):
             try:
                 observer(event)
@@ -149,7 +149,7 @@ def _signals_of(event: Event) -> Iterator[tuple[Signal, dict[str, Any]]]:
 
 
 class _Last:
-    """Stands in the queue like a signal, and tells when its turn has come."""
+    """Stands last in the queue like a signal, and tells when its turn has come."""
 
     name = "the last one"
 

@@ -1,7 +1,7 @@
 """Orders that anybody may give to the candidates of an election, over its record in Redis.
 
-A leader carries out an order when what it does has come to an end: the leader-only bodies of a
-worker, the dispatch of a beat.
+A leader carries out an order when its running work has ended: the leader-only bodies of a worker,
+or the dispatch of a beat.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Handover:
     """What came of asking a leader to give its lease up.
 
     Attributes:
-        election: which one.
-        former: who led when it was asked, and may lead still.
-        former_term: with which term.
+        election: its name.
+        former: the leader that was asked; it may lead still.
+        former_term: the former leader's term.
         leader: who leads with a later term, or ``None`` if nobody did in time.
-        term: that term.
+        term: the later term.
     """
 
     election: str
@@ -69,7 +69,7 @@ class Orders:
                     news = store.announcements({election: cursor}, left, None, patience)
                     cursor = news[-1].cursor if news else cursor
                 except StoreUnavailable:
-                    # A user of Redis who may not read streams that way still sees the record.
+                    # A Redis user may have no right to a blocking read, but can read the record.
                     threading.Event().wait(min(_PAUSE, left))
                 record = store.read(election)
         later = record if _led_anew(record, asked.term) else None
@@ -86,8 +86,8 @@ class Orders:
     ) -> dict[str, bool]:
         """Keep ``node`` out of ``elections``, for ``duration`` seconds if given.
 
-        Returns for each of them whether ``node`` is a candidate there. A leader gives its lease
-        up.
+        Returns for each of them whether ``node`` is a candidate there. Where ``node`` leads, it
+        gives its lease up.
 
         Raises:
             LeaderError: the name or the duration cannot be used.

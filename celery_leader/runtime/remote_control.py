@@ -55,7 +55,7 @@ HANDLERS: dict[str, Handler] = {
 
 
 def register() -> None:
-    """Tell Celery of the commands, in a worker and in the command line that asks."""
+    """Register the commands with Celery, in a worker and in the command line that calls them."""
     inspect_command(name="leader")(leader)
     control_command(name="leader_resign", args=[("election", str)], signature="[ELECTION=worker]")(
         leader_resign

@@ -154,9 +154,9 @@ class Runner:
             self._thread.join(timeout)
 
     def disown(self) -> None:
-        """In a forked child: this runner's thread and socket are the parent's.
+        """In a forked child: leave this runner's thread and socket to the parent.
 
-        Of a greenlet the child has a copy, which is to end.
+        If the thread is a greenlet, the child has a copy of it. That copy must do no more.
         """
         self._stopping = self._disowned = True
         self._pipe.close()
@@ -178,7 +178,8 @@ class Runner:
                 self._sleep(1.0)
         self._store.close()
         if self._disowned:
-            # In the child threading has forgotten this greenlet, whose end would be an error.
+            # ``threading`` in the child does not know this greenlet. Its end would be an error,
+            # so it waits for ever.
             threading.Event().wait()
 
     def _turn(self) -> None:
@@ -223,7 +224,8 @@ class Runner:
         done: threading.Event,
     ) -> None:
         campaign.farewells.append(done)
-        # Also after a step down that was ordered before. What fails no longer matters.
+        # A step down that was ordered before may have set ``wanted`` again. Requirements that are
+        # not met no longer matter.
         campaign.wanted = False
         campaign.unmet.clear()
         campaign.election.resign(now(), successor, reason)
@@ -250,7 +252,7 @@ class Runner:
             else:
                 self._note_contact(moment)
                 for requirement in campaign.requirements:
-                    # Before what is granted is believed.
+                    # This comes before a grant is believed.
                     requirement.heard(reply.server_time, sent_at, moment)
                     campaign.look_at(requirement, moment)
                 campaign.checks.look_at(reply)

@@ -1,7 +1,8 @@
-"""Scheduler classes of beats: which there are, what those of others do, what ours do not read.
+"""Scheduler classes of beats: which exist, what foreign ones do, and what ours do not read.
 
-Guaranteed: no scheduler is imported; Django's tables are, where Django is in use already. Not
-guaranteed: that a scheduler which is not refused here can be made; Celery says if not.
+Guaranteed: no scheduler is imported. The models of django-celery-beat are, if Django is in use
+already. Not guaranteed: that a scheduler which is not refused here can be made; Celery says if
+it cannot.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _NEEDS = {
 
 
 def check_scheduler(name: Any) -> None:
-    """Refuse a name that no scheduler has, such as a misspelt one; imports no scheduler.
+    """Refuse a name that no scheduler has, such as a misspelt one.
 
     Raises:
         LeaderError: no scheduler has that name, or a package that it needs is not installed.
@@ -62,7 +63,7 @@ def _is_there(module: str) -> bool:
 
 
 def told_of(scheduler: type, *, embedded: bool) -> str:
-    """What a beat with a scheduler that is not ours does, and what to set, in one line."""
+    """One line that says what a beat with a foreign scheduler does, and what to set."""
     where = "worker that runs with -B" if embedded else "beat that runs"
     return (
         f"{scheduler.__name__} sends ordinary periodic tasks from every {where}: two send each of"
@@ -92,11 +93,10 @@ def _to_read_rows(command: str) -> str:
 
 
 def unread(app: Celery) -> str | None:
-    """What ``-S leader`` does not read of the app's schedule, and what to set.
+    """A sentence about the entries that ``-S leader`` does not read, and what to set.
 
-    ``None`` if there is nothing of the kind.
-
-    Asks the database of django-celery-beat, where that is in use.
+    ``None`` if there is nothing to say. Asks the database of django-celery-beat, where that is in
+    use.
     """
     if "django" not in sys.modules:
         return None

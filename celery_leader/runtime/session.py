@@ -39,7 +39,8 @@ class LeaseRedis:
     """The Redis that keeps this app's leases.
 
     Attributes:
-        session_timeout: seconds that an answer in a session may take; ``None``: as for a lease.
+        session_timeout: seconds that an answer in a session may take; ``None``: as many as an
+            answer about a lease may take.
     """
 
     def __init__(self, context: AppContext) -> None:
@@ -86,10 +87,10 @@ class LeaseRedis:
         return self._store(client, self._keys(source))
 
     def client_beside(self) -> RedisClient:
-        """A connection to where the elections' own goes, for one thread of the caller's.
+        """A connection to the place of the elections' own connection, for one thread.
 
-        It follows when that one goes elsewhere: what is done in a leader's name belongs
-        where its lease is.
+        It follows when that connection goes elsewhere, because a leader must write where its
+        lease is.
         """
         source = self._opened
         return RedisClient(

@@ -28,7 +28,7 @@ DEFAULT_RETENTION = 30 * 86400.0
 #: Seconds; as long as Celery's own beat may be silent before it counts as stuck.
 DEFAULT_WATCHDOG = 60.0
 
-#: Seconds; more than the clocks of machines differ if something keeps them right.
+#: Seconds; the clocks of machines differ by less if something keeps them right.
 DEFAULT_CLOCK_TOLERANCE = 60.0
 
 _PREFIX = "leader_"
@@ -41,7 +41,7 @@ _MOST = 10**9  # of anything; some thirty years, for durations
 
 
 class CatchUp(enum.Enum):
-    """What is sent of the ticks that fell due while nobody led."""
+    """Which of the ticks that fell due while nobody led are sent."""
 
     ONE = "one"
     ALL = "all"
@@ -52,7 +52,7 @@ class CatchUp(enum.Enum):
         """The mode called ``value``.
 
         Raises:
-            LeaderError: there is none; the message names ``where`` it was set.
+            LeaderError: there is no such mode; the message says ``where`` it was set.
         """
         try:
             return cls(value)
@@ -92,7 +92,7 @@ class Settings:
 
     @classmethod
     def of(cls, app: Celery) -> Settings:
-        """Read them from ``app.conf``, where Django's ``CELERY_LEADER_*`` arrive too."""
+        """The settings in ``app.conf``, where Django's ``CELERY_LEADER_*`` arrive too."""
         get = app.conf.get
         default_queue = str(app.conf.task_default_queue)
         namespace = get("leader_namespace", None)
@@ -139,17 +139,17 @@ def known_settings() -> frozenset[str]:
 
 
 def unknown_settings(app: Celery) -> Iterator[str]:
-    """A sentence for each ``leader_*`` setting of ``app.conf`` that is none, as one misspelt.
+    """A sentence for each ``leader_*`` setting in ``app.conf`` that does not exist.
 
-    Celery lets an app keep what it likes in its configuration, so none of them is refused.
+    It may be misspelt. Celery allows any name in an app's configuration, so it is not refused.
     """
-    keys = sorted(app.conf.keys())  # reads the configuration, which knows its prefix only then
-    prefix = app.conf.prefix or ""  # Django's CELERY_, and then all is in capitals
+    keys = sorted(app.conf.keys())  # reads the configuration; its prefix is known only then
+    prefix = app.conf.prefix or ""  # with Django's CELERY_ all names are in capitals
     ours = _spelt(_PREFIX, prefix)
     known = {_spelt(name, prefix).removeprefix(ours) for name in known_settings()}
     for key in keys:
         rest = key.removeprefix(ours)
-        # A module of settings has its imports in it, too.
+        # A settings module also contains the functions and classes that it imports.
         if rest == key or rest in known or callable(app.conf[key]):
             continue
         close = difflib.get_close_matches(rest, known, n=1, cutoff=_CLOSE)
@@ -162,10 +162,10 @@ def _spelt(name: str, prefix: str) -> str:
 
 
 def check_elections(names: Any, what: str) -> tuple[str, ...]:
-    """Return ``names`` if workers can take part in elections called so.
+    """Return ``names`` if workers can take part in elections of these names.
 
     Raises:
-        LeaderError: they cannot; the message names ``what`` they were given to.
+        LeaderError: they cannot; the message names the setting or option, ``what``.
     """
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise LeaderError(f"{what} is {shown(names)}: it must be a list of election names")
@@ -182,7 +182,7 @@ def check_priority(value: Any, what: str) -> int:
     """Return ``value`` if it can be a priority.
 
     Raises:
-        LeaderError: it cannot; the message names ``what`` it was given to.
+        LeaderError: it cannot; the message names the setting or option, ``what``.
     """
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MOST_PRIORITY:
         raise LeaderError(
@@ -220,7 +220,7 @@ def _number(app: Celery, setting: str, default: float) -> float:
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise LeaderError(f"{setting} is {shown(value)}: it must be a number")
-    if not abs(value) <= _MOST:  # not a number is not either
+    if not abs(value) <= _MOST:  # refuses NaN too
         raise LeaderError(f"{setting} is out of range: it must be {_MOST:,} at most")
     return value
 

@@ -1,14 +1,15 @@
 """What this process may believe about its own leadership, shared with its children.
 
-Pages of shared memory. The process that holds the lease writes
-``(term, valid_until)``; it and every child read them, with no I/O and no lock. A
-forked child inherits the pages; one that starts afresh (spawn) is told their
-``address``, where each place says whose it is. A belief ends by itself: once
-``valid_until`` has passed nobody has to run for the answer to become "no".
+The process that holds the lease writes ``(term, valid_until)`` to pages of shared memory; it and
+every child read them, with no I/O and no lock. A forked child inherits the pages. A child that
+starts afresh (spawn) is told their ``Address``, and each place on a page names its election. A
+belief ends by itself: once ``valid_until`` has passed, nobody has to run for the answer to become
+"no".
 
-Not guaranteed: that a child sees elections that were entered after it started (or,
-started afresh, first asked), and where there is no ``memfd`` those entered before
-``share``. It answers "not leader" for them.
+Not guaranteed: that a child sees every election. A forked child does not see those that were
+entered after it started. A child that started afresh does not see those that were entered after
+it first asked, nor, where there is no ``memfd``, those that were entered before ``share``. A child
+answers "not leader" for an election that it does not see.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from dataclasses import dataclass
 from .clock import now
 
 # A place is three cells, valid_until, term (exact below 2**53) and era, and the election's name.
-# The era grows when a place becomes another election's: who read there before reads "no" from then.
+# The era grows when a place becomes another election's. From then on a reader of the former
+# election reads "no".
 _CELL = 8
 _NAME = 3 * _CELL
 _NAME_SIZE = 64
@@ -39,7 +41,7 @@ class Address:
 
     Attributes:
         path: names the memory as long as its owner lives.
-        mark: what its first page begins with, so that nothing else is taken for it.
+        mark: stands on its first page, so that no other memory is taken for it.
     """
 
     path: str
@@ -59,7 +61,7 @@ class LeasePages:
         self._mark = secrets.token_hex(16)
 
     def allot(self, election: str = "") -> LeaseView:
-        """A new belief: that this candidate does not lead ``election``."""
+        """A place for the belief of a candidate of ``election``, which does not lead yet."""
         if self._spare.get(election):
             return self._spare[election].pop()
         if self._forgotten:
@@ -73,20 +75,20 @@ class LeasePages:
     def release(self, belief: LeaseView, election: str = "") -> None:
         """Nobody writes ``belief`` any more: the election's next candidate may have its place.
 
-        A child forked before reads on there, and hears of that candidate too.
+        A child that was forked before still reads there, and so sees that candidate's belief too.
         """
         belief.withdraw()
         self._spare.setdefault(election, []).append(belief)
 
     def forget(self, election: str) -> None:
-        """The places that ``election`` had, and has given back, may become another election's."""
+        """Let the places that were released for ``election`` become those of other elections."""
         self._forgotten += self._spare.pop(election, [])
 
     def share(self) -> Address:
-        """Have children that are not forked able to find what is allotted, and say where.
+        """Make the pages readable for children that are not forked; returns where they are.
 
-        The memory is gone with this process; only where there is no ``memfd`` that a
-        child could open it is a file, and a kill leaves that behind.
+        The memory is gone with this process. Where a child could not open a ``memfd``, the
+        memory is a file, and a kill leaves the file behind.
         """
         if self._fd is None and self._pages == 0:
             self._fd = _nameless_memory()
@@ -102,7 +104,7 @@ class LeasePages:
         if self._fd is None:
             self._fd = _nameless_memory()
         if self._fd is None:
-            memory = mmap.mmap(-1, mmap.PAGESIZE)  # to be inherited, at least
+            memory = mmap.mmap(-1, mmap.PAGESIZE)  # a forked child at least inherits it
         else:
             offset = self._pages * mmap.PAGESIZE
             os.ftruncate(self._fd, offset + mmap.PAGESIZE)
@@ -162,7 +164,7 @@ def _nameless_memory() -> int | None:
 
 
 def _children_may_open(path: str) -> bool:
-    # A process that has changed its user (celery worker --uid) keeps its own from others.
+    # If a process has changed its user (celery worker --uid), its /proc files belong to root.
     with contextlib.suppress(OSError):
         return os.stat(os.path.dirname(path)).st_uid == os.geteuid()
     return False
@@ -195,7 +197,7 @@ class LeaseView:
         self._its_era = cells[self._era]
 
     def of_another_election(self, name: bytes) -> LeaseView:
-        """The place of this belief, for a new one that has nothing to do with it."""
+        """A new belief, of the election called ``name``, in the place of this one."""
         cells, index = self._cells, self._valid_until
         cells[index] = 0.0
         cells[self._era] += 1

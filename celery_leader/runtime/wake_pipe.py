@@ -20,14 +20,15 @@ class WakePipe:
 
     def wake(self) -> None:
         """End the wait that is under way, or the next one."""
-        # Full: it will wake. Closed: a forked child's copy of its parent's.
+        # A full pipe wakes anyway. A closed pipe is a forked child's copy of its parent's.
         with contextlib.suppress(BlockingIOError, OSError):
             os.write(self._write, b"!")
 
     def drain(self) -> None:
         """Take all calls of ``wake`` as answered.
 
-        Only when the pipe can be read: with eventlet even this pipe blocks when it is empty.
+        Call it only when the pipe can be read. With eventlet a read of an empty pipe blocks, though
+        the pipe is set not to block.
         """
         with contextlib.suppress(BlockingIOError):
             os.read(self._read, 4096)

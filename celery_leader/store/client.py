@@ -1,9 +1,11 @@
 """One connection to Redis that answers soon, or says why not.
 
 Guaranteed: one socket, used by one thread, and no call that waits longer than its time limit. A
-refusal or an outage becomes one sentence that names the setting to look at.
-redis-py's own retries are not used, because one renewal against a mute server then takes
-close to a minute. Not guaranteed: that a command without an answer was not executed.
+refusal or an outage becomes one sentence that names the setting to look at. Not guaranteed: that
+a command without an answer was not executed.
+
+redis-py's own retries are not used. With them, one renewal against a mute server takes close to a
+minute.
 """
 
 from __future__ import annotations
@@ -76,8 +78,8 @@ class RedisClient:
     def run(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]) -> list[Any]:
         """Run scripts in one round trip, or two when Redis does not know one yet.
 
-        A script that finds a key in a state it cannot work with is answered with a sentence
-        that names the key.
+        If a key is damaged or of another type than its script needs, the answer to that script is
+        a ``StoreUnavailable`` that names the key.
         """
         with self._talking() as connection:
             replies = self._exchange(connection, [script.by_sha(*rest) for script, *rest in calls])
@@ -106,7 +108,7 @@ class RedisClient:
         """Return once ``count`` replicas have what this connection has written.
 
         Raises:
-            StoreUnavailable: they have not after half the time of an answer, or nobody knows.
+            StoreUnavailable: fewer have it after half the time of an answer, or nobody knows.
         """
         wrote = self._connection
         millis = max(1, int(1000 * self._operation_timeout / 2))
@@ -185,7 +187,7 @@ class RedisClient:
         except (RedisError, OSError) as exc:
             self.close()
             if without_echo(exc) != str(exc):
-                raise self._unavailable(exc) from None  # what it says must not be shown
+                raise self._unavailable(exc) from None  # its text must not be shown
             raise self._unavailable(exc) from exc
         except BaseException:
             # An unread answer would be taken for the answer to the next command.
@@ -254,7 +256,7 @@ class RedisClient:
         return StoreUnavailable(advice, lasting=_is_lasting(exc))
 
 
-# Redis 7.0, and Redis 8.2.
+# The texts of Redis 7.0 and of Redis 8.2.
 _NO_RIGHT_IN_A_SCRIPT = ("The user executing the script can't", "ACL failure in script")
 
 #: The error of a script whose record, in its first key, makes no sense.
@@ -266,8 +268,8 @@ class Script:
 
     Args:
         text: the script.
-        types: what its first keys must be, as ``TYPE`` says it.
-        further: what all keys after these must be; unknown if empty.
+        types: the types of its first keys, as the command ``TYPE`` names them.
+        further: the type of all keys after these; empty if it is unknown.
     """
 
     def __init__(self, text: str, types: Sequence[str] = (), further: str = "") -> None:
@@ -277,7 +279,7 @@ class Script:
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     def types_of(self, keys: Sequence[str]) -> list[str]:
-        """What each of ``keys`` must be."""
+        """The type that each of ``keys`` must have; empty if it is unknown."""
         return [*self._types, *[self._further] * len(keys)][: len(keys)]
 
     def by_sha(self, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:

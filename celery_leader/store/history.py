@@ -20,12 +20,12 @@ from celery_leader.core.lease import Announcement, Record, State, cursor_order, 
 EXPIRED = "expired"
 RECORD_LOST = "record lost"
 
-#: Lines that are written in one step with the record, which names the last of them.
+#: Kinds of lines that are written in one step with the record, which names the last of them.
 _WITH_RECORD = ("elected", "resigned", "reserved", "asked")
 
-_CLOCKS_APART = 86400.0  # seconds that the store's clock may have been set back by meanwhile
+_CLOCKS_APART = 86400.0  # seconds by which the store's clock may have been set back meanwhile
 
-# Reasons told by the next leader or the record; the former leader itself knows better.
+# Reasons that the next leader or the record gives; the former leader itself knows better.
 _GUESSES = (None, EXPIRED, RECORD_LOST)
 
 
@@ -34,12 +34,12 @@ class PastLeadership:
     """One leadership. Moments are seconds since 1970 by the store's clock.
 
     Attributes:
-        node: who led.
-        term: with which term.
-        elected_at: from when.
-        ended_at: until when, as far as known; ``None`` while it lasts, and where nobody knows.
+        node: the node that led.
+        term: its term.
+        elected_at: when it was elected.
+        ended_at: when it ended; ``None`` while it lasts, and where nobody knows.
         reason: why it ended; ``None`` while it lasts.
-        successor: to whom the lease was given, where one was named.
+        successor: the node that the lease was given to, if one was named.
     """
 
     node: str
@@ -117,11 +117,11 @@ def _credible(
 
 
 def _falling(terms: Sequence[int]) -> set[int]:
-    """The places of ``terms`` to leave out, so that the others rise and are as many as can be.
+    """The places of ``terms`` to leave out, so that the others are the longest rising sequence.
 
-    A forged term is outnumbered by real ones. In a draw what was written first is left.
+    A forged term is outnumbered by real ones. In a draw the terms that were written first stay.
     """
-    ends: list[int] = []  # the lowest term that so many can end with
+    ends: list[int] = []  # for each length, the lowest term that ends a sequence of that length
     by_length: list[list[int]] = []
     for place, term in enumerate(terms):
         length = bisect.bisect_left(ends, term)
@@ -171,7 +171,7 @@ _ENDS = {"resigned": _resigned, "reserved": _reserved, "ended": _told_late}
 
 
 def _as_recorded(past: PastLeadership, record: Record | None, read_at: float) -> PastLeadership:
-    """The latest past, of whose end no line tells."""
+    """The latest leadership, whose end is in no line, with the end that the record shows."""
     if record is None or record.term < past.term:
         return replace(past, reason=RECORD_LOST)
     if record.state is State.TAKEN and record.term == past.term and record.remaining <= 0:

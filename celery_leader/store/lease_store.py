@@ -1,7 +1,7 @@
 """Leases in Redis: one hash per election, judged by the server's clock.
 
 Guaranteed: whatever is in the keys, an answer is a value, or ``StoreUnavailable`` with a sentence.
-Not guaranteed: that Redis keeps the record; ``election.py`` says what a candidate makes of that.
+Not guaranteed: that Redis keeps the record; ``election.py`` says what a candidate does then.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RedisLeaseStore:
         return self._confirmed(replies) if self._wait_replicas else replies
 
     def _confirmed(self, replies: list[Reply | StoreUnavailable]) -> list[Reply | StoreUnavailable]:
-        """``replies``, where a grant that too few replicas have is not granted but unknown."""
+        """``replies``; a grant that too few replicas have becomes an unknown answer."""
         if not any(isinstance(reply, Granted) for reply in replies):
             return replies
         try:

@@ -1,6 +1,7 @@
 """The register of an election: who takes part, and the orders that people give.
 
-An order is written beside the record; the leader learns of it with its next renewal.
+An order to step down is written into the record, and a hold beside it. Both are announced, and
+the answer to the leader's next renewal tells of them.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class Candidate:
         node: its name.
         seen_ago: how long ago it was last heard of, in seconds.
         priority: the higher comes first.
-        held_for: it is kept out of the race for so many seconds (for ever: infinity).
+        held_for: for how many seconds it is kept out of the race (for ever: infinity).
         info: what it says of itself, if that can be read.
-        life: tells it from another life of its node; empty where it says nothing of itself.
+        life: the public name of its life; empty if it says nothing of itself.
     """
 
     node: str
@@ -67,7 +68,7 @@ class Register:
         self._history_size = history_size
 
     def candidates(self, election: str) -> list[Candidate]:
-        """The candidates that asked or renewed lately, the latest first."""
+        """The candidates that asked for the lease or renewed it lately, the latest first."""
         return read_candidates(self._run(CANDIDATES, election))
 
     def ask(self, election: str, successor: str | None) -> Record:
@@ -90,8 +91,8 @@ class Register:
     def hold(self, election: str, node: str, duration: float | None) -> bool:
         """Keep ``node`` out of the race, for ``duration`` seconds if given.
 
-        A leader steps down as soon as its running work has ended. Returns whether ``node`` is a
-        candidate.
+        If ``node`` leads, it steps down as soon as its running work has ended. Returns whether
+        ``node`` is a candidate.
         """
         ms = 0 if duration is None else max(1, millis(duration))
         what, *_ = self._run(HOLD, election, [node, ms, self._history_size])
@@ -103,17 +104,20 @@ class Register:
         return bool(what == b"freed")
 
     def held(self, election: str) -> dict[str, float]:
-        """The nodes that are kept out, candidates or not, and for how many seconds more."""
+        """The nodes that are kept out of the race, each with the seconds that are left.
+
+        They need not be candidates.
+        """
         return read_held(self._run(HELD, election))
 
     def forget(self, election: str, lease_duration: float) -> bool:
         """Remove all keys of ``election``; returns whether there were any.
 
-        ``lease_duration``: of the candidates that may have a part in it.
+        ``lease_duration``: the lease of candidates that may still take part in it.
 
         Raises:
             LeaderError: a candidate was heard of within three leases, or the lease has not
-                been over for one.
+                been over for the length of one.
         """
         what, *told = self._run(FORGET, election, [millis(lease_duration)])
         if what in _WHY_NOT_FORGOTTEN:
@@ -127,13 +131,13 @@ class Register:
 
 
 def read_candidates(answer: Sequence[Any]) -> list[Candidate]:
-    """What ``candidates.lua`` answered."""
+    """The candidates in an answer of ``candidates.lua``."""
     server_us, *found = answer
     return [_candidate(int(server_us) / 1e6, *each) for each in found]
 
 
 def read_held(answer: Sequence[Any]) -> dict[str, float]:
-    """What ``held.lua`` answered."""
+    """The held nodes in an answer of ``held.lua``, each with the seconds that are left."""
     _, *found = answer
     return {text(node): seconds_held(ms) or 0.0 for node, ms in found}
 
@@ -144,7 +148,7 @@ def _candidate(
     info, life = info_and_life(said)
     return Candidate(
         node=text(node),
-        # A score can be anything that is a number, also infinity.
+        # Anybody can write a score, and a score can be infinite.
         seen_ago=max(0.0, min(server_time - float(at) / 1000, server_time)),
         priority=int(priority),
         held_for=seconds_held(held),

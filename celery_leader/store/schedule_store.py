@@ -1,15 +1,15 @@
 """The shared schedule in Redis, and the dispatch of a tick.
 
-Guaranteed: the lease is checked, the tick claimed, the new state written and the
-message pushed in one atomic step, so a tick is dispatched once whatever becomes of
-the leader that tries, and state never moves without the first push of its message. A
-tick is claimed by comparing the stored state of its entry with what the dispatcher read,
-so a script that is sent twice finds its own work done. Not guaranteed: anything when
-Redis loses the hash; a new leader then anchors every entry anew.
+Guaranteed: one atomic step checks the lease, claims the tick, writes the new state and pushes the
+message. So a tick is dispatched once whatever becomes of the leader that tries, and the state
+never moves without the first push of its message. A tick is claimed by comparing the stored state
+of its entry with the state that the dispatcher read, so a script that is sent twice finds its own
+work done. Not guaranteed: anything when Redis loses the hash; a new leader then anchors every
+entry anew.
 
 Keys: ``celery-leader:{namespace}:schedule:beat``, a hash of entry name to JSON, and
-``celery-leader:{namespace}:projects:beat``, a hash of a project's id to what tells it from
-others.
+``celery-leader:{namespace}:projects:beat``, a hash of a project's id to the text that tells it
+from others.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What Redis refused to do of a dispatch after it had pushed its first message."""
+    """A later push of a dispatch that Redis refused after it had done the first push."""
 
     command: str
     target: str
@@ -74,7 +74,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What Redis said to one attempt to dispatch."""
+    """The answer of Redis to one attempt to dispatch."""
 
     outcome: Outcome
     refusals: tuple[Refusal, ...] = ()
@@ -82,7 +82,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class FencingToken:
-    """What a leader writes with: its nonce and its term."""
+    """The proof of leadership that comes with each write: a nonce and a term."""
 
     nonce: str
     term: int
@@ -93,9 +93,9 @@ class Stored:
     """The shared schedule as it was read.
 
     Attributes:
-        states: every entry's state; what is no UTF-8 of it is escaped, and no state.
+        states: the state of each entry, by its name; bytes that are not UTF-8 are escaped.
         now: Redis's clock at that moment, in seconds since the epoch.
-        projects: the ids of projects, and what is kept of each.
+        projects: the text that is kept for each project, by the project's id.
     """
 
     states: dict[str, str]
@@ -126,7 +126,7 @@ class ScheduleStore:
             StoreUnavailable: Redis did not answer.
         """
         micros, *flat = _one(self._run([(LOAD, [self._schedule, self._projects], [])]))
-        # Escaped and not replaced: to be written over, it must be named as it stands.
+        # Escaped and not replaced: a write must name the old state byte for byte.
         states, projects = ([exact(i) for i in each] for each in flat)
         return Stored(
             dict(zip(states[::2], states[1::2], strict=True)),
@@ -135,7 +135,7 @@ class ScheduleStore:
         )
 
     def dispatched(self) -> int:
-        """How many messages its present entries have sent, all in all.
+        """How many messages the present entries have sent altogether.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -147,7 +147,8 @@ class ScheduleStore:
     ) -> Answer:
         """Claim a tick of ``entry``, advance its state and deliver its message, or do nothing.
 
-        The first push decides: refused, nothing is done. What is refused of the others is told.
+        If Redis refuses the first push, nothing is done. The answer lists the later pushes that
+        it refused.
 
         Raises:
             StoreUnavailable: nobody knows; call it again with the same arguments.
@@ -170,6 +171,8 @@ class ScheduleStore:
 
     def anchor(self, token: FencingToken, states: dict[str, tuple[str, str]]) -> Outcome:
         """Write ``(old, new)`` states of entries that have nothing to deliver.
+
+        Returns ``SENT`` if all were written, or else the first other outcome.
 
         Raises:
             StoreUnavailable: nobody knows; call it again with the same arguments.
@@ -194,7 +197,7 @@ class ScheduleStore:
     def register(
         self, token: FencingToken, project: str, old: str, new: str, unused: Sequence[str]
     ) -> Outcome:
-        """Keep ``new`` of ``project`` in the place of ``old``, and remove those ``unused``.
+        """Replace the text ``old`` of ``project`` by ``new``, and remove the ``unused`` projects.
 
         Raises:
             StoreUnavailable: nobody knows; call it again with the same arguments.

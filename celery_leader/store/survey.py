@@ -15,7 +15,7 @@ from .register import Candidate, read_candidates, read_held
 from .scripts import CANDIDATES, HELD, HISTORY
 from .wire import read_announcement, read_record
 
-#: A leadership takes two lines of history, or some more where orders were given.
+#: A leadership takes two lines of history, and some more if orders were given.
 _LINES_OF_ONE = 8
 
 
@@ -24,9 +24,9 @@ class Survey:
     """All there is to see of one election.
 
     Attributes:
-        record: who leads, or led last.
+        record: who leads, or led last; ``None`` if there is no record.
         candidates: the candidates heard of lately, the latest first.
-        held: nodes that are kept out, and for how many seconds more.
+        held: the nodes that are kept out of the race, each with the seconds that are left.
         leaderships: the leaderships that are remembered, the latest first.
     """
 

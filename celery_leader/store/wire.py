@@ -1,8 +1,8 @@
-"""How requests and answers stand in Redis: text, numbers, records and lines of history.
+"""Turns requests into arguments of scripts, and answers into records and lines of history.
 
 Whoever can write to Redis can write anything. Text is made printable here, so that no log line
-and no table can harm a terminal. Raises ``ValueError`` or ``TypeError`` where an answer makes no
-sense.
+and no table can harm a terminal. An answer that makes no sense raises ``ValueError`` or
+``TypeError``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from celery_leader.core.names import printable
 _STATES = frozenset(state.value for state in State)
 _CURSOR = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
-#: An answer to a renewal tells more than this many things after the record.
+#: So many values come after the record in an answer to an acquire. After a renewal there are more.
 _MOST_TOLD_OF_AN_ACQUIRE = 4
 
 
@@ -65,13 +65,13 @@ def seconds_held(ms: bytes) -> float | None:
 
 
 def info_and_life(value: bytes) -> tuple[CandidateInfo | None, str]:
-    """What a life says of itself, and which life that is; empty where it says nothing."""
+    """What a life says of itself, and the life's public name; empty if it says nothing."""
     nonce, says, said = value.partition(b"|")
     info = read_candidate_info(said.decode("utf-8", "replace"))
     return info, life_of(exact(nonce)) if says else ""
 
 
-# -- what scripts are given -----------------------------------------------------------
+# -- arguments of scripts -------------------------------------------------------------
 
 
 def acquire_arguments(request: Acquire, history_size: int) -> list[Any]:
@@ -127,11 +127,11 @@ def release_arguments(request: Release, history_size: int) -> list[Any]:
     ]
 
 
-# -- what they answer -----------------------------------------------------------------
+# -- answers of scripts ---------------------------------------------------------------
 
 
 def read_reply(answer: Sequence[Any]) -> Reply:
-    """What ``acquire.lua``, ``renew.lua`` or ``release.lua`` answered."""
+    """The reply in an answer of ``acquire.lua``, ``renew.lua`` or ``release.lua``."""
     what, server_us, fields, *told = answer
     server_time = int(server_us) / 1e6
     info_stored = not told or told[0] == 1
@@ -181,7 +181,7 @@ def read_record(fields: Sequence[Any], server_time: float) -> Record:
 
 
 def read_announcement(election: str, cursor: bytes, fields: Sequence[Any]) -> Announcement:
-    """One line of history; a line that makes no sense is of no kind."""
+    """One line of history; the kind of a line that makes no sense is empty."""
     values = {text(k): text(v) for k, v in zip(fields[::2], fields[1::2], strict=False)}
     term, ended_at = values.get("term", ""), values.get("ended_at", "")
     return Announcement(
@@ -198,7 +198,7 @@ def read_announcement(election: str, cursor: bytes, fields: Sequence[Any]) -> An
 
 
 def _state(name: str) -> State:
-    # A state of a later version: the script sees to it that nobody has it before its time.
+    # A state of a later version: ``load()`` in record.lua lets nobody take it before it runs out.
     return State(name) if name in _STATES else State.TAKEN
 
 

@@ -88,7 +88,7 @@ end
 if record.damaged and not held and (from_damaged or live_term > 0) then return grant() end
 if record.damaged then return reply('damaged') end
 if gone then
-  -- Not there, or older than what this candidate knows: that is evidence of nothing.
+  -- Not there, or older than what this candidate knows: that proves nothing.
   if not held and (from_missing or live_term > term) then return grant() end
   return reply('missing')
 end

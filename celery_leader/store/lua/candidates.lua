@@ -1,4 +1,4 @@
--- Read the register, the candidate that was heard of last first.
+-- Read the register. The candidate with the latest contact comes first.
 --
 -- KEYS     record history candidates priorities held facts
 -- returns  the server's time in us, then for each candidate

@@ -15,7 +15,7 @@ if record.term and record.state ~= 'released' and record.left > -lease then
   local node = record.state == 'held' and record.holder or record.successor
   return {'kept', node, whole(record.left + lease)}
 end
--- Given no time to live and not deleted: a Redis user then needs no right that it has not yet.
+-- PEXPIRE with 0 deletes the key, and a Redis user has the right to it already, unlike DEL.
 local gone = 0
 for i = 1, 6 do gone = gone + redis.call('PEXPIRE', KEYS[i], 0) end
 return {gone > 0 and 'forgotten' or 'unknown'}

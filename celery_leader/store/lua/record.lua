@@ -29,7 +29,7 @@ local function sound(field, value)
 end
 
 -- The record, with `left`: how many ms the lease still runs. A record that no candidate can have
--- written has no field but `damaged` and `left`: it is evidence of nothing.
+-- written has no field but `damaged` and `left`: it proves nothing.
 local function load()
   local values, record, found, good = redis.call('HMGET', KEYS[1], unpack(FIELDS)), {}, 0, true
   for i, field in ipairs(FIELDS) do

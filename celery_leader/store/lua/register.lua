@@ -14,7 +14,7 @@ local function held_for(node)
   return left > 0 and left or nil
 end
 
--- Tells one life of a node from another. Others may read it; the nonce stays secret.
+-- The public name of a life, made from its secret nonce.
 local function life(nonce) return string.sub(redis.sha1hex(nonce), 1, 16) end
 
 -- Redis gives no line a lower time than the line before it. After a line of the far future no new
@@ -25,7 +25,8 @@ local function mend_history()
   end
 end
 
--- Write a line of history. Returns its id.
+-- Write a line of history. Returns its id. A forged line may have the last id that a stream can
+-- have; then the history is deleted and begins anew.
 local function announce(history_size, kind, node, term, ...)
   local line = {'XADD', KEYS[2], 'MAXLEN', history_size, '*', 'kind', kind, 'node', node,
                 'term', term, ...}
@@ -83,7 +84,8 @@ local function place_of(node, nonce, lease, new)
   return nth_place(node, own or LIVES), own ~= nil
 end
 
--- Note that a life was heard of, and forget whoever was not for long. Returns the life's place.
+-- Note that a life was heard of, and forget lives that were not heard of for long. Returns the
+-- life's place.
 local function seen(node, nonce, lease, priority, info)
   mend_history()
   local place, own = place_of(node, nonce, lease, info ~= '')
@@ -120,7 +122,7 @@ local function namesake(place, lease)
   return whole(at), #info <= 4096 and info or ''
 end
 
--- In place of the priority of a candidate that abstains.
+-- Stands in place of a priority: this candidate abstains.
 local ABSTAINS = '-1001'
 local function abstaining(place) return redis.call('HGET', KEYS[4], place) == ABSTAINS end
 
@@ -131,7 +133,8 @@ local function priority_of(place)
 end
 
 -- Of the other live candidates that are not held and do not abstain: the one with the highest
--- priority, that priority, and the lowest priority.
+-- priority, that priority, and the lowest priority. nil if there is no such candidate, and also if
+-- no candidate at all has a priority other than 0.
 local function foremost(node, lease)
   if redis.call('EXISTS', KEYS[4]) == 0 then return nil end
   local best, highest, lowest
