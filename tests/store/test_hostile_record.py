@@ -314,7 +314,8 @@ def test_a_forged_line_of_history_is_not_shown(fleet: Fleet, redis_server: Redis
     with redis_server.client() as client:
         for cursor, fields in forged:
             client.xadd(key("history", "e"), fields, id=cursor)
-    assert survey(store, ["e"], 100)["e"].leaderships == true
+    # A candidate that writes meanwhile deletes a history with a line of the far future.
+    assert survey(store, ["e"], 100)["e"].leaderships in (true, true[:1])
 
 
 # -- records of other versions ----------------------------------------------------------------------
