@@ -89,76 +89,84 @@ class PublishBuffer:
         return None
 
 
-def buffering_transport(base: Any, buffer: PublishBuffer, timeout: float) -> Any:
+class BufferingChannel:
+    """Put before kombu's Redis channel: it holds a message back while its buffer has a delivery.
+
+    Attributes:
+        buffer: the buffer that it obeys.
+        patience: seconds that one answer of the broker may take, unless the user has set that.
+    """
+
+    buffer: PublishBuffer
+    patience: float
+    keyprefix_fanout: str
+
+    # A batch of kombu sends its messages at its end, past the buffer.
+    supports_batch_publish = False
+    _delivering = False
+
+    def _connparams(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        params = super()._connparams(*args, **kwargs)  # type: ignore[misc]
+        unlimited = [
+            name
+            for name in ("socket_timeout", "socket_connect_timeout")
+            if name in params and params[name] is None
+        ]
+        return {**params, **dict.fromkeys(unlimited, self.patience), "retry": no_retry()}
+
+    def basic_publish(self, message: Any, exchange: str, routing_key: str, **kwargs: Any) -> Any:
+        """Publish; while there is a delivery, it delivers the first message."""
+        delivery = self.buffer.delivery
+        if delivery is None or delivery.done:
+            return super().basic_publish(message, exchange, routing_key, **kwargs)  # type: ignore[misc]
+        with self.buffer.collecting() as pushes:
+            result = super().basic_publish(message, exchange, routing_key, **kwargs)  # type: ignore[misc]
+        delivery.deliver(pushes)
+        return result
+
+    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        with self._pushing(Push("LPUSH", queue, "")):
+            super()._put(queue, message, **kwargs)  # type: ignore[misc]
+
+    def _put_fanout(
+        self, exchange: str, message: Any, routing_key: str | None, **kwargs: Any
+    ) -> None:
+        with self._pushing(Push("PUBLISH", f"{self.keyprefix_fanout}{exchange}*", "")):
+            super()._put_fanout(exchange, message, routing_key, **kwargs)  # type: ignore[misc]
+
+    @contextmanager
+    def _pushing(self, push: Push) -> Iterator[None]:
+        self._delivering = True
+        try:
+            yield
+        except Exception as exc:
+            if self.buffer.delivery is not None and self.buffer.delivery.done:
+                self.buffer.delivery.failed_later(push, exc)
+            raise
+        finally:
+            self._delivering = False
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """The client to push with: the buffer, in the middle of a publish that is held back."""
+        if self._delivering and self.buffer.collects:
+            yield self.buffer
+        else:
+            with super().conn_or_acquire(client) as real:  # type: ignore[misc]
+                yield real
+
+
+def buffering_transport(base: Any, buffer: PublishBuffer, patience: float) -> Any:
     """A subclass of ``base``, a kombu Redis transport, whose channels obey ``buffer``.
 
-    ``socket_timeout`` and ``socket_connect_timeout`` are ``timeout`` seconds unless they are set,
+    ``socket_timeout`` and ``socket_connect_timeout`` are ``patience`` seconds unless they are set,
     and redis-py does not retry. Otherwise kombu would wait for ever on a silent connection.
     """
     check_publishing(base.Channel)
-
-    class BufferingChannel(base.Channel):  # type: ignore[misc]
-        # A batch of kombu sends its messages at its end, past the buffer.
-        supports_batch_publish = False
-        _delivering = False
-
-        def _connparams(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-            params = super()._connparams(*args, **kwargs)
-            unlimited = [
-                name
-                for name in ("socket_timeout", "socket_connect_timeout")
-                if name in params and params[name] is None
-            ]
-            return {**params, **dict.fromkeys(unlimited, timeout), "retry": no_retry()}
-
-        def basic_publish(
-            self, message: Any, exchange: str, routing_key: str, **kwargs: Any
-        ) -> Any:
-            delivery = buffer.delivery
-            if delivery is None or delivery.done:
-                return super().basic_publish(message, exchange, routing_key, **kwargs)
-            with buffer.collecting() as pushes:
-                result = super().basic_publish(message, exchange, routing_key, **kwargs)
-            delivery.deliver(pushes)
-            return result
-
-        def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
-            with self._pushing(Push("LPUSH", queue, "")):
-                super()._put(queue, message, **kwargs)
-
-        def _put_fanout(
-            self, exchange: str, message: Any, routing_key: str | None, **kwargs: Any
-        ) -> None:
-            with self._pushing(Push("PUBLISH", f"{self.keyprefix_fanout}{exchange}*", "")):
-                super()._put_fanout(exchange, message, routing_key, **kwargs)
-
-        @contextmanager
-        def _pushing(self, push: Push) -> Iterator[None]:
-            self._delivering = True
-            try:
-                yield
-            except Exception as exc:
-                if buffer.delivery is not None and buffer.delivery.done:
-                    buffer.delivery.failed_later(push, exc)
-                raise
-            finally:
-                self._delivering = False
-
-        @contextmanager
-        def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-            if self._delivering and buffer.collects:
-                yield buffer
-            else:
-                with super().conn_or_acquire(client) as real:
-                    yield real
-
-    BufferingChannel.buffer = buffer
-
-    class BufferingTransport(base):  # type: ignore[misc]
-        Channel = BufferingChannel
-        supports_batch_publish = False
-
-    return BufferingTransport
+    what = {"buffer": buffer, "patience": patience}
+    channel = type("BufferingRedisChannel", (BufferingChannel, base.Channel), what)
+    options = {"Channel": channel, "supports_batch_publish": False}
+    return type("BufferingTransport", (base,), options)
 
 
 def counting_producer(base: Any) -> Any:

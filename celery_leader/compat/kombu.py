@@ -28,7 +28,7 @@ MAX_NUMBER_OF_BITS_TO_USE: int = imported(
     f"{_DELAYED}:MAX_NUMBER_OF_BITS_TO_USE", "know the queue of what RabbitMQ has delayed"
 )
 
-#: What ``holding_transport`` overrides in kombu's Redis channel.
+#: What ``BufferingChannel`` overrides in kombu's Redis channel.
 _PUBLISHING = ("_connparams", "_put", "_put_fanout", "basic_publish", "conn_or_acquire")
 _PUT_BACK = "put a message back in front of its queue"
 _POP = "end the pop that is under way"

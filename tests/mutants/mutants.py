@@ -588,7 +588,7 @@ MUTANTS = (
     Mutant(
         "a message is published outside of its claim",
         "beat/transport.py",
-        "if self._delivering and buffer.collects:",
+        "if self._delivering and self.buffer.collects:",
         "if False:",
         ("tests/beat/test_transports.py",),
     ),
