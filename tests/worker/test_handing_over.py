@@ -9,7 +9,6 @@ import pytest
 from celery import Celery
 from kombu import Connection, Queue
 
-from celery_leader import install, leader_only
 from celery_leader.worker import handing_over
 from celery_leader.worker.handing_over import (
     Stray,
@@ -21,19 +20,6 @@ from celery_leader.worker.handing_over import (
 from celery_leader.worker.state import WorkerState, worker_state
 
 BACK = Queue("celery.leader", routing_key="celery.leader")
-
-
-@pytest.fixture(scope="module")
-def task() -> Iterator[Any]:
-    app = install(Celery("proj", broker="memory://", set_as_current=False))
-
-    @app.task
-    @leader_only
-    def report() -> None: ...
-
-    app.finalize()
-    yield app.tasks[report.name]
-    app.close()
 
 
 def stray(task: Any, message: Any = None, acknowledge: Any = lambda: None, **more: Any) -> Stray:

@@ -16,19 +16,6 @@ from celery_leader.worker import message_guard
 from celery_leader.worker.message_guard import LeaderOnlyRequest, leader_strategy
 
 
-@pytest.fixture(scope="module")
-def task() -> Iterator[Any]:
-    app = install(Celery("proj", broker="memory://", set_as_current=False))
-
-    @app.task
-    @leader_only
-    def report() -> None: ...
-
-    app.finalize()
-    yield app.tasks[report.name]
-    app.close()
-
-
 @pytest.fixture
 def app() -> Iterator[Celery]:
     app = Celery("proj", broker="memory://", set_as_current=False)
