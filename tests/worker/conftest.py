@@ -15,7 +15,7 @@ from celery_leader import install, leader_only
 def task() -> Iterator[Any]:
     app = install(Celery("proj", broker="memory://", set_as_current=False))
 
-    @app.task
+    @app.task(shared=False)
     @leader_only
     def report() -> None: ...
 
