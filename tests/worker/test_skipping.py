@@ -59,8 +59,10 @@ def test_a_result_that_was_given_up_while_it_was_tried_is_not_tried_again(
     trying, full = threading.Event(), threading.Event()
 
     def store(task: object, context: Context, reason: object) -> None:
+        if context.id not in ("given up", "next"):
+            return  # of another test, whose thread still tries
         tried.append(context.id)
-        if context.id == "1":
+        if context.id == "given up":
             trying.set()
             full.wait(30.0)
             raise ConnectionError("away")
@@ -69,15 +71,17 @@ def test_a_result_that_was_given_up_while_it_was_tried_is_not_tried_again(
     monkeypatch.setattr(skipping, "_PAUSE", 0.0)
     monkeypatch.setattr(skipping, "store_skipped", store)
     results, stored = SkippedResults(), threading.Event()
-    results.add(Unstored(TASK, Context(id="1"), TaskSkipped("not led"), lambda _: None))
+    results.add(Unstored(TASK, Context(id="given up"), TaskSkipped("not led"), lambda _: None))
     wait_until(trying.is_set, what="the first result to be tried")
     results.add(
-        Unstored(TASK, Context(id="2"), TaskSkipped("not led"), lambda done: done and stored.set())
+        Unstored(
+            TASK, Context(id="next"), TaskSkipped("not led"), lambda done: done and stored.set()
+        )
     )
     full.set()
     wait_until(stored.is_set, what="the second result to be stored")
     assert results.finish(5.0)
-    assert tried == ["1", "2"]
+    assert tried == ["given up", "next"]
 
 
 def test_when_everything_is_stored_everybody_has_been_told(monkeypatch: pytest.MonkeyPatch) -> None:
