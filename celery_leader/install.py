@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from typing import Any
 
@@ -15,12 +14,13 @@ from .errors import LeaderError
 from .runtime.campaign import Campaign
 from .runtime.identity import celery_app
 from .runtime.leadership import Leadership, leadership_of
+from .runtime.log import get_logger
 from .runtime.schedulers import check_scheduler, told_of
 from .runtime.settings import BEAT
 from .tasks.leader_only import adopt_tasks
 from .tasks.routing import RoutedAMQP, installed, routing_class
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _STEP = "celery_leader.worker.consumer_step:LeaderStep"
 

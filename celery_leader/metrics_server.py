@@ -8,7 +8,6 @@ everybody who reaches ``leader_metrics_address`` can read the metrics.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import threading
@@ -18,8 +17,9 @@ from celery import Celery
 
 from .compat.celery import worker_pid
 from .runtime.leadership import leadership_of
+from .runtime.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _RETRY = 2.0  # seconds between tries to get the port
 

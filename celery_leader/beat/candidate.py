@@ -7,7 +7,6 @@ Redis does not answer in time, the lease expires.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -24,12 +23,13 @@ from celery_leader.runtime.campaign import Campaign
 from celery_leader.runtime.clock import now
 from celery_leader.runtime.context import ALWAYS_TERM
 from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT
 
 from .moments import timestamp
 from .wall_clock import WallClock
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds; the longest wait of a follower, and the longest sleep of a beat inside a worker.
 STEP = 1.0

@@ -6,11 +6,10 @@ own ``apply_async`` sees it like any other failure.
 
 from __future__ import annotations
 
-import logging
-
 from celery import Celery
 
 from celery_leader.errors import NotLeader, StoreUnavailable
+from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT
 from celery_leader.store.client import without_echo
 from celery_leader.store.schedule_store import Outcome, Push
@@ -18,7 +17,7 @@ from celery_leader.store.schedule_store import Outcome, Push
 from .fenced_store import AGREED, FencedStore
 from .tick import Dispatch
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Takes the place of a Redis command in the log if a task's own code raised an exception.
 _TASK = "apply_async"

@@ -11,7 +11,6 @@ that an answer comes. After ``StoreUnavailable`` try again with the same ``Dispa
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from celery_leader.compat.celery import awaiting_no_results
 from celery_leader.core.events import Dispatched, DispatchRefused
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT
 from celery_leader.store.client import without_echo
 from celery_leader.store.schedule_store import Outcome
@@ -33,7 +33,7 @@ from .fenced_store import AGREED, FencedStore
 from .tick import Dispatch
 from .transport import PublishBuffer
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Publishes one message, with the given producer and in the given term.
 Publish = Callable[[Any, int], Any]

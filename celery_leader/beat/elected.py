@@ -7,7 +7,6 @@ checks wait for the end of a turn.
 from __future__ import annotations
 
 import datetime
-import logging
 from collections.abc import Collection
 from typing import Any
 
@@ -19,6 +18,7 @@ from celery_leader.runtime import remote_control
 from celery_leader.runtime.campaign import Campaign
 from celery_leader.runtime.command_line import refusing_clearly
 from celery_leader.runtime.leadership import Leadership, leadership_of
+from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.schedulers import unread
 from celery_leader.runtime.settings import BEAT
 from celery_leader.tasks.leader_only import adopt_tasks
@@ -33,7 +33,7 @@ from .retries import Retries
 from .shared_states import SharedStates
 from .transport import PublishBuffer
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class ElectedScheduler:

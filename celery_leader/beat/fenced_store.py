@@ -7,7 +7,6 @@ writes do nothing.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.campaign import Campaign
 from celery_leader.runtime.identity import node_name
 from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT
 from celery_leader.store.client import RedisClient
 from celery_leader.store.schedule_store import (
@@ -29,7 +29,7 @@ from celery_leader.store.schedule_store import (
 
 from .projects import Ownership
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The outcomes when Redis did what was asked, now or at an earlier attempt.
 AGREED = (Outcome.SENT, Outcome.REPEATED)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import logging
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from typing import Any
 from celery import beat
 
 from celery_leader.errors import StoreUnavailable
+from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT
 
 from .dispatch import Publish
@@ -29,7 +29,7 @@ from .moments import in_zone_of, timestamp
 from .plan import Tick, anchor
 from .tick import Dispatch, TickMessage
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _TRIES = 3  # failed attempts at one tick before checking whether others can be sent
 _JUST_MADE = 5.0  # seconds; as long as a scheduler may take to make its entries

@@ -7,20 +7,20 @@ entry is harmed. The only clock here is that of the entry. There is no Redis and
 from __future__ import annotations
 
 import datetime
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
 
 from celery.schedules import crontab, schedule
 
+from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import CatchUp, Settings
 
 from .moments import add_time, timestamp, utc_text
 from .plan import Plan, catch_up_of, counted_from
 from .timetable import due_of, latest_missed, occurrence_after
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Seconds; if an entry is due within less than this, the clock was only read a moment too early.
 EARLY = 1.0

@@ -7,7 +7,6 @@ becomes a follower; with redbeat's own scheduler, a beat that loses the lock end
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
@@ -17,13 +16,14 @@ from redbeat.schedulers import get_redis
 from redis.exceptions import RedisError
 
 from celery_leader.errors import StoreUnavailable
+from celery_leader.runtime.log import get_logger
 
 from .entry_state import last_run, read
 from .mixin import LeaderMixin
 from .moments import in_zone_of, timestamp, utc_text
 from .plan import Tick
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class LeaderRedBeatScheduler(LeaderMixin, RedBeatScheduler):  # type: ignore[misc]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+from celery_leader.runtime.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _SHORTEST = 0.05  # seconds
 #: Seconds; the longest pause between attempts in an outage.

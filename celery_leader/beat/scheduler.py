@@ -9,7 +9,6 @@ waits, and holds up no other.
 from __future__ import annotations
 
 import heapq
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from celery import beat
 
 from celery_leader.errors import LeaderError, StoreUnavailable, kind_of
 from celery_leader.runtime.command_line import refusing_clearly
+from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import CatchUp
 
 from .elected import ElectedScheduler
@@ -29,7 +29,7 @@ from .retries import LONGEST_PAUSE
 from .tick import Dispatch, TickMessage
 from .timetable import due_of
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LONGEST_ASIDE = 30.0  # seconds; the longest pause between tries at a tick that was set aside
 

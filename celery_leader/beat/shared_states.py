@@ -9,7 +9,6 @@ them, or taken away. Names are compared as text, since Redis keeps them as text.
 from __future__ import annotations
 
 import datetime
-import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
 
@@ -19,6 +18,7 @@ from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.clock import now
 from celery_leader.runtime.identity import app_identity
 from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import DEFAULT_CLOCK_TOLERANCE
 
 from .entry_state import Tidying, is_later
@@ -26,7 +26,7 @@ from .fenced_store import FencedStore
 from .moments import timestamp
 from .projects import Ownership, Project
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _MOST_NAMED = 5  # entries in one line of the log
 _TIDY_INTERVAL = 3600.0  # seconds between two searches for states that nobody knows

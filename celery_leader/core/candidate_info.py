@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
-from .names import printable
-
 #: Bytes; a longer text of one candidate is not kept.
 MOST_BYTES = 2048
 
@@ -71,8 +69,8 @@ def read_candidate_info(text: str) -> CandidateInfo | None:
         pid=_whole(said.get("pid")),
         role=_string(said.get("role")),
         app=_string(said.get("app")),
-        versions={k: printable(v) for k, v in _items(said, "versions") if isinstance(v, str)},
-        settings={k: _setting(v) for k, v in _items(said, "settings") if _is_setting(v)},
+        versions={k: v for k, v in _items(said, "versions") if isinstance(v, str)},
+        settings={k: v for k, v in _items(said, "settings") if _is_setting(v)},
         scheduler=_string(said.get("scheduler")),
         fenced=said.get("fenced") is not False,
         unfit=_string(said.get("unfit")),
@@ -84,7 +82,7 @@ def _refuse(constant: str) -> None:
 
 
 def _string(value: Any) -> str:
-    return printable(value) if isinstance(value, str) else ""
+    return value if isinstance(value, str) else ""
 
 
 def _whole(value: Any) -> int:
@@ -96,10 +94,6 @@ def _is_setting(value: Any) -> bool:
     return isinstance(value, Setting) and not (isinstance(value, float) and not isfinite(value))
 
 
-def _setting(value: Setting) -> Setting:
-    return printable(value) if isinstance(value, str) else value
-
-
 def _items(said: dict[str, Any], name: str) -> list[tuple[str, Any]]:
     value = said.get(name)
-    return [(printable(k), v) for k, v in value.items()] if isinstance(value, dict) else []
+    return list(value.items()) if isinstance(value, dict) else []

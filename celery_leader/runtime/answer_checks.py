@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 from celery_leader.core.election import Election
 from celery_leader.core.lease import Missing, Namesake, Released, Reply
 
 from .change_log import log_fields
+from .log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class AnswerChecks:

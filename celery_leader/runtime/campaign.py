@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,9 +15,10 @@ from celery_leader.core.watchdog import Requirement
 from .answer_checks import AnswerChecks
 from .change_log import log_change, log_fields
 from .clock import now
+from .log import get_logger
 from .shared_memory import LeaseView
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Listener = Callable[[Change], None]
 

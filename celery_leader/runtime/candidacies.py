@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import math
 import os
 import socket
@@ -30,11 +29,12 @@ from .campaign import Campaign, Listener
 from .clock import now
 from .context import ALWAYS_TERM, AppContext
 from .identity import NodeNames, app_identity, versions
+from .log import get_logger
 from .observers import Observers
 from .runner import Runner
 from .session import LeaseRedis
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LONGEST_FAREWELL = 10.0  # seconds; a process must end soon, however long its lease is
 _FOREIGN_INTERVAL = 3600.0  # seconds between two log lines about another project

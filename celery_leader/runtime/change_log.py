@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from celery_leader.core.changes import Change, Copied, Deposed, Elected, Followed, StepDownRequested
 from celery_leader.core.election import Election
 
-logger = logging.getLogger(__name__)
+from .log import get_logger
+
+logger = get_logger(__name__)
 
 
 def log_fields(election: Election) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 
 from celery import Celery
@@ -12,9 +11,10 @@ from celery_leader.errors import LeaderError
 
 from .forks import ForkWatch
 from .lease_source import LeaseSource, lease_source
+from .log import get_logger
 from .settings import BEAT, WORKER, Settings, unknown_settings
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The term of a process that leads because no other process can.
 ALWAYS_TERM = 1

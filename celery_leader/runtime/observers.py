@@ -6,7 +6,6 @@ dispatches and tasks never wait for them.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -27,8 +26,9 @@ from celery_leader.core.events import (
 )
 
 from .context import AppContext
+from .log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LAST_SIGNALS = 1.0  # seconds; how long the end of a process waits for receivers of signals
 _MOST_WAITING = 1000

@@ -14,6 +14,7 @@ from typing import Any
 from celery.worker.control import control_command, inspect_command
 
 from celery_leader.core.events import Standing
+from celery_leader.core.names import printable
 from celery_leader.errors import LeaderError
 
 from .leadership import Leadership, leadership_of
@@ -74,7 +75,8 @@ def _order(leadership: Leadership, election: str, successor: str | None) -> dict
         # Nothing here may wait for the next leader: it would hold up the worker's event loop.
         order = leadership.orders.hand_over(election, successor, timeout=0)
     except LeaderError as exc:
-        return {"error": str(exc)}
+        # Celery's command line prints it as it is.
+        return {"error": printable(str(exc))}
     to = f" to {successor}" if successor else ""
     return {"ok": f"gives {election} up{to}, term {order.former_term}, when what it runs has ended"}
 

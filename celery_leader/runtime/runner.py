@@ -36,9 +36,10 @@ from celery_leader.errors import StoreUnavailable
 from .campaign import Campaign
 from .change_log import log_fields
 from .clock import now
+from .log import get_logger
 from .wake_pipe import WakePipe
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _NO_NEWS = 60.0  # seconds; how long to sleep when nothing at all is due
 _LATE = 0.15  # seconds; how much later than asked Redis may end a blocking read

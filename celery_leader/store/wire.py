@@ -1,7 +1,7 @@
 """Turns requests into arguments of scripts, and answers into records and lines of history.
 
-Whoever can write to Redis can write anything. Text is made printable here, so that no log line
-and no table can harm a terminal. An answer that makes no sense raises ``ValueError`` or
+Whoever can write to Redis can write anything. Text is passed on as it stands there, and made safe
+for a terminal where it is shown. An answer that makes no sense raises ``ValueError`` or
 ``TypeError``.
 """
 
@@ -28,7 +28,6 @@ from celery_leader.core.lease import (
     StepDown,
     life_of,
 )
-from celery_leader.core.names import printable
 
 _STATES = frozenset(state.value for state in State)
 _CURSOR = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
@@ -43,8 +42,8 @@ def millis(seconds: float) -> int:
 
 
 def text(value: bytes | None) -> str:
-    """``value`` as text that may be shown."""
-    return printable((value or b"").decode("utf-8", "replace"))
+    """``value`` as text, with a mark for what is not UTF-8."""
+    return (value or b"").decode("utf-8", "replace")
 
 
 def exact(value: bytes) -> str:

@@ -8,7 +8,6 @@ effect at once.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -19,6 +18,7 @@ from celery_leader.compat.celery import on_every_finalized_app, task_named, unpr
 from celery_leader.errors import LeaderError
 from celery_leader.runtime.identity import current
 from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import WORKER
 
 from .guarded_task import abort_when_deposed, guard
@@ -27,7 +27,7 @@ from .routing import installed
 
 _MOST_NAMED = 5  # tasks in one line of the log
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 

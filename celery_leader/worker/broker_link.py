@@ -8,7 +8,6 @@ neither Redis nor RabbitMQ, or silence on the worker's own connection alone.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +21,10 @@ from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.clock import now
 from celery_leader.runtime.leadership import Leadership
 from celery_leader.runtime.lease_source import LeaseSource, reach
+from celery_leader.runtime.log import get_logger
 from celery_leader.store.client import RedisClient
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Transports whose broker can be asked, over a second connection, whether it is there.
 _ASKABLE = ("amqp", "redis")

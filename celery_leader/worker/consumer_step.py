@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +22,7 @@ from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime import remote_control
 from celery_leader.runtime.command_line import refusing_clearly
 from celery_leader.runtime.leadership import Leadership, leadership_of
+from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT, WORKER, check_elections, check_priority
 from celery_leader.tasks.leader_only import adopt_tasks
 from celery_leader.tasks.marks import options_of
@@ -37,7 +37,7 @@ from .resigning import Resigning
 from .state import worker_state
 from .unknown_tasks import keep_unknown_tasks
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LAST_RESULTS = 2.0  # seconds; how long the end of a worker waits for its result backend
 

@@ -7,11 +7,11 @@ unacknowledged, and the broker gives it to another worker later.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Sequence
 
 from celery_leader.compat.celery_worker import active_requests, is_in_pool
 from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.log import get_logger
 from celery_leader.tasks.marks import options_for
 from celery_leader.tasks.routing import leader_queue
 
@@ -20,7 +20,7 @@ from .handing_over import key_of, publish_again
 from .message_guard import LeaderOnlyRequest
 from .state import WorkerState
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def running_elections(state: WorkerState) -> set[str]:

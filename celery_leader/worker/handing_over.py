@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from kombu import Producer, Queue
 from celery_leader.compat.kombu import MAX_NUMBER_OF_BITS_TO_USE
 from celery_leader.core.events import Forwarded
 from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.log import get_logger
 from celery_leader.tasks.routing import leader_queue
 
 from .state import WorkerState, worker_state
@@ -30,7 +30,7 @@ from .state import WorkerState, worker_state
 if TYPE_CHECKING:
     from celery_leader.compat.celery_worker import Request
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 HOPS = "leader_hops"
 

@@ -6,13 +6,13 @@ that no leader-only message reaches a follower; one that does is handed over.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 from kombu.common import ignore_errors, maybe_declare
 
 from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.log import get_logger
 from celery_leader.tasks.admission import admission
 from celery_leader.tasks.routing import leader_queue, leader_queues
 
@@ -20,7 +20,7 @@ from .giving_back import give_back_all
 from .nudge import Nudge, nudge_of
 from .state import WorkerState
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class LeaderQueues:

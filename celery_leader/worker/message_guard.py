@@ -12,7 +12,6 @@ broker delivers the message again.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from celery.utils.imports import instantiate, symbol_by_name
 
 from celery_leader.compat.celery_worker import EXECUTE, Request, hybrid_to_proto2, task_ready
 from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.log import get_logger
 from celery_leader.tasks.admission import NotLeading, admission
 from celery_leader.tasks.marks import options_for, options_of
 from celery_leader.tasks.routing import installed
@@ -29,7 +29,7 @@ from .handing_over import Stray, hand_over
 from .skipping import skip
 from .state import worker_state
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:

@@ -8,7 +8,6 @@ guaranteed: that a result is stored if the worker ends while the result backend 
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 import threading
 from collections import deque
@@ -22,12 +21,13 @@ from celery.app.task import Context
 from celery_leader.compat.celery_worker import Request, context_of
 from celery_leader.core.events import Skipped
 from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.log import get_logger
 from celery_leader.tasks.skipped import TaskSkipped, store_skipped
 
 if TYPE_CHECKING:
     from .state import WorkerState
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _PATIENCE = 1.0  # seconds; how long a message stays unacknowledged while its result is stored
 _PAUSE = 1.0  # seconds between tries while the result backend is away

@@ -6,16 +6,16 @@ In a rolling deployment the leader may be older than the sender. Celery would di
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from celery_leader.compat.celery_worker import keep_unknown
 from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.log import get_logger
 
 from .handing_over import Stray, hand_over_later, key_of
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def keep_unknown_tasks(c: Any, leadership: Leadership) -> None:

@@ -228,9 +228,9 @@ def test_what_is_no_fact_is_left_out() -> None:
         read_candidate_info('{"host": 5, "pid": "x", "versions": [], "settings": {"a": {}}}')
         == CandidateInfo()
     )
+    # Kept as it stands; it is made safe where it is shown.
     read = read_candidate_info('{"host": "a\\u001b[2Jb\\ud800"}')
-    assert read is not None
-    assert read.host.isprintable()
+    assert read == CandidateInfo(host="a\x1b[2Jb\ud800")
     assert CandidateInfo(host="x" * MOST_BYTES).text() == ""
 
 
