@@ -11,9 +11,9 @@ from celery import Celery, signals
 from .beat.elected import ElectedScheduler
 from .compat.celery import route_anew, set_class, worker_pid
 from .errors import LeaderError
-from .runtime.campaign import Campaign
-from .runtime.identity import celery_app
-from .runtime.leadership import Leadership, leadership_of
+from .runtime.app_runtime import AppRuntime, runtime_of
+from .runtime.apps import celery_app
+from .runtime.local_candidate import LocalCandidate
 from .runtime.log import get_logger
 from .runtime.schedulers import check_scheduler, told_of
 from .runtime.settings import BEAT
@@ -97,13 +97,13 @@ def _guard_beat(sender: Any, **_: Any) -> None:
     scheduler = type(sender.scheduler)
     logger.warning("beat: %s", told_of(scheduler, embedded=embedded))
     adopt_tasks(app)
-    leadership = leadership_of(app)
-    if not leadership.task_elections:
+    runtime = runtime_of(app)
+    if not runtime.task_elections:
         return
     try:
-        campaign = leadership.candidacies.enter(
+        candidate = runtime.participation.enter(
             BEAT,
-            leadership.node_names.of_beat(),
+            runtime.node_names.of_beat(),
             role="beat",
             scheduler=f"{scheduler.__module__}.{scheduler.__qualname__}",
             fenced=False,
@@ -112,19 +112,19 @@ def _guard_beat(sender: Any, **_: Any) -> None:
         # Celery's signals swallow any other exception, and this beat would send on, unelected.
         logger.critical("%s", exc)
         raise SystemExit(1) from exc
-    leadership.tell_unknown_settings()
-    if embedded and campaign is not None:
-        _resign_at_sigterm(leadership, campaign)
+    runtime.tell_unknown_settings()
+    if embedded and candidate is not None:
+        _resign_at_sigterm(runtime, candidate)
 
 
-def _resign_at_sigterm(leadership: Leadership, campaign: Campaign) -> None:
+def _resign_at_sigterm(runtime: AppRuntime, candidate: LocalCandidate) -> None:
     """Resign when the worker ends its beat with SIGTERM.
 
     By default that signal ends the process at once, without its exit functions.
     """
 
     def resign(*_: Any) -> None:
-        leadership.candidacies.resign(campaign).wait(leadership.candidacies.farewell_timeout)
+        runtime.participation.resign(candidate).wait(runtime.participation.farewell_timeout)
         raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, resign)

@@ -28,7 +28,7 @@ from .core.events import (
     Unanswered,
 )
 from .errors import LeaderError
-from .runtime.leadership import leadership_of
+from .runtime.app_runtime import runtime_of
 from .runtime.settings import BEAT
 
 try:
@@ -60,7 +60,7 @@ class LeaderMetrics(Collector):
     """
 
     def __init__(self, app: Celery, registry: CollectorRegistry = REGISTRY) -> None:
-        self._leadership = leadership_of(app)
+        self._runtime = runtime_of(app)
         self._leaderless: dict[tuple[str, str], float] = {}
 
         def counter(name: str, what: str, *labels: str) -> Counter:
@@ -91,7 +91,7 @@ class LeaderMetrics(Collector):
         self._refused = counter("dispatch_refused", "Ticks that Redis refused.", "reason")
         self._forwarded = counter("forwarded", "Messages given to the leader queue.", "task")
         self._skipped = counter("skipped", "Leader-only tasks skipped.", "task", "by")
-        self._leadership.observers.add(self._count)
+        self._runtime.observers.add(self._count)
 
     def describe(self) -> Iterator[Metric]:
         """The metrics that ``collect`` yields, without values."""
@@ -100,7 +100,7 @@ class LeaderMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """The state of each candidate of this process; no I/O."""
         leading, term, renewal, contact, leaderless = _families()
-        for standing in self._leadership.candidacies.standings():
+        for standing in self._runtime.participation.standings():
             labels = (standing.election, standing.node)
             leading.add_metric(labels, float(standing.leading))
             term.add_metric(labels, standing.term or standing.leader_term)

@@ -16,7 +16,7 @@ import weakref
 from celery import Celery
 
 from .compat.celery import worker_pid
-from .runtime.leadership import leadership_of
+from .runtime.app_runtime import runtime_of
 from .runtime.log import get_logger
 
 logger = get_logger(__name__)
@@ -36,7 +36,7 @@ def serve_metrics(app: Celery) -> None:
         LeaderError: prometheus-client is not installed, or its registry already has metrics of
             another app in this process.
     """
-    settings = leadership_of(app).settings
+    settings = runtime_of(app).settings
     if settings.metrics_port is None or app in _served or worker_pid() is not None:
         return
     from .metrics import LeaderMetrics, listen  # needs an optional package

@@ -22,8 +22,8 @@ from collections.abc import Iterator
 
 from celery import Celery
 
-from .runtime.identity import current
-from .runtime.leadership import leadership_of
+from .runtime.app_runtime import runtime_of
+from .runtime.apps import current
 from .runtime.settings import WORKER
 from .runtime.shared_memory import LeaseView
 
@@ -56,5 +56,5 @@ def leading_as(app: Celery, election: str = WORKER, *, term: int = 1) -> Iterato
 @contextlib.contextmanager
 def following(app: Celery, election: str = WORKER) -> Iterator[Lead]:
     """While open, this process takes part in ``election`` and another leads."""
-    with current(app), leadership_of(app).beliefs.staged(election) as view:
+    with current(app), runtime_of(app).beliefs.staged(election) as view:
         yield Lead(view)

@@ -12,9 +12,9 @@ from kombu import Connection
 
 from benchmarks import dispatch
 from benchmarks.peers.growth import cpu_used
-from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.election import Election
 from celery_leader.core.lease import Granted, Reply, Request
+from celery_leader.core.requester import Requester
 from celery_leader.core.timing import Timing
 from celery_leader.runtime.lease_source import LeaseSource
 from celery_leader.store.client import RedisClient
@@ -159,7 +159,7 @@ def _dispatch_cpu(server: RedisServer) -> float:
 
 def _campaigning(name: str, number: int, *, lease: float) -> Election:
     election = Election(
-        Candidacy(
+        Requester(
             name,
             holder=f"beat@host-{number:05}:12345",
             nonce=uuid.uuid4().hex,

@@ -15,8 +15,8 @@ from redis.exceptions import ResponseError
 
 from celery_leader.core.watchdog import BrokerHeartbeat
 from celery_leader.errors import StoreUnavailable
+from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.leadership import Leadership
 from celery_leader.runtime.lease_source import reach
 from celery_leader.store.client import without_echo
 
@@ -28,7 +28,7 @@ class BrokerConnection:
 
     Args:
         app: the app.
-        leadership: its part in the elections.
+        runtime: its part in the elections.
         buffer: holds messages back until their ticks are claimed; ``None`` if nothing does.
         heartbeat: told when an answer of the broker is expected, and when it came.
     """
@@ -36,13 +36,13 @@ class BrokerConnection:
     def __init__(
         self,
         app: Celery,
-        leadership: Leadership,
+        runtime: AppRuntime,
         buffer: PublishBuffer | None = None,
         heartbeat: BrokerHeartbeat | None = None,
     ) -> None:
         self.buffer = buffer
         self._app = app
-        self._leadership = leadership
+        self._runtime = runtime
         self._heartbeat = heartbeat
         self._connection: Any = None
         self._producer: Any = None
@@ -126,7 +126,7 @@ class BrokerConnection:
     def _prepare(self, connection: Any) -> None:
         """Give ``connection`` our Redis transport, or have AMQP confirm what it publishes."""
         transport = connection.get_transport_cls()
-        timing = self._leadership.settings.timing
+        timing = self._runtime.settings.timing
         if transport.driver_type == "redis":
             buffer = self.buffer or PublishBuffer()
             connection.transport_cls = buffering_transport(

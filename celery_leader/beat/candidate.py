@@ -19,10 +19,10 @@ from celery import Celery
 from celery_leader.compat.celery import worker_pid
 from celery_leader.core.changes import Change, Deposed, Elected, StepDownRequested
 from celery_leader.core.watchdog import BrokerHeartbeat, Heartbeat, Requirement
-from celery_leader.runtime.campaign import Campaign
+from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.clock import now
 from celery_leader.runtime.context import ALWAYS_TERM
-from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT
 
@@ -41,10 +41,10 @@ class BeatCandidate:
     It takes no part before ``start``, which the scheduler of Celery's banner must not call.
     """
 
-    def __init__(self, app: Celery, leadership: Leadership) -> None:
+    def __init__(self, app: Celery, runtime: AppRuntime) -> None:
         self._app = app
-        self._leadership = leadership
-        self.campaign: Campaign | None = None
+        self._runtime = runtime
+        self.local: LocalCandidate | None = None
         #: Watches the broker's answers; ``None`` if the broker is the Redis that has the lease.
         self.broker_heartbeat: BrokerHeartbeat | None = None
         #: How often this beat has lost the lead.
@@ -60,12 +60,12 @@ class BeatCandidate:
 
     def start(self, scheduler: str) -> None:
         """Start to campaign; the register of candidates shows the class name ``scheduler``."""
-        leadership = self._leadership
-        settings = leadership.settings
-        node = leadership.node_names.of_beat()
-        self._heartbeat = leadership.new_heartbeat("the beat")
+        runtime = self._runtime
+        settings = runtime.settings
+        node = runtime.node_names.of_beat()
+        self._heartbeat = runtime.new_heartbeat("the beat")
         self.show_life()
-        if not leadership.redis.is_broker:
+        if not runtime.redis.is_broker:
             self.broker_heartbeat = BrokerHeartbeat(settings.timing.lease_duration)
         if settings.beat_clock_tolerance:
             self._clock = WallClock(self._time_of_day, settings.beat_clock_tolerance)
@@ -74,7 +74,7 @@ class BeatCandidate:
             for each in (self._heartbeat, self.broker_heartbeat, self._clock)
             if each is not None
         ]
-        self.campaign = leadership.candidacies.enter(
+        self.local = runtime.participation.enter(
             BEAT,
             node,
             self.on_change,
@@ -88,13 +88,13 @@ class BeatCandidate:
 
     def term(self) -> int | None:
         """The term this beat leads with at this moment, or ``None``; no I/O."""
-        if self.campaign is None:
-            return ALWAYS_TERM if self._leadership.always_leads() else None
+        if self.local is None:
+            return ALWAYS_TERM if self._runtime.always_leads() else None
         if self._clock is not None and self._clock.is_off(now()):
             # This cannot wait for the election's thread: a wrong clock must send nothing.
-            self._leadership.candidacies.look_around()
+            self._runtime.participation.look_around()
             return None
-        return self.campaign.term()
+        return self.local.term()
 
     # -- the turns of the scheduler --------------------------------------------------------
 
@@ -116,7 +116,7 @@ class BeatCandidate:
 
     def await_election(self, longest: float) -> None:
         """Wait to be elected, for one step or ``longest`` seconds at most."""
-        self._elected.wait(min(STEP, self._leadership.settings.timing.renew_interval, longest))
+        self._elected.wait(min(STEP, self._runtime.settings.timing.renew_interval, longest))
 
     def longest_rest(self, wait: float) -> float:
         """How long beat may sleep; an embedded beat must soon look for its worker again."""
@@ -142,13 +142,13 @@ class BeatCandidate:
         At SIGTERM beat calls this twice. The first call is inside the signal handler, and must not
         wait. A beat embedded in a worker calls this once, outside of the handler.
         """
-        if self.campaign is None:
+        if self.local is None:
             return
         if self._resigned is None:
-            self._resigned = self._leadership.candidacies.resign(self.campaign)
+            self._resigned = self._runtime.participation.resign(self.local)
             if self._worker_pid is None:
                 return
-        if not self._resigned.wait(self._leadership.candidacies.farewell_timeout):
+        if not self._resigned.wait(self._runtime.participation.farewell_timeout):
             logger.warning("%s: the lease could not be given up in time; it will expire", BEAT)
 
     def _time_of_day(self) -> float:
@@ -159,9 +159,9 @@ class BeatCandidate:
         while self._request is not None and self._turn.acquire(blocking=False):
             try:
                 asked, self._request = self._request, None
-                if asked is not None and self.campaign is not None:
-                    candidacies = self._leadership.candidacies
-                    candidacies.step_down(self.campaign, asked.successor, asked.reason)
+                if asked is not None and self.local is not None:
+                    participation = self._runtime.participation
+                    participation.step_down(self.local, asked.successor, asked.reason)
             finally:
                 self._turn.release()
 

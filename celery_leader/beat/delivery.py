@@ -14,8 +14,8 @@ from celery_leader.runtime.settings import BEAT
 from celery_leader.store.client import without_echo
 from celery_leader.store.schedule_store import Outcome, Push
 
+from .dispatch import Dispatch
 from .fenced_store import AGREED, FencedStore
-from .tick import Dispatch
 
 logger = get_logger(__name__)
 

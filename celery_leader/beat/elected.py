@@ -15,9 +15,9 @@ from celery import signals
 from celery_leader.errors import StoreUnavailable
 from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime import remote_control
-from celery_leader.runtime.campaign import Campaign
+from celery_leader.runtime.app_runtime import AppRuntime, runtime_of
 from celery_leader.runtime.command_line import refusing_clearly
-from celery_leader.runtime.leadership import Leadership, leadership_of
+from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.schedulers import unread
 from celery_leader.runtime.settings import BEAT
@@ -26,7 +26,7 @@ from celery_leader.tasks.routing import installed
 
 from .broker_connection import BrokerConnection
 from .candidate import BeatCandidate
-from .dispatch import Dispatcher
+from .dispatcher import Dispatcher
 from .fenced_store import FencedStore
 from .plan import task_id_of
 from .retries import Retries
@@ -55,16 +55,16 @@ class ElectedScheduler:
     _heap: Any
 
     def __init__(self, app: Any, *args: Any, lazy: bool = False, **kwargs: Any) -> None:
-        self._leadership: Leadership = leadership_of(app)
+        self._runtime: AppRuntime = runtime_of(app)
         with refusing_clearly():
-            self._leadership.check()
-        self._candidate = BeatCandidate(app, self._leadership)
+            self._runtime.check()
+        self._candidate = BeatCandidate(app, self._runtime)
         self._retries = Retries()
         #: The term for which this scheduler has taken over; ``None``: it must take over first.
         self._led_term: int | None = None
         self._service: Any = None
         # Celery makes one more scheduler, for its banner only. That one must not take part.
-        self._takes_part = not lazy or self._leadership.always_leads()
+        self._takes_part = not lazy or self._runtime.always_leads()
         self._send_as(app, None)
         super().__init__(app, *args, lazy=lazy, **kwargs)  # type: ignore[call-arg]
         if self._takes_part:
@@ -72,7 +72,7 @@ class ElectedScheduler:
 
     def _take_part(self, app: Any) -> None:
         adopt_tasks(app)
-        if self._leadership.task_elections and not installed(app):
+        if self._runtime.task_elections and not installed(app):
             logger.warning(
                 "%s: this app has leader-only tasks but no workers that elect a leader, and they"
                 " will fail: call celery_leader.install(app) where the app is made",
@@ -83,22 +83,22 @@ class ElectedScheduler:
         signals.beat_init.connect(self._on_beat_init)
         cls = type(self)
         self._candidate.start(f"{cls.__module__}.{cls.__qualname__}")
-        self._send_as(app, self._candidate.campaign)
+        self._send_as(app, self._candidate.local)
 
-    def _send_as(self, app: Any, campaign: Campaign | None) -> None:
-        """Make the store, the states and the dispatcher that act in the name of ``campaign``."""
-        fences = campaign is not None and self._leadership.redis.is_broker
+    def _send_as(self, app: Any, candidate: LocalCandidate | None) -> None:
+        """Make the store, the states and the dispatcher that act in the name of ``candidate``."""
+        fences = candidate is not None and self._runtime.redis.is_broker
         buffer = PublishBuffer() if fences else None
         heartbeat = self._candidate.broker_heartbeat
-        self._shared_store = FencedStore(self._leadership, campaign)
-        self._states = SharedStates(self._leadership, self._shared_store)
-        broker = BrokerConnection(app, self._leadership, buffer, heartbeat)
-        self._dispatcher = Dispatcher(app, self._leadership, self._shared_store, broker)
+        self._shared_store = FencedStore(self._runtime, candidate)
+        self._states = SharedStates(self._runtime, self._shared_store)
+        broker = BrokerConnection(app, self._runtime, buffer, heartbeat)
+        self._dispatcher = Dispatcher(app, self._runtime, self._shared_store, broker)
 
     @property
     def info(self) -> str:
         """The line of beat's banner that names the election and its Redis."""
-        return f"    . leader election -> {self._leadership.redis.banner(BEAT)}"
+        return f"    . leader election -> {self._runtime.redis.banner(BEAT)}"
 
     def leading_term(self) -> int | None:
         """The term this beat leads with at this moment, or ``None``; no I/O."""
@@ -191,7 +191,7 @@ class ElectedScheduler:
         """The fixed task id of a message that is sent apart from its claim; ``None``: no need."""
         if self._dispatcher.fences_messages or not self._shared_store.is_shared:
             return None
-        return task_id_of(self._leadership.settings.namespace, name, tick)
+        return task_id_of(self._runtime.settings.namespace, name, tick)
 
     def reserve(self, entry: Any) -> Any:
         """Advance an entry's state; on a follower the entry stays as it is."""
@@ -221,7 +221,7 @@ class ElectedScheduler:
 
     def _warn(self) -> None:
         """Log warnings about the configuration; before this call, logging is not set up."""
-        self._leadership.tell_unknown_settings()
+        self._runtime.tell_unknown_settings()
 
     def _warn_of_unread_rows(self) -> None:
         missed = unread(self.app)

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celery_leader.errors import StoreUnavailable
-from celery_leader.runtime.campaign import Campaign
-from celery_leader.runtime.identity import node_name
-from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.app_runtime import AppRuntime
+from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.log import get_logger
+from celery_leader.runtime.node_names import node_name
 from celery_leader.runtime.settings import BEAT
 from celery_leader.store.client import RedisClient
 from celery_leader.store.schedule_store import (
@@ -57,19 +57,19 @@ class FencedStore:
     Call it again then, with the same arguments.
 
     Args:
-        leadership: the app's part in its elections.
-        campaign: the campaign whose lease fences the writes; ``None`` if this process has none.
+        runtime: the app's part in its elections.
+        candidate: the candidate whose lease fences the writes; ``None`` if this process has none.
     """
 
-    def __init__(self, leadership: Leadership, campaign: Campaign | None) -> None:
-        self._leadership = leadership
-        self._campaign = campaign
+    def __init__(self, runtime: AppRuntime, candidate: LocalCandidate | None) -> None:
+        self._runtime = runtime
+        self._candidate = candidate
         self._client: RedisClient | None = None
         self._store: ScheduleStore | None = None
         self.work = Work()
-        if campaign is not None:
-            self._client = leadership.redis.client_beside()
-            self._store = ScheduleStore(self._run, leadership.redis.keys, BEAT)
+        if candidate is not None:
+            self._client = runtime.redis.client_beside()
+            self._store = ScheduleStore(self._run, runtime.redis.keys, BEAT)
 
     @property
     def is_shared(self) -> bool:
@@ -79,12 +79,12 @@ class FencedStore:
     @property
     def node(self) -> str:
         """The name of this candidate."""
-        return node_name(BEAT) if self._campaign is None else self._campaign.election.holder
+        return node_name(BEAT) if self._candidate is None else self._candidate.election.holder
 
     @property
     def projects_key(self) -> str:
         """The key of the descriptions that tell projects from each other."""
-        return self._leadership.redis.keys.of("projects", BEAT)
+        return self._runtime.redis.keys.of("projects", BEAT)
 
     def load(self) -> Stored:
         """The states of all entries, the descriptions of projects, and the time of Redis."""
@@ -139,11 +139,11 @@ class FencedStore:
         """Whether Redis did what was asked; if the lease was rejected, tell the election."""
         if outcome in AGREED:
             return True
-        assert self._campaign is not None
+        assert self._candidate is not None
         logger.info("%s: dispatch refused, term %d: %s", BEAT, term, outcome.value)
         if outcome is not Outcome.CLAIMED:
             gone = outcome is Outcome.MISSING
-            self._leadership.candidacies.lease_rejected(self._campaign, term, gone=gone)
+            self._runtime.participation.lease_rejected(self._candidate, term, gone=gone)
         return False
 
     def close(self) -> None:
@@ -152,8 +152,8 @@ class FencedStore:
             self._client.close()
 
     def _token(self, term: int) -> FencingToken:
-        assert self._campaign is not None
-        return FencingToken(self._campaign.election.candidacy.nonce, term)
+        assert self._candidate is not None
+        return FencingToken(self._candidate.election.requester.nonce, term)
 
     def _run(self, calls: Calls) -> list[Any]:
         assert self._client is not None

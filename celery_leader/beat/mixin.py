@@ -22,12 +22,12 @@ from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT
 
-from .dispatch import Publish
+from .dispatch import Dispatch, TickMessage
+from .dispatcher import Publish
 from .elected import ElectedScheduler
 from .entry_state import amended, last_run
 from .moments import in_zone_of, timestamp
 from .plan import Tick, anchor
-from .tick import Dispatch, TickMessage
 
 logger = get_logger(__name__)
 

@@ -21,12 +21,12 @@ from celery_leader.runtime.command_line import refusing_clearly
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import CatchUp
 
+from .dispatch import Dispatch, TickMessage
 from .elected import ElectedScheduler
 from .moments import timestamp, utc_text
 from .plan import Plan, catch_up_of, counted_from
 from .planner import EARLY, Planner
 from .retries import LONGEST_PAUSE
-from .tick import Dispatch, TickMessage
 from .timetable import due_of
 
 logger = get_logger(__name__)
@@ -60,7 +60,7 @@ class LeaderScheduler(ElectedScheduler, beat.Scheduler):  # type: ignore[misc]
                     self._given.add(name)
         super().__init__(app, *args, **kwargs)
         with refusing_clearly():
-            settings = self._leadership.settings
+            settings = self._runtime.settings
         # Look ``is_due`` up by its name each time, since tools replace it.
         self._planner = Planner(app, settings, lambda each: self.is_due(each), self.max_interval)
 

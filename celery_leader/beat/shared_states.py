@@ -15,9 +15,9 @@ from collections.abc import Collection, Iterable, Mapping
 from celery.utils import uuid
 
 from celery_leader.errors import StoreUnavailable
+from celery_leader.runtime.app_runtime import AppRuntime
+from celery_leader.runtime.apps import app_identity
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.identity import app_identity
-from celery_leader.runtime.leadership import Leadership
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import DEFAULT_CLOCK_TOLERANCE
 
@@ -38,12 +38,12 @@ class SharedStates:
     ``read`` and ``write`` raise ``StoreUnavailable`` if nobody knows what became of the request.
 
     Args:
-        leadership: the app's part in its elections.
+        runtime: the app's part in its elections.
         store: the shared schedule.
     """
 
-    def __init__(self, leadership: Leadership, store: FencedStore) -> None:
-        self._leadership = leadership
+    def __init__(self, runtime: AppRuntime, store: FencedStore) -> None:
+        self._runtime = runtime
         self._store = store
         self._states: dict[str, str] = {}
         #: This project's id in the shared schedule.
@@ -124,10 +124,10 @@ class SharedStates:
 
     def _tidied(self, term: int, known: set[str]) -> dict[str, str] | None:
         """Read and tidy the states to use; ``None`` if Redis did not agree to a write."""
-        settings = self._leadership.settings
+        settings = self._runtime.settings
         stored = self._store.load()
         self._tidies_at = now() + min(settings.schedule_retention, _TIDY_INTERVAL)
-        app = app_identity(self._leadership.app)
+        app = app_identity(self._runtime.app)
         ownership = Ownership.of(Project.of(app, known), stored.projects, stored.states, uuid()[:8])
         if not self._store.register(term, ownership):
             return None

@@ -29,7 +29,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from .candidacy import Candidacy
 from .changes import Change, Copied, Elected, Followed
 from .lease import (
     Acquire,
@@ -46,6 +45,7 @@ from .lease import (
 from .observed_lease import ObservedLease
 from .own_lease import OwnLease
 from .pace import Pace
+from .requester import Requester
 from .resignation import Resignation
 
 
@@ -63,19 +63,19 @@ class Election:
     stops leading at once, before the store is told. ``reason`` is what the history will say.
 
     Args:
-        candidacy: who the candidate is.
+        requester: who the candidate is, for the store.
         chance: where jitter comes from; a simulator passes a seeded one.
 
     Attributes:
-        candidacy: who the candidate is; makes its requests.
+        requester: who the candidate is; makes its requests.
         observed: what was seen of the lease, and of who leads.
     """
 
-    def __init__(self, candidacy: Candidacy, *, chance: random.Random | None = None) -> None:
-        self.name = candidacy.election
-        self.holder = candidacy.holder
-        self.timing = candidacy.timing
-        self.candidacy = candidacy
+    def __init__(self, requester: Requester, *, chance: random.Random | None = None) -> None:
+        self.name = requester.election
+        self.holder = requester.holder
+        self.timing = requester.timing
+        self.requester = requester
         self.observed = ObservedLease(self.timing)
         self._own = OwnLease(self.name, self.holder)
         self._pace = Pace(self.timing, chance or random.Random())
@@ -137,7 +137,7 @@ class Election:
         self._campaigning = False
         if self._own.term is not None:
             self._give_up(now, successor, reason)
-        elif not self._resignation.due and (self._in_doubt or self.candidacy.attempt):
+        elif not self._resignation.due and (self._in_doubt or self.requester.attempt):
             # An attempt without a reply may have left us a lease that nobody uses. A candidate
             # that was never elected must leave the register too.
             self._resignation = Resignation(
@@ -172,7 +172,7 @@ class Election:
             # news comes after it.
             self.lost_touch(now)
             return
-        ours = self.candidacy.is_meant(news)
+        ours = self.requester.is_meant(news)
         if self.observed.hear_of_leader(news, now) and not ours:
             self._changes.append(Followed(self.name, self.holder, news.term, news.node))
         match news.kind:
@@ -220,17 +220,17 @@ class Election:
         if self._resignation.due:
             if now < self._ask_at:
                 return Wait(self._ask_at)
-            return self.candidacy.release(self._resignation, leaving=not self._campaigning)
+            return self.requester.release(self._resignation, leaving=not self._campaigning)
         if own.term is not None:
             if now < own.renew_at:
                 return Wait(min(own.renew_at, own.valid_until))
-            return self._acquire(now) if own.rewriting else self.candidacy.renew(own.term)
+            return self._acquire(now) if own.rewriting else self.requester.renew(own.term)
         if not self._campaigning:
             return Wait(None)
         return self._acquire(now) if now >= self._ask_at else Wait(self._ask_at)
 
     def _acquire(self, now: float) -> Acquire:
-        return self.candidacy.acquire(self.observed, self._own, now, abstains=self._abstains)
+        return self.requester.acquire(self.observed, self._own, now, abstains=self._abstains)
 
     # -- answers --------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class Election:
         if not isinstance(request, Renew):
             self._own.end_is_told()
         if isinstance(request, Release):
-            self.candidacy.released(request)
+            self.requester.released(request)
             self._resignation.due = False
             # A candidate that stepped down lets the others ask first.
             self._ask_at = now + (self.timing.reservation if self._campaigning else 0.0)
@@ -254,7 +254,7 @@ class Election:
     def _answered(self, request: Acquire | Renew, reply: Reply, sent_at: float, now: float) -> None:
         assert not isinstance(reply, Released), f"{request} was answered {reply}"
         gained = self.observed.clock_gained(reply.server_time, now)
-        self.candidacy.info_is_stored(request, reply.info_stored)
+        self.requester.info_is_stored(request, reply.info_stored)
         match reply:
             case Granted():
                 self._granted(reply, sent_at, now)
@@ -315,9 +315,9 @@ class Election:
     def _refused(self, request: Acquire | Renew, reply: Refused, now: float, gained: float) -> None:
         record, own = reply.record, self._own
         self.observed.move_cursor(record.cursor, reply.server_time)
-        if self.candidacy.is_copied(request, record):
+        if self.requester.is_copied(request, record):
             self._begin_another_life(now)
-        ours = record.life == self.candidacy.life
+        ours = record.life == self.requester.life
         if own.stands_against(record, ours):
             own.write_again(now)
             return
@@ -348,7 +348,7 @@ class Election:
     def _begin_another_life(self, now: float) -> None:
         if self._own.term is not None:
             self._depose("lost", now)
-        self.candidacy.begin_another_life()
+        self.requester.begin_another_life()
         self._changes.append(Copied(self.name, self.holder, self.observed.seen_term))
 
     def _depose(self, reason: str, at: float) -> None:

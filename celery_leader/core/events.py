@@ -96,7 +96,7 @@ class Standing:
         leaderless_seconds: how long altogether nobody was known to lead.
         priority: the candidate's priority.
         eligible: whether it wants the lease.
-        giving_way: whether it keeps the lease only until its running work has ended.
+        giving_way: whether it steps down: it keeps the lease until its running work has ended.
     """
 
     election: str

@@ -112,7 +112,7 @@ class Beliefs:
         if self._shutdown is not None:
             self._shutdown.publish(ALWAYS_TERM, float("inf"))
 
-    # -- of a campaign --------------------------------------------------------
+    # -- of a candidate -------------------------------------------------------
 
     def view_for(self, election: str) -> LeaseView:
         """The place in shared memory of one candidate of ``election``."""

@@ -47,12 +47,12 @@ def log_change(change: Change) -> None:
             )
         case StepDownRequested(reason=reason, successor=successor):
             fields |= {"leader_reason": reason, "leader_successor": successor}
-            text = "%s: to give way, term %d, node %s: %s"
+            text = "%s: to step down, term %d, node %s: %s"
             logger.info(text, election, term, node, _why(reason, successor), extra=fields)
 
 
 def _why(reason: str, successor: str | None) -> str:
-    """Why a leader is to give way, for people."""
+    """Why a leader is to step down, for people."""
     match reason:
         case "outranked":
             return f"{successor} has a higher priority"

@@ -17,11 +17,12 @@ from celery_leader.core.changes import Change, StepDownRequested
 from celery_leader.core.names import check_name, check_node
 from celery_leader.errors import LeaderError, NotLeader
 
-from .campaign import Campaign
+from .app_runtime import runtime_of
+from .apps import celery_app
 from .clock import now
 from .context import ALWAYS_TERM
-from .identity import celery_app, node_name
-from .leadership import leadership_of
+from .local_candidate import LocalCandidate
+from .node_names import node_name
 
 _GLANCE = 0.1  # seconds between looks at a belief that may change without waking this thread
 
@@ -66,13 +67,13 @@ class LeaderElection:
     """
 
     def __init__(self, app: Celery, name: str, *, node: str | None = None) -> None:
-        # Kept here, because the leadership ends with the app and the caller may drop the app.
+        # Kept here, because the runtime ends with the app and the caller may drop the app.
         self._app = celery_app(app, "LeaderElection")
-        self._leadership = leadership_of(self._app)
+        self._runtime = runtime_of(self._app)
         self._name = check_name(name)
         self._named = node is not None
-        self._node = check_node(node) if node else self._leadership.node_names.unused(name)
-        self._campaign: Campaign | None = None
+        self._node = check_node(node) if node else self._runtime.node_names.unused(name)
+        self._candidate: LocalCandidate | None = None
         self._started = False
 
     @property
@@ -87,12 +88,12 @@ class LeaderElection:
 
     def start(self) -> LeaderElection:
         """Campaign from now on, in the background; returns at once."""
-        candidacies = self._leadership.candidacies
-        if self._campaign is None or not candidacies.runs(self._campaign):
-            if self._campaign is not None and not self._named:
-                # In a forked child: the campaign is its parent's, and so is the name.
-                self._node = self._leadership.node_names.unused(self._name)
-            self._campaign = candidacies.enter(self._name, self._node, self._on_change)
+        participation = self._runtime.participation
+        if self._candidate is None or not participation.runs(self._candidate):
+            if self._candidate is not None and not self._named:
+                # In a forked child: the candidate is its parent's, and so is the name.
+                self._node = self._runtime.node_names.unused(self._name)
+            self._candidate = participation.enter(self._name, self._node, self._on_change)
         self._started = True
         return self
 
@@ -103,12 +104,12 @@ class LeaderElection:
         expires by itself. Waits a few seconds at most.
         """
         self._started = False
-        campaign, self._campaign = self._campaign, None
-        if campaign is None:
+        candidate, self._candidate = self._candidate, None
+        if candidate is None:
             return True
-        candidacies = self._leadership.candidacies
-        told = candidacies.resign(campaign, successor).wait(candidacies.farewell_timeout)
-        candidacies.retire(campaign)
+        participation = self._runtime.participation
+        told = participation.resign(candidate, successor).wait(participation.farewell_timeout)
+        participation.retire(candidate)
         return told
 
     def forget(self) -> bool:
@@ -122,7 +123,7 @@ class LeaderElection:
                 or its last lease has not been over for the length of one.
             StoreUnavailable: Redis did not answer.
         """
-        return self._leadership.candidacies.forget(self._name)
+        return self._runtime.participation.forget(self._name)
 
     def is_leader(self) -> bool:
         """Whether this process leads at this moment; no I/O."""
@@ -132,10 +133,10 @@ class LeaderElection:
         """The term this process leads with at this moment, or ``None``; no I/O."""
         if not self._started:
             return None
-        campaign = self._campaign
-        if campaign is None:
-            return self._leadership.beliefs.term(self._name)
-        return campaign.term() if self._is_ours(campaign) else None
+        candidate = self._candidate
+        if candidate is None:
+            return self._runtime.beliefs.term(self._name)
+        return candidate.term() if self._is_ours(candidate) else None
 
     def check(self) -> int:
         """The term this process leads with.
@@ -154,12 +155,12 @@ class LeaderElection:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        staged = self._leadership.beliefs.is_staged(self._name)
-        if staged or self._leadership.always_leads():
+        staged = self._runtime.beliefs.is_staged(self._name)
+        if staged or self._runtime.always_leads():
             moment = datetime.datetime.now(datetime.timezone.utc)
-            term = self._leadership.beliefs.term(self._name) if staged else ALWAYS_TERM
+            term = self._runtime.beliefs.term(self._name) if staged else ALWAYS_TERM
             return Leader(node_name(self._name), term, float("inf"), moment) if term else None
-        with self._leadership.redis.session() as session:
+        with self._runtime.redis.session() as session:
             record = session.store.read(self._name)
         if record is None or not record.led:
             return None
@@ -172,29 +173,29 @@ class LeaderElection:
         Raises:
             LeaderError: the election was not started in this process.
         """
-        campaign = self._campaign
-        forked = campaign is not None and not self._is_ours(campaign)
+        candidate = self._candidate
+        forked = candidate is not None and not self._is_ours(candidate)
         if not self._started or forked:
             raise LeaderError(f"start() the election {self._name!r} before waiting to lead it")
         deadline = float("inf") if timeout is None else now() + timeout
         while not self.is_leader():
-            if now() >= deadline or self._campaign is None:
+            if now() >= deadline or self._candidate is None:
                 return False
             # Set and not leading: this process was paused, or is a forked child of it.
-            led = threading.Event() if self._campaign.led.is_set() else self._campaign.led
+            led = threading.Event() if self._candidate.led.is_set() else self._candidate.led
             led.wait(min(_GLANCE, deadline - now()))
         return True
 
     def _on_change(self, change: Change) -> None:
         # The caller does the leader's work and asks before each act. Nothing here could wait for
         # that work to end.
-        if isinstance(change, StepDownRequested) and self._campaign is not None:
-            self._leadership.candidacies.step_down(self._campaign, change.successor, change.reason)
+        if isinstance(change, StepDownRequested) and self._candidate is not None:
+            self._runtime.participation.step_down(self._candidate, change.successor, change.reason)
 
-    def _is_ours(self, campaign: Campaign) -> bool:
-        """Whether this process runs ``campaign``, or the worker of this pool process does."""
-        runs = self._leadership.candidacies.runs(campaign)
-        return runs or self._leadership.beliefs.inherits(self._name, campaign.view)
+    def _is_ours(self, candidate: LocalCandidate) -> bool:
+        """Whether this process runs ``candidate``, or the worker of this pool process does."""
+        runs = self._runtime.participation.runs(candidate)
+        return runs or self._runtime.beliefs.inherits(self._name, candidate.view)
 
     def __enter__(self) -> LeaderElection:
         return self.start()

@@ -17,25 +17,25 @@ from celery_leader.core.events import Standing
 from celery_leader.core.names import printable
 from celery_leader.errors import LeaderError
 
-from .leadership import Leadership, leadership_of
+from .app_runtime import AppRuntime, runtime_of
 from .settings import WORKER
 
 Handler = Callable[..., dict[str, Any]]
 
 
-def standings(leadership: Leadership) -> dict[str, dict[str, Any]]:
+def standings(runtime: AppRuntime) -> dict[str, dict[str, Any]]:
     """This node's state in each of its elections, as plain values."""
-    return {each.election: _plain(each) for each in leadership.candidacies.standings()}
+    return {each.election: _plain(each) for each in runtime.participation.standings()}
 
 
 def leader(state: Any, **_: Any) -> dict[str, Any]:
     """Show the state of each node in its leader elections."""
-    return standings(leadership_of(state.app))
+    return standings(runtime_of(state.app))
 
 
 def leader_resign(state: Any, election: str = WORKER, **_: Any) -> dict[str, Any]:
     """Have the leader give up its lease when its leader-only tasks have ended."""
-    return _order(leadership_of(state.app), election, None)
+    return _order(runtime_of(state.app), election, None)
 
 
 def leader_transfer(
@@ -44,7 +44,7 @@ def leader_transfer(
     """Have the leader give its lease to NODE when its leader-only tasks have ended."""
     if not node:
         return {"error": "name the node that is to lead: leader_transfer NODE [ELECTION]"}
-    return _order(leadership_of(state.app), election, node)
+    return _order(runtime_of(state.app), election, node)
 
 
 #: The commands that a node answers, by name.
@@ -68,12 +68,12 @@ def register() -> None:
     )(leader_transfer)
 
 
-def _order(leadership: Leadership, election: str, successor: str | None) -> dict[str, Any]:
+def _order(runtime: AppRuntime, election: str, successor: str | None) -> dict[str, Any]:
     try:
-        if leadership.always_leads() or leadership.beliefs.term(election) is None:
+        if runtime.always_leads() or runtime.beliefs.term(election) is None:
             return {"ok": f"does not lead {election}"}
         # Nothing here may wait for the next leader: it would hold up the worker's event loop.
-        order = leadership.orders.hand_over(election, successor, timeout=0)
+        order = runtime.orders.hand_over(election, successor, timeout=0)
     except LeaderError as exc:
         # Celery's command line prints it as it is.
         return {"error": printable(str(exc))}

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 from celery_leader.compat.celery import worker_pid
 from celery_leader.compat.kombu import detect_environment
 from celery_leader.errors import NotLeader
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.leadership import leadership_of
 
 from .admission import NotLeading
 from .bodies import term_here
@@ -42,18 +42,18 @@ def aborted_when_deposed(task: Any, run: Callable[..., T], election: str) -> Cal
 
     @functools.wraps(run)
     def watched(*args: Any, **kwargs: Any) -> T:
-        leadership = leadership_of(task.app)
-        if task.request.called_directly or task.request.is_eager or leadership.always_leads():
+        runtime = runtime_of(task.app)
+        if task.request.called_directly or task.request.is_eager or runtime.always_leads():
             return run(*args, **kwargs)
         if detect_environment() != "default":  # greenlets: the worker has logged a warning
             return run(*args, **kwargs)
-        term = term_here(leadership, election)
+        term = term_here(runtime, election)
         if term is None:
             raise NotLeading(f"{election} is not led here")
         with stopped_when_lost(
-            lambda: leadership.beliefs.valid_until(election, term),
+            lambda: runtime.beliefs.valid_until(election, term),
             f"{election}: deposed, term {term}, while {task.name} ran",
-            spare=leadership.settings.timing.margin / 2,
+            spare=runtime.settings.timing.margin / 2,
             process_is_ours=worker_pid() is not None,
         ):
             return run(*args, **kwargs)

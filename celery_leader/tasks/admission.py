@@ -12,7 +12,7 @@ from celery import Celery
 from celery.exceptions import Ignore
 
 from celery_leader.errors import LeaderError
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 
 from .routing import installed
 
@@ -30,13 +30,13 @@ class Admission:
 
     Attributes:
         leads: this process, or the worker it belongs to, leads the election.
-        gives_way: this worker gives the lease up as soon as no leader-only body runs here.
+        steps_down: this worker gives the lease up as soon as no leader-only body runs here.
             Pool processes do not know it.
         shuts_down: this worker is shutting down.
     """
 
     leads: bool
-    gives_way: bool
+    steps_down: bool
     shuts_down: bool
 
     @property
@@ -46,13 +46,13 @@ class Admission:
         Also during a shutdown. A message that waits then goes back to the front of its queue,
         in order.
         """
-        return self.leads and not self.gives_way
+        return self.leads and not self.steps_down
 
     @property
     def starts(self) -> bool:
         """Whether a body may start here.
 
-        Also while the worker gives way. It keeps the lease until the bodies in its pool have
+        Also while the worker steps down. It keeps the lease until the bodies in its pool have
         ended.
         """
         return self.leads and not self.shuts_down
@@ -66,25 +66,25 @@ class Admission:
     def skips(self) -> bool:
         """Whether a refused message may be skipped, if its task asks for that.
 
-        A worker that shuts down or gives way hands the message over instead: it is no follower
+        A worker that shuts down or steps down hands the message over instead: it is no follower
         that received a stray message.
         """
-        return not self.gives_way and not self.shuts_down
+        return not self.steps_down and not self.shuts_down
 
 
-_NOT_HERE = Admission(leads=False, gives_way=False, shuts_down=False)
+_NOT_HERE = Admission(leads=False, steps_down=False, shuts_down=False)
 
 
 def admission(app: Celery, election: str) -> Admission:
     """What this process may do with leader-only messages of ``election`` now; no I/O."""
     if not installed(app):
         return _NOT_HERE
-    leadership = leadership_of(app)
+    runtime = runtime_of(app)
     try:
-        leads = leadership.beliefs.term(election) is not None
+        leads = runtime.beliefs.term(election) is not None
     except LeaderError:  # no worker starts with such settings, but apply() may be called
         return _NOT_HERE
     # After the term: asking for it tells a pool process which worker's shutdown to look at.
     return Admission(
-        leads, election in leadership.candidacies.giving_way, leadership.beliefs.shutting_down
+        leads, election in runtime.participation.stepping_down, runtime.beliefs.shutting_down
     )

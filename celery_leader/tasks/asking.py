@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from celery_leader.compat.celery import current_app
 from celery_leader.errors import NotLeader
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.settings import WORKER
 
 from .bodies import running_body, term_here
@@ -23,7 +23,7 @@ def current_term(election: str = WORKER) -> int | None:
     Raises:
         LeaderError: the current app knows no such election.
     """
-    return term_here(leadership_of(current_app()), election)
+    return term_here(runtime_of(current_app()), election)
 
 
 def is_leader(election: str = WORKER) -> bool:
@@ -53,8 +53,8 @@ def check_leader(election: str = WORKER) -> int:
 
 
 def _why_not(election: str) -> str:
-    leadership = leadership_of(current_app())
-    body, term = running_body(leadership, election), leadership.beliefs.term(election)
+    runtime = runtime_of(current_app())
+    body, term = running_body(runtime, election), runtime.beliefs.term(election)
     if body is None or body.term is None or term is None:
         return f"this process does not lead {election!r}"
     return (

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from celery_leader.errors import LeaderError
-from celery_leader.runtime.leadership import Leadership, leadership_of
+from celery_leader.runtime.app_runtime import AppRuntime, runtime_of
 
 from .marks import options_for
 
@@ -24,15 +24,15 @@ class Body:
     """One run of a leader-only body.
 
     Args:
-        leadership: of the task's app; another app may have an election of the same name.
+        runtime: of the task's app; another app may have an election of the same name.
         election: the election whose leader runs the body.
         term: the term it began with; ``None`` where this process did not lead.
     """
 
-    __slots__ = ("election", "leadership", "runs", "term")
+    __slots__ = ("election", "runs", "runtime", "term")
 
-    def __init__(self, leadership: Leadership, election: str, term: int | None) -> None:
-        self.leadership = leadership
+    def __init__(self, runtime: AppRuntime, election: str, term: int | None) -> None:
+        self.runtime = runtime
         self.election = election
         self.term = term
         self.runs = True
@@ -52,15 +52,15 @@ class Body:
 _bodies: contextvars.ContextVar[tuple[Body, ...]] = contextvars.ContextVar("bodies", default=())
 
 
-def running_body(leadership: Leadership, election: str) -> Body | None:
+def running_body(runtime: AppRuntime, election: str) -> Body | None:
     """The leader-only body of ``election`` that runs here; of several, the outermost."""
     for body in _bodies.get():
-        if body.election == election and body.leadership is leadership and body.runs:
+        if body.election == election and body.runtime is runtime and body.runs:
             return body
     return None
 
 
-def term_here(leadership: Leadership, election: str) -> int | None:
+def term_here(runtime: AppRuntime, election: str) -> int | None:
     """The term with which this process leads ``election`` now, or ``None``.
 
     Inside a body of ``election``: the term that the body began with, and ``None`` once that term
@@ -69,8 +69,8 @@ def term_here(leadership: Leadership, election: str) -> int | None:
     Raises:
         LeaderError: the app knows no such election.
     """
-    term = leadership.beliefs.term(election)
-    body = running_body(leadership, election)
+    term = runtime.beliefs.term(election)
+    body = running_body(runtime, election)
     return term if body is None or body.term == term else None
 
 
@@ -82,11 +82,11 @@ def as_body(task: Any, run: Callable[..., T]) -> Callable[..., T]:
         options = options_for(task, args, kwargs)
         if options is None:  # a map of an ordinary task
             return run(*args, **kwargs)
-        leadership = leadership_of(task.app)
+        runtime = runtime_of(task.app)
         try:
-            term = term_here(leadership, options.election)
+            term = term_here(runtime, options.election)
         except LeaderError:  # called where no worker could start
             return run(*args, **kwargs)
-        return Body(leadership, options.election, term).run(lambda: run(*args, **kwargs))
+        return Body(runtime, options.election, term).run(lambda: run(*args, **kwargs))
 
     return body

@@ -16,8 +16,8 @@ from celery.local import PromiseProxy, Proxy
 
 from celery_leader.compat.celery import on_every_finalized_app, task_named, unproxied
 from celery_leader.errors import LeaderError
-from celery_leader.runtime.identity import current
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
+from celery_leader.runtime.apps import current
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import WORKER
 
@@ -148,7 +148,7 @@ def _mark_task(task: Any, options: LeaderOnly) -> None:
 
 
 def _adopt(task: Any, options: LeaderOnly) -> None:
-    leadership_of(task.app).task_elections.add(options.election)
+    runtime_of(task.app).task_elections.add(options.election)
     if options.on_deposed == "abort":
         abort_when_deposed(task, options.election)
     guard(task)
@@ -186,7 +186,7 @@ def _report_missing_install(instance: Any, **_: Any) -> None:
     """Log at a worker's start that its leader-only tasks will fail, before each of them does."""
     app = instance.app
     adopt_tasks(app)
-    if not leadership_of(app).task_elections or installed(app):
+    if not runtime_of(app).task_elections or installed(app):
         return
     names = sorted(name for name, task in app.tasks.items() if options_of(task) is not None)
     logger.error(

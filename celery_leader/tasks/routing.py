@@ -15,7 +15,7 @@ from kombu.common import maybe_declare
 
 from celery_leader.compat.celery import add_last_route, task_named
 from celery_leader.compat.kombu import CELERY_DELAYED_DELIVERY_EXCHANGE
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.settings import BEAT
 
 from .marks import MAPS, mapped_name, options_of
@@ -23,7 +23,7 @@ from .marks import MAPS, mapped_name, options_of
 
 def leader_queue(app: Celery, election: str) -> Queue:
     """The leader queue of ``election``: from ``task_queues``, or made as Celery makes a new one."""
-    name = leadership_of(app).queue(election)
+    name = runtime_of(app).queue(election)
     queues = app.amqp.queues
     if name in queues:
         return queues[name]
@@ -37,7 +37,7 @@ def leader_queue(app: Celery, election: str) -> Queue:
 
 def leader_queues(app: Celery) -> list[Queue]:
     """The leader queues of all elections that run tasks."""
-    return [leader_queue(app, name) for name in sorted(leadership_of(app).elections() - {BEAT})]
+    return [leader_queue(app, name) for name in sorted(runtime_of(app).elections() - {BEAT})]
 
 
 class DelayedQueue(Queue):  # type: ignore[misc]

@@ -18,8 +18,8 @@ from redis.exceptions import AuthenticationError, ResponseError
 
 from celery_leader.core.watchdog import BrokerHeartbeat
 from celery_leader.errors import StoreUnavailable
+from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.leadership import Leadership
 from celery_leader.runtime.lease_source import LeaseSource, reach
 from celery_leader.runtime.log import get_logger
 from celery_leader.store.client import RedisClient
@@ -33,10 +33,10 @@ _ASKABLE = ("amqp", "redis")
 _LEAST_BESIDE_RENEWALS = 10.0
 
 
-def link_of(leadership: Leadership) -> WorkerLink:
+def link_of(runtime: AppRuntime) -> WorkerLink:
     """The link of this app's worker."""
-    timing = leadership.settings.timing
-    if leadership.redis.is_consumed_broker:
+    timing = runtime.settings.timing
+    if runtime.redis.is_consumed_broker:
         # An outage ends the lease anyway, and Celery may take longer to connect again.
         heartbeat = BrokerHeartbeat(timing.lease_duration, _LEAST_BESIDE_RENEWALS)
         return WorkerLink(heartbeat, None, lambda: False)
@@ -44,7 +44,7 @@ def link_of(leadership: Leadership) -> WorkerLink:
     def needed() -> bool:
         # Followers need no second connection, unless they wait for an answer.
         return heartbeat.awaited or any(
-            each.term is not None for each in leadership.candidacies.standings()
+            each.term is not None for each in runtime.participation.standings()
         )
 
     heartbeat = BrokerHeartbeat(timing.lease_duration)

@@ -20,8 +20,8 @@ from celery_leader.core.changes import Change, Deposed, StepDownRequested
 from celery_leader.core.events import Event
 from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime import remote_control
+from celery_leader.runtime.app_runtime import AppRuntime, runtime_of
 from celery_leader.runtime.command_line import refusing_clearly
-from celery_leader.runtime.leadership import Leadership, leadership_of
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT, WORKER, check_elections, check_priority
 from celery_leader.tasks.leader_only import adopt_tasks
@@ -59,27 +59,27 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(c, **kwargs)
         remote_control.register()
         adopt_tasks(c.app)
-        self._leadership = leadership = leadership_of(c.app)
+        self._runtime = runtime = runtime_of(c.app)
         with refusing_clearly():
-            leadership.check()
-            leadership.tell_unknown_settings()
+            runtime.check()
+            runtime.tell_unknown_settings()
             serve_metrics(c.app)
-            eligible = _elections_of(leadership, elections)
+            eligible = _elections_of(runtime, elections)
             if leader_priority is not None:
                 check_priority(leader_priority, "--leader-priority")
         self._priority = leader_priority
         self._eligible = [] if no_candidate else eligible
         # Before the pool starts, so that its processes can read the beliefs.
         if not forks(c.controller):
-            leadership.beliefs.publish_address()
-        leadership.beliefs.reserve(self._eligible)
+            runtime.beliefs.publish_address()
+        runtime.beliefs.reserve(self._eligible)
         self._state = state = worker_state(c.app)
-        self._loop = EventLoop(c, leadership, self._look_around)
-        self._link = link_of(leadership)
+        self._loop = EventLoop(c, runtime, self._look_around)
+        self._link = link_of(runtime)
         self._events = WorkerEvents()
-        self._queues = LeaderQueues(leadership, self._eligible, state)
-        self._resigning = Resigning(leadership, state, self._queues.consumes)
-        self._campaigns_begun = False
+        self._queues = LeaderQueues(runtime, self._eligible, state)
+        self._resigning = Resigning(runtime, state, self._queues.consumes)
+        self._takes_part = False
         if self._eligible and getattr(c.pool, "is_green", False):
             _warn_of_bodies_that_cannot_be_aborted(c.app)
 
@@ -88,15 +88,15 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, c: Any) -> None:
         """The worker is connected, for the first time or again."""
         self._state.consumer, self._state.wake = c, self._loop.wake
-        keep_unknown_tasks(c, self._leadership)
+        keep_unknown_tasks(c, self._runtime)
         # The broker delivers these messages of the last connection again.
         self._state.waiting.clear()
         self._queues.connected(c)
-        self._leadership.candidacies.follow(c.connection)
+        self._runtime.participation.follow(c.connection)
         self._link.connected(c)
-        if not self._campaigns_begun:
-            self._campaigns_begun = True
-            self._begin_campaigns(c)
+        if not self._takes_part:
+            self._takes_part = True
+            self._take_part(c)
         # With an event loop this waits until the loop begins. RabbitMQ delivers at once, and a
         # message that comes while a later step waits for an answer would find no callback and
         # end the worker.
@@ -104,22 +104,22 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             c.call_soon(self._queues.update)
         self._events.send(c)
 
-    def _begin_campaigns(self, c: Any) -> None:
-        self._leadership.observers.add(self._on_event)
+    def _take_part(self, c: Any) -> None:
+        self._runtime.observers.add(self._on_event)
         requirements = [r for r in (self._loop.heartbeat, self._link.heartbeat) if r is not None]
         for election in self._eligible:
             listener = functools.partial(self._on_change, election)
-            campaign = self._leadership.candidacies.enter(
+            candidate = self._runtime.participation.enter(
                 election, c.hostname, listener, self._priority, requirements, role="worker"
             )
-            if campaign is not None:
-                self._resigning.campaigns[election] = campaign
+            if candidate is not None:
+                self._resigning.candidates[election] = candidate
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
         """The event loop begins."""
         self._loop.begins(hub)
         self._queues.update()
-        if not self._leadership.beliefs.shutting_down:
+        if not self._runtime.beliefs.shutting_down:
             self._loop.watch(hub)
 
     def stop(self, c: Any) -> None:
@@ -131,7 +131,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """A shutdown begins: start nothing new, keep each lease while a body needs it."""
         self._loop.excuse()
         self._link.end()
-        self._leadership.beliefs.announce_shutdown()
+        self._runtime.beliefs.announce_shutdown()
         self._queues.stop()
         give_back_next(self._state, self._eligible)
         self._resigning.resign_when_idle()
@@ -141,7 +141,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def shutdown(self, c: Any) -> None:
         """The pool has drained: give everything up."""
         self._resigning.end()
-        if not self._leadership.candidacies.resign_all():
+        if not self._runtime.participation.resign_all():
             logger.warning("the lease could not be given up in time; it will expire")
         hand_over_kept(self._state)
         self._state.skipped.finish(_LAST_RESULTS)
@@ -153,22 +153,22 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def info(self, c: Any) -> dict[str, Any]:
         """What ``celery inspect stats`` says of this worker's elections."""
-        standings = remote_control.standings(self._leadership)
+        standings = remote_control.standings(self._runtime)
         return {"leader": standings, "leader_unstored_skips": len(self._state.skipped)}
 
     # -- from the election thread ---------------------------------------------------------
 
     def _on_change(self, election: str, change: Change) -> None:
-        giving_way = self._leadership.candidacies.giving_way
+        stepping_down = self._runtime.participation.stepping_down
         match change:
-            case StepDownRequested() if not self._leadership.beliefs.shutting_down:
-                begun = election in giving_way
-                giving_way[election] = change
+            case StepDownRequested() if not self._runtime.beliefs.shutting_down:
+                begun = election in stepping_down
+                stepping_down[election] = change
                 if begun:
                     return  # only the successor or the reason has changed
                 self._resigning.step_down_when_idle(election)
             case Deposed():
-                giving_way.pop(election, None)
+                stepping_down.pop(election, None)
         self._loop.wake()
         self._queues.interrupt_pop()
 
@@ -183,21 +183,21 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._events.send(self._state.consumer)
 
 
-def _elections_of(leadership: Leadership, option: str | None) -> list[str]:
+def _elections_of(runtime: AppRuntime, option: str | None) -> list[str]:
     """The elections that this worker takes part in; ``option`` is what ``--elections`` says."""
-    settings = leadership.settings
+    settings = runtime.settings
     named = settings.elections
     if option is not None:
         named = check_elections(filter(None, option.split(",")), "--elections")
-        _warn_of_new_elections(named, leadership)
+        _warn_of_new_elections(named, runtime)
     if not settings.candidate:
         return []
-    return sorted({WORKER, *leadership.task_elections} if named is None else {*named})
+    return sorted({WORKER, *runtime.task_elections} if named is None else {*named})
 
 
-def _warn_of_new_elections(named: Iterable[str], leadership: Leadership) -> None:
+def _warn_of_new_elections(named: Iterable[str], runtime: AppRuntime) -> None:
     """Warn of elections that no task and no setting names: they may be misspelt."""
-    known = leadership.elections() - {BEAT}
+    known = runtime.elections() - {BEAT}
     for name in named:
         if name in known:
             continue

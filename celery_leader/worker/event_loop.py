@@ -8,8 +8,8 @@ from typing import Any
 
 from celery_leader.compat.celery_worker import SoloPool
 from celery_leader.core.watchdog import Heartbeat
+from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.leadership import Leadership
 from celery_leader.runtime.wake_pipe import WakePipe
 
 
@@ -18,17 +18,17 @@ class EventLoop:
 
     Args:
         c: Celery's consumer.
-        leadership: makes the heartbeat that tells its watchdog that the loop moves.
+        runtime: makes the heartbeat that tells its watchdog that the loop moves.
         act: called in the loop after each ``wake``.
     """
 
-    def __init__(self, c: Any, leadership: Leadership, act: Callable[[], None]) -> None:
+    def __init__(self, c: Any, runtime: AppRuntime, act: Callable[[], None]) -> None:
         self._c = c
         self._act = act
         self._pipe = WakePipe()
         self._timer: Any = None
         #: Beats while the loop moves; ``None`` where a leader can work without a moving loop.
-        self.heartbeat = leadership.new_heartbeat("the event loop") if _has_loop(c) else None
+        self.heartbeat = runtime.new_heartbeat("the event loop") if _has_loop(c) else None
 
     def wake(self) -> None:
         """Have the loop call ``act`` soon; from any thread.

@@ -1,4 +1,4 @@
-"""Gives back the messages whose body has not begun, when the worker shuts down or gives way.
+"""Gives back the messages whose body has not begun, when the worker shuts down or steps down.
 
 A message that came from its leader queue goes back to the front of that queue, in order. A
 message that came by another queue is handed over. A message that cannot be given back stays
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from celery_leader.compat.celery_worker import active_requests, is_in_pool
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.log import get_logger
 from celery_leader.tasks.marks import options_for
 from celery_leader.tasks.routing import leader_queue
@@ -65,7 +65,7 @@ def _waiting(state: WorkerState, elections: Collection[str]) -> list[LeaderOnlyR
 
 def _came_from_its_queue(request: LeaderOnlyRequest) -> bool:
     assert request.election is not None
-    return key_of(request.message) == leadership_of(request.app).queue(request.election)
+    return key_of(request.message) == runtime_of(request.app).queue(request.election)
 
 
 def _put_in_front(waiting: Sequence[LeaderOnlyRequest]) -> None:

@@ -21,7 +21,7 @@ from kombu import Producer, Queue
 
 from celery_leader.compat.kombu import MAX_NUMBER_OF_BITS_TO_USE
 from celery_leader.core.events import Forwarded
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.log import get_logger
 from celery_leader.tasks.routing import leader_queue
 
@@ -126,7 +126,7 @@ def _pass_on(stray: Stray, producer: Producer | None = None) -> None:
         "%s: %s[%s] handed to %s, not leading", stray.election, stray.task, task_id, queue.name
     )
     node = getattr(worker_state(stray.app).consumer, "hostname", "")
-    leadership_of(stray.app).observers.tell(
+    runtime_of(stray.app).observers.tell(
         Forwarded(stray.election, node, stray.task, task_id, queue.name)
     )
 

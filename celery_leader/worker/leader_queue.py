@@ -11,7 +11,7 @@ from typing import Any
 
 from kombu.common import ignore_errors, maybe_declare
 
-from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.log import get_logger
 from celery_leader.tasks.admission import admission
 from celery_leader.tasks.routing import leader_queue, leader_queues
@@ -27,23 +27,23 @@ class LeaderQueues:
     """The leader queues from which one worker consumes.
 
     Args:
-        leadership: the leadership of the worker's app.
+        runtime: the runtime of the worker's app.
         eligible: the elections in which the worker takes part.
         state: the state of the worker.
     """
 
-    def __init__(self, leadership: Leadership, eligible: Sequence[str], state: WorkerState) -> None:
-        self._leadership = leadership
+    def __init__(self, runtime: AppRuntime, eligible: Sequence[str], state: WorkerState) -> None:
+        self._runtime = runtime
         self._eligible = eligible
         self._state = state
         self._nudge: Nudge | None = None
         self._stopped = False
         # Celery must know the leader queues for what it does with all queues of an app, but must
         # not consume them by itself: ``_begin`` adds them to a leader's task consumer.
-        queues = leadership.app.amqp.queues
-        for queue in leader_queues(leadership.app):
+        queues = runtime.app.amqp.queues
+        for queue in leader_queues(runtime.app):
             queues.add(queue)
-        queues.deselect([leadership.queue(name) for name in leadership.elections()])
+        queues.deselect([runtime.queue(name) for name in runtime.elections()])
 
     def connected(self, c: Any) -> None:
         """Prepare the worker's new connection."""
@@ -54,14 +54,14 @@ class LeaderQueues:
             for queue in leader_queues(c.app):
                 maybe_declare(queue, c.task_consumer.channel)
         if self._eligible:
-            self._nudge = nudge_of(c, self._leadership.settings.namespace)
+            self._nudge = nudge_of(c, self._runtime.settings.namespace)
 
     def update(self) -> None:
         """Consume the leader queues of the led elections, no others; in the worker's thread."""
         if self._state.task_consumer is None:
             return
         for election in self._eligible:
-            wanted = not self._stopped and admission(self._leadership.app, election).takes
+            wanted = not self._stopped and admission(self._runtime.app, election).takes
             if wanted != self.consumes(election):
                 (self._begin if wanted else self._end)(election)
 
@@ -71,11 +71,11 @@ class LeaderQueues:
         Celery's consumer is asked, since remote control and the message guard change it too.
         """
         task_consumer = self._state.task_consumer
-        queue = self._leadership.queue(election)
+        queue = self._runtime.queue(election)
         return task_consumer is not None and bool(task_consumer.consuming_from(queue))
 
     def _begin(self, election: str) -> None:
-        queue = leader_queue(self._leadership.app, election)
+        queue = leader_queue(self._runtime.app, election)
         self._state.task_consumer.add_queue(queue)
         self._state.task_consumer.consume()
         logger.info("%s: consuming from %s", election, queue.name)
@@ -83,9 +83,9 @@ class LeaderQueues:
             self._nudge.send()
 
     def _end(self, election: str) -> None:
-        queue = self._leadership.queue(election)
+        queue = self._runtime.queue(election)
         self._state.task_consumer.cancel_by_queue(queue)
-        if election in self._leadership.candidacies.giving_way:
+        if election in self._runtime.participation.stepping_down:
             give_back_all(self._state, [election])
         logger.info("%s: no longer consuming from %s", election, queue)
 

@@ -19,7 +19,7 @@ from celery.exceptions import TaskRevokedError
 from celery.utils.imports import instantiate, symbol_by_name
 
 from celery_leader.compat.celery_worker import EXECUTE, Request, hybrid_to_proto2, task_ready
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.log import get_logger
 from celery_leader.tasks.admission import NotLeading, admission
 from celery_leader.tasks.marks import options_for, options_of
@@ -50,8 +50,8 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
         here = admission(app, options.election)
         if here.takes:
             return admit(message, body, ack, reject, callbacks)
-        if not here.gives_way:
-            _leave_queue_to_leader(consumer, leadership_of(app).queue(options.election))
+        if not here.steps_down:
+            _leave_queue_to_leader(consumer, runtime_of(app).queue(options.election))
         acknowledge = functools.partial(ack, logger, consumer.connection_errors)
         if options.on_follower == "skip" and here.skips:
             request = _request_of(task, consumer, message, ack, reject)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from celery_leader.runtime.campaign import Campaign
-from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.app_runtime import AppRuntime
+from celery_leader.runtime.local_candidate import LocalCandidate
 
 from .giving_back import running_elections
 from .state import WorkerState
@@ -20,16 +20,16 @@ class Resigning:
     It looks again and again: Celery has no hook for every end of a body while a pool drains.
 
     Args:
-        leadership: the leadership of the worker's app.
+        runtime: the runtime of the worker's app.
         state: the state of the worker.
         consumes: whether the worker still consumes from an election's leader queue.
     """
 
     def __init__(
-        self, leadership: Leadership, state: WorkerState, consumes: Callable[[str], bool]
+        self, runtime: AppRuntime, state: WorkerState, consumes: Callable[[str], bool]
     ) -> None:
-        self.campaigns: dict[str, Campaign] = {}
-        self._leadership = leadership
+        self.candidates: dict[str, LocalCandidate] = {}
+        self._runtime = runtime
         self._state = state
         self._consumes = consumes
         self._ended = threading.Event()
@@ -43,7 +43,7 @@ class Resigning:
         threading.Thread(
             target=self._step_down,
             args=(election,),
-            name=f"leader-gives-way-{election}",
+            name=f"leader-steps-down-{election}",
             daemon=True,
         ).start()
 
@@ -52,21 +52,21 @@ class Resigning:
         self._ended.set()
 
     def _resign(self) -> None:
-        kept = dict(self.campaigns)
+        kept = dict(self.candidates)
         while kept:
             running = running_elections(self._state)
-            needed = {name for name in running if self._leadership.beliefs.term(name)}
+            needed = {name for name in running if self._runtime.beliefs.term(name)}
             for name in kept.keys() - needed:
-                self._leadership.candidacies.resign(kept.pop(name))
+                self._runtime.participation.resign(kept.pop(name))
             if self._ended.wait(_GLANCE):
                 return
 
     def _step_down(self, election: str) -> None:
         while not self._ended.wait(_GLANCE):
-            order = self._leadership.candidacies.giving_way.get(election)
+            order = self._runtime.participation.stepping_down.get(election)
             if order is None:
                 return
             if not self._consumes(election) and election not in running_elections(self._state):
-                campaign = self.campaigns[election]
-                self._leadership.candidacies.step_down(campaign, order.successor, order.reason)
+                candidate = self.candidates[election]
+                self._runtime.participation.step_down(candidate, order.successor, order.reason)
                 return

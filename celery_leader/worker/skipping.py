@@ -20,7 +20,7 @@ from celery.app.task import Context
 
 from celery_leader.compat.celery_worker import Request, context_of
 from celery_leader.core.events import Skipped
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.log import get_logger
 from celery_leader.tasks.skipped import TaskSkipped, store_skipped
 
@@ -67,7 +67,7 @@ def _report(election: str, request: Request, settle: Callable[[], None]) -> None
     how = {"terminated": False, "signum": None, "expired": False}
     request.send_event("task-revoked", **how)
     signals.task_revoked.send(sender=task, request=context_of(request), **how)
-    leadership_of(task.app).observers.tell(
+    runtime_of(task.app).observers.tell(
         Skipped(election, request.hostname, task.name, request.id, "receiver")
     )
     settle()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_leader.compat.celery_worker import keep_unknown
-from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.log import get_logger
 
 from .handing_over import Stray, hand_over_later, key_of
@@ -18,13 +18,13 @@ from .handing_over import Stray, hand_over_later, key_of
 logger = get_logger(__name__)
 
 
-def keep_unknown_tasks(c: Any, leadership: Leadership) -> None:
+def keep_unknown_tasks(c: Any, runtime: AppRuntime) -> None:
     """Have consumer ``c`` put unknown tasks from a leader queue back into it."""
     told: set[str] = set()
 
     def handle(stock: Callable[[], Any], message: Any) -> Any:
         name, queue = message.headers.get("task"), key_of(message)
-        elections = {leadership.queue(election): election for election in leadership.elections()}
+        elections = {runtime.queue(election): election for election in runtime.elections()}
         if name is None or queue not in elections:
             return stock()
         if name not in told:

@@ -112,7 +112,7 @@ def test_a_beat_whose_clock_is_off_does_not_lead_and_says_so_until_it_is_right(
 
 
 @pytest.mark.parametrize("speed", [1.0, 200.0], ids=["set", "too fast"])
-def test_a_leader_whose_clock_goes_wrong_sends_nothing_more_and_gives_way(
+def test_a_leader_whose_clock_goes_wrong_sends_nothing_more_and_gives_its_lease_up(
     new_fleet: NewFleet, clock: Clock, speed: float
 ) -> None:
     fleet = new_fleet(schedule=OFTEN)

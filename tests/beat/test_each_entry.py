@@ -22,6 +22,6 @@ def test_what_is_due_after_a_beat_has_stopped_leading_is_not_sent(
     bench.clock.advance(10)
     scheduler = beat.scheduler
     scheduler.apply_async(scheduler.schedule["first"])
-    scheduler._candidate.campaign.view.withdraw()
+    scheduler._candidate.local.view.withdraw()
     scheduler.apply_async(scheduler.schedule["second"])
     assert [message["headers"]["task"] for message in bench.messages()] == ["bench.first"]

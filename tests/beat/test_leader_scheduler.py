@@ -531,7 +531,7 @@ def test_the_beat_of_the_highest_priority_comes_first_and_none_is_pre_empted_una
     assert fleet.leader("beat") is high
 
 
-def test_a_beat_gives_way_to_one_of_higher_priority_where_that_is_asked_for(
+def test_a_beat_steps_down_for_one_of_higher_priority_where_that_is_asked_for(
     new_fleet: NewFleet,
 ) -> None:
     conf = {**LASTING, "leader_renew_interval": 0.5, "leader_preempt": True}

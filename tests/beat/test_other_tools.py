@@ -68,7 +68,7 @@ class Seen:
         self.beat: LocalBeat = bench.started(app, scheduler).lead()
         self.beat.settle()
         self.told: list[Any] = []
-        self.beat.scheduler._leadership.observers.add(self.told.append)
+        self.beat.scheduler._runtime.observers.add(self.told.append)
 
     def fall_due(self) -> None:
         """Have one tick fall due, and the beat do what it can."""

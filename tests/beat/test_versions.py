@@ -27,7 +27,7 @@ from celery_leader.beat.projects import Project
 from celery_leader.core.identity import sketch
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.runtime import clock
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from tests.support.fixtures import NewFleet
 from tests.support.local_beat import KEY, Bench, LocalBeat
 from tests.support.waiting import wait_until
@@ -170,7 +170,7 @@ def test_the_register_shows_a_scheduler_by_the_name_that_users_know(
     bench: Bench, start: Start
 ) -> None:
     beat = lead(start({}))
-    with leadership_of(beat.app).redis.session() as session:
+    with runtime_of(beat.app).redis.session() as session:
         (candidate,) = session.store.register.candidates("beat")
     assert candidate.info is not None
     module, _, name = candidate.info.scheduler.rpartition(".")

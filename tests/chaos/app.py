@@ -17,8 +17,8 @@ from celery.schedules import schedule
 from celery_leader import install
 from celery_leader.beat import LeaderScheduler
 from celery_leader.beat.broker_connection import BrokerConnection
-from celery_leader.beat.dispatch import Dispatcher
-from celery_leader.beat.tick import Dispatch
+from celery_leader.beat.dispatch import Dispatch
+from celery_leader.beat.dispatcher import Dispatcher
 
 VARIABLE = "CELERY_LEADER_CHAOS"
 ENTRY = "chaos_entry"  # the header that names the entry
@@ -55,8 +55,8 @@ class UnfencedScheduler(LeaderScheduler):
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(app, *args, **kwargs)
-        broker = BrokerConnection(app, self._leadership, heartbeat=self._candidate.broker_heartbeat)
-        self._dispatcher = PublishThenWrite(app, self._leadership, self._shared_store, broker)
+        broker = BrokerConnection(app, self._runtime, heartbeat=self._candidate.broker_heartbeat)
+        self._dispatcher = PublishThenWrite(app, self._runtime, self._shared_store, broker)
 
 
 def build(config: dict[str, Any]) -> Celery:

@@ -78,14 +78,14 @@ def test_a_copied_leader_believes_for_a_renewal_and_is_a_candidate_of_its_own_th
     copied = leader.copied()
     assert leader.leads
     assert copied.leads, "until one of them renews"
-    term, nonce = leader.term, leader.election.candidacy.nonce
+    term, nonce = leader.term, leader.election.requester.nonce
     world.pass_time(1.001)
     leader.settle()
     copied.settle()
     assert leader.term == term
     assert copied.depositions == ["lost"]
     assert any(isinstance(change, Copied) for change in copied.changes)
-    assert copied.election.candidacy.nonce != nonce == leader.election.candidacy.nonce
+    assert copied.election.requester.nonce != nonce == leader.election.requester.nonce
     world.run(3 * LEASE.lease_duration)
     assert leader.term == term, "nobody is in its way"
     leader.resign()

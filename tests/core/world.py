@@ -7,10 +7,10 @@ import itertools
 import random
 from collections.abc import Iterable
 
-from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.changes import Change, Deposed, Elected
 from celery_leader.core.election import Election, Wait
 from celery_leader.core.lease import Announcement, Reply, Request, cursor_order
+from celery_leader.core.requester import Requester
 from celery_leader.core.timing import Timing
 from celery_leader.errors import StoreUnavailable
 from tests.support.fake_store import FakeStore
@@ -103,7 +103,7 @@ class Node:
 
     def _new_life(self) -> Election:
         return Election(
-            Candidacy(
+            Requester(
                 NAME,
                 holder=self.name,
                 nonce=f"life {next(self.world.lives)}",

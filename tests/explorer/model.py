@@ -19,11 +19,11 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.changes import Elected
 from celery_leader.core.election import Election, Wait
 from celery_leader.core.lease import Acquire, Missing, Release, Renew, Reply, Request
 from celery_leader.core.observed_leader import ObservedLeader
+from celery_leader.core.requester import Requester
 from celery_leader.core.timing import Timing
 from tests.support.fake_store import FakeStore, Row
 
@@ -218,7 +218,7 @@ class Model:
 
     def _born(self, i: int, life: int, now: int) -> Candidate:
         election = Election(
-            Candidacy(NAME, holder=f"node{i}", nonce=f"{i}/{life}", timing=self.timing),
+            Requester(NAME, holder=f"node{i}", nonce=f"{i}/{life}", timing=self.timing),
             chance=_EVEN,
         )
         election.observed.leader = _NOBODY
@@ -327,7 +327,7 @@ class Model:
         for i, candidate in enumerate(state.candidates):
             if 0 < candidate.mandate < state.highest_term and state.row is not None:
                 self._store.rows[NAME] = state.row
-                nonce = candidate.election.candidacy.nonce
+                nonce = candidate.election.requester.nonce
                 if self._store.fenced_write(NAME, nonce, candidate.mandate) == "accepted":
                     raise Broken(f"{i} may write with {candidate.mandate}")
 
@@ -344,7 +344,7 @@ class Model:
 
 
 #: The parts of an election that change, and are copied with it.
-_PARTS = ("candidacy", "observed", "_own", "_pace", "_resignation")
+_PARTS = ("requester", "observed", "_own", "_pace", "_resignation")
 #: What an election knows that none of its decisions depends on, or that is told elsewhere.
 _LEFT_OUT = frozenset(
     {

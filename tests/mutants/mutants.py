@@ -11,7 +11,7 @@ from pathlib import Path
 
 _CORE = ("tests/core/test_election.py", "tests/simulation")
 _STORE = ("tests/store/test_lease_store_contract.py", "tests/store/test_lease_store.py")
-_RUNNER = ("tests/runtime/test_runner.py",)
+_THREAD = ("tests/runtime/test_election_thread.py",)
 _DISPATCH = ("tests/store/test_schedule_store.py",)
 _PLAN = ("tests/beat/test_plan.py",)
 _FORKS = ("tests/runtime/test_forks.py",)
@@ -146,7 +146,7 @@ MUTANTS = (
     Mutant(
         "who resigns in doubt leaves the lease behind",
         "core/election.py",
-        "elif not self._resignation.due and (self._in_doubt or self.candidacy.attempt):",
+        "elif not self._resignation.due and (self._in_doubt or self.requester.attempt):",
         "elif False:",
         _CORE,
     ),
@@ -164,7 +164,7 @@ MUTANTS = (
     ),
     Mutant(
         "every attempt has the same number",
-        "core/candidacy.py",
+        "core/requester.py",
         "self.attempt += 1",
         "self.attempt = 1",
         _CORE,
@@ -378,7 +378,7 @@ MUTANTS = (
     # -- who is who, and what no candidate can have written ----------------------------------
     Mutant(
         "a namesake's resignation is taken for one's own",
-        "core/candidacy.py",
+        "core/requester.py",
         "return news.life == self.life if news.life else news.node == self.holder",
         "return news.node == self.holder",
         _IDENTITIES,
@@ -394,11 +394,11 @@ MUTANTS = (
         "runtime/answer_checks.py",
         "if namesake.seen_at <= self._namesake or self._namesake_told:",
         "if self._namesake_told:",
-        ("tests/runtime/test_runner.py",),
+        ("tests/runtime/test_election_thread.py",),
     ),
     Mutant(
         "a copy of a process goes on as the same life",
-        "core/candidacy.py",
+        "core/requester.py",
         "return record.life == self.life and record.attempt >= request.attempt",
         "return False",
         _IDENTITIES,
@@ -460,25 +460,25 @@ MUTANTS = (
     ),
     # -- the thread and what is believed ---------------------------------------------------
     Mutant(
-        "the runner takes the time of sending from the receipt",
-        "runtime/runner.py",
-        "campaign.election.replied(request, reply, sent_at=sent_at, now=moment)",
-        "campaign.election.replied(request, reply, sent_at=moment, now=moment)",
-        _RUNNER,
+        "the election's thread takes the time of sending from the receipt",
+        "runtime/election_thread.py",
+        "candidate.election.replied(request, reply, sent_at=sent_at, now=moment)",
+        "candidate.election.replied(request, reply, sent_at=moment, now=moment)",
+        _THREAD,
     ),
     Mutant(
         "resigning waits for the thread",
-        "runtime/runner.py",
-        "        campaign.wanted = False\n        campaign.view.withdraw()\n        done = ",
+        "runtime/election_thread.py",
+        "        candidate.wanted = False\n        candidate.view.withdraw()\n        done = ",
         "        done = ",
-        _RUNNER,
+        _THREAD,
     ),
     Mutant(
         "no answer is taken for a no",
-        "runtime/runner.py",
-        "campaign.election.unanswered(request, moment, lasting=reply.lasting)",
-        "campaign.election.lease_rejected(getattr(request, 'term', 0), moment, gone=False)",
-        _RUNNER,
+        "runtime/election_thread.py",
+        "candidate.election.unanswered(request, moment, lasting=reply.lasting)",
+        "candidate.election.lease_rejected(getattr(request, 'term', 0), moment, gone=False)",
+        _THREAD,
     ),
     Mutant(
         "a new term is published beside the old deadline",
@@ -610,7 +610,7 @@ MUTANTS = (
     ),
     Mutant(
         "a task is asked again for a message that is out",
-        "beat/dispatch.py",
+        "beat/dispatcher.py",
         "        if self._store.state(dispatch.entry) == dispatch.new:",
         "        if False:",
         (
@@ -665,14 +665,14 @@ MUTANTS = (
         "a follower lets leader-only messages in",
         "worker/message_guard.py",
         "if here.takes:",
-        "if not here.gives_way:",
+        "if not here.steps_down:",
         (_LEADING + "a_follower_forwards_at_once_also_while_its_own_pool_is_busy",),
     ),
     Mutant(
         "a follower consumes from the leader queue",
         "worker/leader_queue.py",
-        "not self._stopped and admission(self._leadership.app, election).takes",
-        "not self._stopped and not admission(self._leadership.app, election).gives_way",
+        "not self._stopped and admission(self._runtime.app, election).takes",
+        "not self._stopped and not admission(self._runtime.app, election).steps_down",
         (_LEADING + "only_the_leader_consumes_from_the_leader_queue",),
     ),
     Mutant(
@@ -686,7 +686,7 @@ MUTANTS = (
         "a lost connection resigns",
         "worker/consumer_step.py",
         "        self._link.lost()\n",
-        "        self._leadership.candidacies.resign_all()\n",
+        "        self._runtime.participation.resign_all()\n",
         (
             "tests/worker/test_network.py::test_a_leader_whose_connections_are_torn_down_keeps_its_lease_and_its_queue",
         ),
@@ -748,10 +748,10 @@ MUTANTS = (
     ),
     Mutant(
         "one requirement that holds again is enough",
-        "runtime/campaign.py",
+        "runtime/local_candidate.py",
         "if self.wanted and not self.unmet:",
         "if self.wanted:",
-        _RUNNER,
+        _THREAD,
     ),
     Mutant(
         "a body starts although the shutdown has begun",

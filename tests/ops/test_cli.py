@@ -242,7 +242,7 @@ def test_resign_lets_another_lead(led: Fleet) -> None:
     assert error(led, "resign") == "beat, reports, worker are led: name one with --election"
 
 
-def test_a_held_leader_gives_way_and_stays_out_until_it_is_released(led: Fleet) -> None:
+def test_a_held_leader_steps_down_and_stays_out_until_it_is_released(led: Fleet) -> None:
     node = led.leader().node
     done = told(led, "hold", node)
     assert (done["node"], done["held_in"], done["still_leads"]) == (node, ["reports", "worker"], [])

@@ -1,4 +1,4 @@
-"""Remote control: nodes are asked how they stand, and the one that leads is told to give way."""
+"""Remote control: nodes are asked how they stand, and the one that leads is told to step down."""
 
 from __future__ import annotations
 

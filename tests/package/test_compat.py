@@ -24,7 +24,7 @@ import celery_leader
 from celery_leader import LeaderError
 from celery_leader.compat import attribute, celery_worker, imported, kombu
 from celery_leader.compat import celery as compat
-from celery_leader.runtime.identity import current
+from celery_leader.runtime.apps import current
 
 PACKAGE = Path(celery_leader.__file__).parent
 REDIS = "redis://nowhere.invalid:6379/0"

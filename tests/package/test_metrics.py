@@ -28,7 +28,7 @@ from celery_leader.core.events import (
 )
 from celery_leader.metrics import LeaderMetrics
 from celery_leader.metrics_server import serve_metrics
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from tests.support.fixtures import RunPython
 from tests.support.waiting import wait_until
 
@@ -76,23 +76,23 @@ def test_each_event_is_counted_once(
 ) -> None:
     registry = CollectorRegistry()
     LeaderMetrics(app, registry)
-    leadership_of(app).observers.tell(event)
+    runtime_of(app).observers.tell(event)
     assert registry.get_sample_value(f"celery_leader_{name}", labels) == 1.0
 
 
 def test_a_first_failure_is_a_rise_from_nought(app: Celery) -> None:
     registry = CollectorRegistry()
     LeaderMetrics(app, registry)
-    leadership_of(app).observers.tell(Followed("worker", "a", 7, "b"))
+    runtime_of(app).observers.tell(Followed("worker", "a", 7, "b"))
     assert registry.get_sample_value("celery_leader_failed_renewals_total", NODE) == 0.0
-    leadership_of(app).observers.tell(Elected("beat", "b", 7))
+    runtime_of(app).observers.tell(Elected("beat", "b", 7))
     assert registry.get_sample_value("celery_leader_dispatched_total", BEAT) == 0.0
 
 
 def test_an_unanswered_campaign_is_no_failed_renewal(app: Celery) -> None:
     registry = CollectorRegistry()
     LeaderMetrics(app, registry)
-    leadership_of(app).observers.tell(Unanswered("worker", "a", None))
+    runtime_of(app).observers.tell(Unanswered("worker", "a", None))
     assert registry.get_sample_value("celery_leader_failed_renewals_total", NODE) is None
 
 
@@ -135,7 +135,7 @@ def test_a_registry_takes_the_metrics_of_one_app(app: Celery) -> None:
 def test_a_port_that_is_none_is_refused_by_name(app: Celery, port: object) -> None:
     app.conf.leader_metrics_port = port
     with pytest.raises(LeaderError, match="leader_metrics_port"):
-        leadership_of(app).check()
+        runtime_of(app).check()
 
 
 def test_nothing_is_imported_or_served_unless_a_port_is_set(python: RunPython) -> None:
@@ -180,7 +180,7 @@ def test_a_port_that_is_taken_is_an_error_in_the_log_and_is_served_once_it_is_fr
 
 def test_who_sets_only_a_port_is_reached_from_this_machine_alone(app: Celery) -> None:
     app.conf.leader_metrics_port = 9808
-    assert leadership_of(app).settings.metrics_address == "127.0.0.1"
+    assert runtime_of(app).settings.metrics_address == "127.0.0.1"
 
 
 def test_a_second_app_of_a_process_is_told_that_the_port_is_taken(

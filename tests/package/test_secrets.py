@@ -121,7 +121,7 @@ def said_with(**conf: Any) -> str:
 
 
 def banner(app: Celery) -> str:
-    return LeaderElection(app, "reports")._leadership.redis.banner("reports")
+    return LeaderElection(app, "reports")._runtime.redis.banner("reports")
 
 
 FUZZ = settings(

@@ -18,7 +18,7 @@ from celery_leader.core.events import (
     Forwarded,
     Skipped,
 )
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.observers import SignalDelivery
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -57,13 +57,13 @@ def test_a_receiver_gets_the_documented_arguments(received: list[Any]) -> None:
 
     app.finalize()
     task = app.tasks["proj.sweep"]
-    leadership = leadership_of(app)
-    leadership.observers.tell(ELECTED)
-    leadership.observers.tell(Deposed("worker", "a", 7, "expired", 2.5))
-    leadership.observers.tell(DispatchRefused("beat", "b", 8, "every", "deposed"))
-    leadership.observers.tell(Forwarded("worker", "a", "proj.sweep", "id-1", "celery.leader"))
-    leadership.observers.tell(Skipped("worker", "a", "proj.sweep", "id-2", "receiver"))
-    leadership.observers.finish()
+    runtime = runtime_of(app)
+    runtime.observers.tell(ELECTED)
+    runtime.observers.tell(Deposed("worker", "a", 7, "expired", 2.5))
+    runtime.observers.tell(DispatchRefused("beat", "b", 8, "every", "deposed"))
+    runtime.observers.tell(Forwarded("worker", "a", "proj.sweep", "id-1", "celery.leader"))
+    runtime.observers.tell(Skipped("worker", "a", "proj.sweep", "id-2", "receiver"))
+    runtime.observers.finish()
     assert received == [
         ("leader_elected", {"sender": app, "election": "worker", "node": "a", "term": 7}),
         (
@@ -188,15 +188,15 @@ def test_signals_without_receivers_start_no_thread() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_a_forked_child_calls_receivers_too(received: list[Any]) -> None:
     app = Celery("forked", broker="memory://", set_as_current=False)
-    leadership = leadership_of(app)
-    leadership.observers.tell(ELECTED)
-    leadership.observers.finish()
+    runtime = runtime_of(app)
+    runtime.observers.tell(ELECTED)
+    runtime.observers.finish()
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         received.clear()
-        leadership.observers.tell(Elected("worker", "child", 8))
-        leadership.observers.finish()
+        runtime.observers.tell(Elected("worker", "child", 8))
+        runtime.observers.finish()
         os.write(write, repr([arguments["node"] for _, arguments in received]).encode())
         os._exit(0)
     os.waitpid(pid, 0)

@@ -26,7 +26,7 @@ import ctypes, json, multiprocessing, os, sys, warnings
 import billiard
 from celery import Celery
 from celery_leader import LeaderElection, LeaderError, current_term, is_leader
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from tests.support.records import candidates_of, record_of
 
 warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside a thread
@@ -37,7 +37,7 @@ election = LeaderElection(app, "reports")
 
 
 def believed():
-    known = leadership_of(app)
+    known = runtime_of(app)
     return [
         election.is_leader(),
         election.term(),
@@ -156,7 +156,7 @@ def test_a_fork_that_python_is_not_told_of_believes_nothing_either(
         """
         term = lead()
         # Such a fork of a process with threads may hang in C, whatever it does.
-        leadership_of(app).candidacies._runner.stop(30)
+        runtime_of(app).participation._election_thread.stop(30)
         print(json.dumps([term, in_fork_untold(believed), believed()]))
         """,
     )
@@ -213,19 +213,19 @@ def test_a_forked_child_that_campaigns_is_a_candidate_of_its_own_and_does_not_le
         redis_url,
         f"""
         lead()
-        watching = leadership_of(app)
+        watching = runtime_of(app)
         renewals = record_of(watching, "reports").renewals
 
-        def campaign():
+        def enter():
             election.start()
             won = election.wait_until_leader(1.5)
-            nodes = [each.node for each in candidates_of(leadership_of(app), "reports")]
+            nodes = [each.node for each in candidates_of(runtime_of(app), "reports")]
             return [won, *believed(), election.node, life(), sorted(nodes)]
 
         def life():
-            return leadership_of(app).candidacies._campaigns[0].election.candidacy.life
+            return runtime_of(app).participation._candidates[0].election.requester.life
 
-        told = WAYS[{way!r}](campaign)
+        told = WAYS[{way!r}](enter)
         record = record_of(watching, "reports")
         print(json.dumps({{
             "child": told,
@@ -273,7 +273,7 @@ def test_three_preloaded_servers_of_one_parent_elect_one_leader_among_themselves
         for _, start in go:
             os.write(start, b"!")
         answers = [json.loads(each.readline()) for each in told]
-        record = record_of(leadership_of(app), "reports")
+        record = record_of(runtime_of(app), "reports")
         for _, start in go:
             os.write(start, b"!")
         for _ in go:
@@ -307,10 +307,10 @@ def test_a_forked_child_that_resigns_or_leaves_the_context_does_not_resign_for_i
             return [election.resign(), election.is_leader()]
 
         def step_down():
-            campaign = election._campaign
+            candidate = election._candidate
             LeaderElection(app, "third").start().wait_until_leader(30)
-            leadership_of(app).candidacies.step_down(campaign)
-            leadership_of(app).candidacies.resign(campaign).wait(30)
+            runtime_of(app).participation.step_down(candidate)
+            runtime_of(app).participation.resign(candidate).wait(30)
             return election.is_leader()
 
         told = [in_fork(resign), in_fork(leave), in_fork(step_down)]

@@ -15,7 +15,7 @@ from celery import Celery
 
 from celery_leader import LeaderElection, LeaderError, NotLeader, StoreUnavailable
 from celery_leader.runtime import clock
-from celery_leader.runtime.leadership import Leadership, leadership_of
+from celery_leader.runtime.app_runtime import AppRuntime, runtime_of
 from tests.runtime.candidate import (
     CandidateProcess,
     assert_never_two_believed_at_once,
@@ -56,7 +56,7 @@ def test_one_of_a_hundred_candidates_with_apps_of_their_own_leads(make_app: Make
         for number in range(100)
     ]
     watcher = LeaderElection(make_app(), NAME)
-    watching = leadership_of(make_app())
+    watching = runtime_of(make_app())
     wait_until(
         lambda: len(candidates_of(watching, NAME)) == 100,
         timeout=2 * PATIENCE,
@@ -173,10 +173,10 @@ def test_of_two_nodes_of_one_name_the_other_leads_as_soon_as_one_resigns(
     first = LeaderElection(make_app(leader_lease_duration=LONG), NAME, node="w@web").start()
     assert first.wait_until_leader(PATIENCE)
     second = LeaderElection(make_app(leader_lease_duration=LONG), NAME, node="w@web").start()
-    assert second._campaign is not None
-    life = second._campaign.election.candidacy.life
+    assert second._candidate is not None
+    life = second._candidate.election.requester.life
     wait_until(
-        lambda: [each.life for each in candidates_of(first._leadership, NAME)] == [life],
+        lambda: [each.life for each in candidates_of(first._runtime, NAME)] == [life],
         what="the second to have asked",
     )
     assert not second.is_leader()
@@ -225,10 +225,10 @@ def test_one_off_elections_that_are_forgotten_leave_nothing_behind(
         election.resign()
         assert election.forget()
         assert not election.forget()
-    leadership = leadership_of(app)
-    assert not [name for name in leadership.elections() if name.startswith("one-off")]
-    assert leadership.beliefs._pages._pages == 1
-    assert leadership.beliefs._pages._free < 5 * 88, "one place is used again and again"
+    runtime = runtime_of(app)
+    assert not [name for name in runtime.elections() if name.startswith("one-off")]
+    assert runtime.beliefs._pages._pages == 1
+    assert runtime.beliefs._pages._free < 5 * 88, "one place is used again and again"
     with own_redis.client() as client:
         assert client.keys("*") == []
 
@@ -298,7 +298,7 @@ def test_a_process_that_ends_gives_its_lease_up(
     first = start_process("first", lease=LONG)
     wait_until(first.leads, what="the first to lead")
     assert first.end() == 0
-    watching = leadership_of(make_app())
+    watching = runtime_of(make_app())
     record = record_of(watching, NAME)
     assert record is not None
     assert not record.led
@@ -307,7 +307,7 @@ def test_a_process_that_ends_gives_its_lease_up(
 def test_a_stopped_leader_thawed_after_its_lease_says_not_leader_and_no_two_ever_led(
     start_process: Campaigner, make_app: MakeApp
 ) -> None:
-    watching = leadership_of(make_app())
+    watching = runtime_of(make_app())
     first = start_process("first")
     wait_until(first.leads, what="the first to lead")
     second = start_process("second")
@@ -416,10 +416,10 @@ def test_an_election_name_that_cannot_be_a_key_is_refused(make_app: MakeApp, nam
 def test_an_election_nobody_knows_is_refused_and_the_known_ones_are_named(
     make_app: MakeApp,
 ) -> None:
-    leadership = leadership_of(make_app(leader_elections=["mail"]))
+    runtime = runtime_of(make_app(leader_elections=["mail"]))
     with pytest.raises(LeaderError, match=r"'mial'.*beat, mail, worker"):
-        leadership.beliefs.term("mial")
-    assert leadership.beliefs.term("mail") is None
+        runtime.beliefs.term("mial")
+    assert runtime.beliefs.term("mail") is None
 
 
 # -- a Redis that comes and goes -----------------------------------------------------------------------
@@ -477,19 +477,19 @@ def test_a_leader_of_a_redis_that_lost_its_data_leads_on_with_a_higher_term(
 
 def _await_followers(election: LeaderElection, count: int) -> None:
     """Wait until ``count`` candidates have asked, so that who does not lead follows."""
-    leadership = election._leadership
+    runtime = election._runtime
     wait_until(
-        lambda: len(candidates_of(leadership, election.name)) == count,
+        lambda: len(candidates_of(runtime, election.name)) == count,
         what=f"{count} candidates of {election.name}",
     )
 
 
-def _term_of(leadership: Leadership) -> int:
-    record = record_of(leadership, NAME)
+def _term_of(runtime: AppRuntime) -> int:
+    record = record_of(runtime, NAME)
     assert record is not None
     return record.term
 
 
 def test_an_app_has_one_leadership() -> None:
     app = Celery("one", broker="memory://", set_as_current=False)
-    assert leadership_of(app) is leadership_of(app)
+    assert runtime_of(app) is runtime_of(app)

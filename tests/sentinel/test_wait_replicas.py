@@ -11,7 +11,7 @@ import pytest
 
 from celery_leader import LeaderElection
 from celery_leader.core.lease import Granted
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from tests.sentinel.watched import EAGER, confirms, replica_of
 from tests.support.fixtures import MakeApp, MakeStore
 from tests.support.lease_requests import NAME, acquire
@@ -141,7 +141,7 @@ def test_nobody_leads_until_a_replica_is_there_and_a_leader_without_one_stops(
             replica.resume()
             assert election.wait_until_leader(60)
             assert election.check() > first
-    with leadership_of(app).redis.session() as session:
+    with runtime_of(app).redis.session() as session:
         record = session.store.read(NAME)
         assert record is not None
         assert not record.led, "resigned: that needs no replica"

@@ -28,7 +28,7 @@ from kombu.exceptions import OperationalError
 
 from celery_leader.beat import LeaderScheduler, shared_states
 from celery_leader.beat.broker_connection import BrokerConnection
-from celery_leader.beat.dispatch import Dispatcher
+from celery_leader.beat.dispatcher import Dispatcher
 from celery_leader.beat.fenced_store import FencedStore
 from celery_leader.beat.planner import Planner
 from celery_leader.beat.shared_states import SharedStates
@@ -108,15 +108,15 @@ def _settings() -> Settings:
     return Settings.of(_app(0, "UTC"))
 
 
-class _Leadership:
+class _AppRuntime:
     """What a scheduler asks of its app's part in the elections."""
 
     def __init__(self, world: World, node: Node, settings: Settings) -> None:
         self.settings = settings
         self.redis = SimpleNamespace(is_broker=True, keys=Keys(settings.namespace))
-        self.candidacies = SimpleNamespace(
+        self.participation = SimpleNamespace(
             # Redis has refused it.
-            lease_rejected=lambda campaign, term, *, gone: world.deposed(node, term)
+            lease_rejected=lambda candidate, term, *, gone: world.deposed(node, term)
         )
         self.observers = SimpleNamespace(tell=lambda event: None)
         self.app = _app(node.number, world.zone)
@@ -150,18 +150,18 @@ class _Producer:
 class _Store(FencedStore):
     """The shipped one, with the world's Redis."""
 
-    def __init__(self, world: World, node: Node, leadership: Any) -> None:
-        super().__init__(leadership, None)
-        self._campaign = SimpleNamespace(election=node)  # type: ignore[assignment]
+    def __init__(self, world: World, node: Node, runtime: Any) -> None:
+        super().__init__(runtime, None)
+        self._candidate = SimpleNamespace(election=node)  # type: ignore[assignment]
         self._client = SimpleNamespace(run=lambda calls: world.run(node, calls))  # type: ignore[assignment]
-        self._store = ScheduleStore(self._run, leadership.redis.keys, BEAT)
+        self._store = ScheduleStore(self._run, runtime.redis.keys, BEAT)
 
 
 class _Broker(BrokerConnection):
     """The world's broker."""
 
-    def __init__(self, world: World, app: Any, leadership: Any) -> None:
-        super().__init__(app, leadership, PublishBuffer() if world.fenced else None)
+    def __init__(self, world: World, app: Any, runtime: Any) -> None:
+        super().__init__(app, runtime, PublishBuffer() if world.fenced else None)
         self._sends = _Producer(world, self.buffer)
 
     def producer(self) -> Any:
@@ -207,7 +207,7 @@ class Node:
         return f"beat@{self.number}"
 
     @property
-    def candidacy(self) -> Node:
+    def requester(self) -> Node:
         """The part of an election that knows the nonce."""
         return self
 
@@ -394,14 +394,14 @@ class World:
             beat_catch_up_max=self.most,
             schedule_retention=self.retention,
         )
-        leadership = _Leadership(self, node, settings)
-        scheduler.node, scheduler._leadership = node, leadership
-        scheduler._candidate._leadership = leadership
+        runtime = _AppRuntime(self, node, settings)
+        scheduler.node, scheduler._runtime = node, runtime
+        scheduler._candidate._runtime = runtime
         scheduler._candidate._elected.set()  # it does not wait to be elected: the world ticks it
-        scheduler._shared_store = store = _Store(self, node, leadership)
-        scheduler._states = SharedStates(leadership, store)  # type: ignore[arg-type]
-        broker = _Broker(self, app, leadership)
-        scheduler._dispatcher = Dispatcher(app, leadership, store, broker)  # type: ignore[arg-type]
+        scheduler._shared_store = store = _Store(self, node, runtime)
+        scheduler._states = SharedStates(runtime, store)  # type: ignore[arg-type]
+        broker = _Broker(self, app, runtime)
+        scheduler._dispatcher = Dispatcher(app, runtime, store, broker)  # type: ignore[arg-type]
         scheduler._planner = Planner(app, settings, scheduler.is_due, scheduler.max_interval)
         scheduler.setup_schedule()
 

@@ -81,7 +81,7 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Somebody asks whoever leads to give way, to ``successor`` or to anybody."""
+    """Somebody asks whoever leads to step down, to ``successor`` or to anybody."""
 
     at: float
     successor: int | None

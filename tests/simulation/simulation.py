@@ -16,7 +16,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 
-from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.changes import Elected, StepDownRequested
 from celery_leader.core.election import Election, Wait
 from celery_leader.core.lease import (
@@ -28,6 +27,7 @@ from celery_leader.core.lease import (
     Request,
     cursor_order,
 )
+from celery_leader.core.requester import Requester
 from celery_leader.errors import LeaderError
 from tests.simulation.schedule import (
     LEASE,
@@ -229,7 +229,7 @@ class Simulation:
         actor.alive, actor.busy, actor.paused_until = True, False, 0.0
         actor.orders, actor.state_seen, actor.found_missing = [], (0, 0), False
         actor.election = Election(
-            Candidacy(
+            Requester(
                 NAME,
                 holder=actor.name,
                 nonce=f"{actor.name}/{actor.life}",
@@ -419,7 +419,7 @@ class Simulation:
         for fault in self._on_messages.get((actor.number, nth), ()):
             if isinstance(fault, SlowWrite):
                 there = fault.there
-        write = partial(self._fenced_write, actor, actor.life, election.candidacy.nonce, term)
+        write = partial(self._fenced_write, actor, actor.life, election.requester.nonce, term)
         self._at(self.now + there, write)
 
     def _fenced_write(self, actor: Actor, life: int, nonce: str, term: int) -> None:
@@ -508,7 +508,7 @@ class Simulation:
         self._order(actor, lambda local: actor.election.step_down(local, successor))
 
     def _make_way(self, actor: Actor, order: StepDownRequested) -> None:
-        """What a leader does that is told to give way, once it has the time."""
+        """What a leader does that is told to step down, once it has the time."""
         self._order(
             actor,
             lambda local: actor.election.step_down(local, order.successor, order.reason),

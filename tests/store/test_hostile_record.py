@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.election import Election
 from celery_leader.core.lease import CLOCK_SLACK, cursor_order
+from celery_leader.core.requester import Requester
 from celery_leader.core.timing import LONGEST_LEASE, Timing
 from celery_leader.errors import LeaderError, StoreUnavailable
-from celery_leader.runtime.campaign import Campaign
-from celery_leader.runtime.runner import Runner
+from celery_leader.runtime.election_thread import ElectionThread
+from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.shared_memory import LeasePages
 from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.survey import survey
@@ -46,15 +46,15 @@ class Fleet:
     """Two processes' threads, each with a candidate in every election."""
 
     def __init__(self, make_store: MakeStore) -> None:
-        self.runners = [Runner(make_store()) for _ in range(2)]
+        self.threads = [ElectionThread(make_store()) for _ in range(2)]
         self.store = make_store()
-        self.campaigns: dict[str, list[Campaign]] = {}
+        self.candidates: dict[str, list[LocalCandidate]] = {}
 
     def enters(self, election: str) -> None:
-        self.campaigns[election] = [
-            Campaign(
+        self.candidates[election] = [
+            LocalCandidate(
                 Election(
-                    Candidacy(
+                    Requester(
                         election,
                         holder=f"node{i}",
                         nonce=uuid.uuid4().hex,
@@ -66,21 +66,21 @@ class Fleet:
                 ),
                 LeasePages().allot(),
             )
-            for i in range(len(self.runners))
+            for i in range(len(self.threads))
         ]
-        for runner, campaign in zip(self.runners, self.campaigns[election], strict=True):
-            campaign.listeners.append(
-                lambda change, c=campaign, r=runner: (
+        for thread, candidate in zip(self.threads, self.candidates[election], strict=True):
+            candidate.listeners.append(
+                lambda change, c=candidate, r=thread: (
                     r.step_down(c, change.successor, change.reason)
                     if type(change).__name__ == "StepDownRequested"
                     else None
                 )
             )
-            runner.start(campaign)
+            thread.start(candidate)
 
     def led(self, election: str) -> bool:
         """Whether exactly one leads, and Redis says so too."""
-        terms = [c.term() for c in self.campaigns[election] if c.term() is not None]
+        terms = [c.term() for c in self.candidates[election] if c.term() is not None]
         try:
             record = self.store.read(election)
         except StoreUnavailable:
@@ -90,7 +90,7 @@ class Fleet:
     def hears(self, election: str) -> bool:
         """Whether each candidate listens from a moment that has come."""
         soon = 1000 * (time.time() + 60)
-        cursors = [each.election.observed.cursor for each in self.campaigns[election]]
+        cursors = [each.election.observed.cursor for each in self.candidates[election]]
         return all(cursor_order(cursor)[0] < soon for cursor in cursors)
 
     def settles(self, elections: list[str], what: str) -> None:
@@ -104,8 +104,8 @@ class Fleet:
             time.sleep(TIMING.lease_duration)
 
     def end(self) -> None:
-        for runner in self.runners:
-            runner.stop(10)
+        for thread in self.threads:
+            thread.stop(10)
 
 
 @pytest.fixture
@@ -290,8 +290,8 @@ def test_a_forged_line_of_history_is_not_shown(fleet: Fleet, redis_server: Redis
     record = store.read("e")
     assert record is not None
     for _ in range(2):
-        (leader,) = [c for c in fleet.campaigns["e"] if c.term() is not None]
-        fleet.runners[fleet.campaigns["e"].index(leader)].step_down(leader)
+        (leader,) = [c for c in fleet.candidates["e"] if c.term() is not None]
+        fleet.threads[fleet.candidates["e"].index(leader)].step_down(leader)
         fleet.settles(["e"], "stepped down")
     record = store.read("e")
     assert record is not None

@@ -14,7 +14,7 @@ from celery_leader import LeaderElection
 from celery_leader.core.candidate_info import MOST_BYTES, CandidateInfo, read_candidate_info
 from celery_leader.core.lease import Ended, Granted, Refused, Reply, Request, StepDown
 from celery_leader.errors import LeaderError, StoreUnavailable
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.survey import survey
 from tests.support.fake_store import FakeStore
@@ -129,7 +129,7 @@ def test_a_hold_with_a_duration_ends_by_itself(store: RedisLeaseStore | FakeStor
     lead(store, "a", 2)
 
 
-def test_a_held_leader_keeps_its_lease_and_is_told_to_give_way(
+def test_a_held_leader_keeps_its_lease_and_is_told_to_step_down(
     store: RedisLeaseStore | FakeStore,
 ) -> None:
     term = lead(store).term
@@ -236,7 +236,7 @@ def test_what_is_no_fact_is_left_out() -> None:
 
 def test_a_candidate_says_no_password(make_app: MakeApp, redis_server: RedisServer) -> None:
     url = f"redis://:s3cret@127.0.0.1:{redis_server.port}/0"
-    info = leadership_of(make_app(url)).candidacies._info("worker", 0)
+    info = runtime_of(make_app(url)).participation._info("worker", 0)
     assert "s3cret" not in info.text()
     assert info.settings["leader_lease_duration"] == 25.0
 
@@ -409,12 +409,12 @@ def test_type_is_what_names_a_key_of_a_wrong_type(
 # -- with real candidates ----------------------------------------------------------------------
 
 
-def test_a_leader_hands_over_when_asked_and_gives_way_when_held(make_app: MakeApp) -> None:
+def test_a_leader_hands_over_when_asked_and_steps_down_when_held(make_app: MakeApp) -> None:
     elections = [LeaderElection(make_app(), NAME, node=node).start() for node in ("a", "b")]
     a, b = elections
     if not a.wait_until_leader(timeout=10):
         a, b = b, a
-    asker = leadership_of(make_app())
+    asker = runtime_of(make_app())
     wait_until(lambda: len(candidates_of(asker, NAME)) == 2, what="both to be candidates")
     done = asker.orders.hand_over(NAME, b.node, timeout=30)
     assert (done.former, done.leader) == (a.node, b.node)
@@ -434,7 +434,7 @@ def test_a_leader_hands_over_when_asked_and_gives_way_when_held(make_app: MakeAp
 def test_who_is_alone_and_asked_to_resign_is_elected_again(make_app: MakeApp) -> None:
     election = LeaderElection(make_app(), NAME, node="a").start()
     assert election.wait_until_leader(timeout=10)
-    done = leadership_of(make_app()).orders.hand_over(NAME, timeout=60)
+    done = runtime_of(make_app()).orders.hand_over(NAME, timeout=60)
     assert (done.former, done.leader) == ("a", "a")
     assert done.term is not None
     assert done.term > done.former_term

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.changes import Elected
 from celery_leader.core.election import Election, Wait
+from celery_leader.core.requester import Requester
 from celery_leader.core.timing import Timing
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime import clock
@@ -56,7 +56,7 @@ class Elections(RuleBasedStateMachine):
 
     def _new(self, i: int) -> Election:
         nonce = f"{self.name}/{next(self.lives)}"
-        election = Election(Candidacy(self.name, holder=f"node{i}", nonce=nonce, timing=TIMING))
+        election = Election(Requester(self.name, holder=f"node{i}", nonce=nonce, timing=TIMING))
         election.campaign(clock.now())
         return election
 
@@ -65,7 +65,7 @@ class Elections(RuleBasedStateMachine):
             if isinstance(change, Elected):
                 assert change.term > self.highest, "a term came back"
                 self.highest = change.term
-                self.tokens.append(FencingToken(election.candidacy.nonce, change.term))
+                self.tokens.append(FencingToken(election.requester.nonce, change.term))
 
     @rule(i=CANDIDATES, fate=st.sampled_from(["answered"] * 4 + ["lost", "not answered"]))
     def act(self, i: int, fate: str) -> None:

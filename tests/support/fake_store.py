@@ -197,7 +197,7 @@ class FakeStore:
         return past_leaderships(lines, self.read(election), self._now())[:count]
 
     def ask(self, election: str, successor: str | None) -> Record:
-        """Have the leader give way, to ``successor`` if one is named."""
+        """Have the leader step down, to ``successor`` if one is named."""
         row = self._shown(election)
         if row is None or row.state != "held" or row.expires_at <= self._now_ms():
             raise LeaderError("nobody leads")

@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 from kombu import Connection
 
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.lease_source import LeaseSource
 from celery_leader.store.client import RedisClient
 from celery_leader.store.lease_store import RedisLeaseStore
@@ -153,19 +153,22 @@ def make_app(real: None, request: pytest.FixtureRequest) -> Iterator[MakeApp]:
         return app
 
     yield make
-    leaderships = [leadership_of(app) for app in apps]
+    runtimes = [runtime_of(app) for app in apps]
     # Who does not lead first: else one after the other is elected on the way out.
-    leaderships.sort(
-        key=lambda each: any(c.term() is not None for c in each.candidacies._campaigns)
+    runtimes.sort(
+        key=lambda each: any(c.term() is not None for c in each.participation._candidates)
     )
-    for leadership in leaderships:
-        runner = leadership.candidacies._runner
-        if runner is not None:
-            for campaign in leadership.candidacies._campaigns:
-                runner.resign(campaign)
-            runner.stop(0)
-    for leadership in leaderships:
-        runner, leadership.candidacies._runner = leadership.candidacies._runner, None
-        if runner is not None:
-            runner.stop(10)
-            runner.disown()  # its pipe: one process makes hundreds of them here, and no other does
+    for runtime in runtimes:
+        thread = runtime.participation._election_thread
+        if thread is not None:
+            for candidate in runtime.participation._candidates:
+                thread.resign(candidate)
+            thread.stop(0)
+    for runtime in runtimes:
+        thread, runtime.participation._election_thread = (
+            runtime.participation._election_thread,
+            None,
+        )
+        if thread is not None:
+            thread.stop(10)
+            thread.disown()  # its pipe: one process makes hundreds of them here, and no other does

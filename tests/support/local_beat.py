@@ -15,7 +15,7 @@ from celery import Celery
 
 from celery_leader import install
 from celery_leader.beat import LeaderScheduler
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from tests.support.waiting import wait_until
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
@@ -58,12 +58,12 @@ class LocalBeat:
 
     def hand_over(self, to: LocalBeat) -> LocalBeat:
         """Have ``to`` lead in place of this one, which goes on as a follower."""
-        campaign = self.scheduler._candidate.campaign
-        successor = to.scheduler._candidate.campaign.election.holder
+        candidate = self.scheduler._candidate.local
+        successor = to.scheduler._candidate.local.election.holder
         both = (to.scheduler, self.scheduler)
         while to.scheduler.leading_term() is None:
             # On a busy machine the successor may be late, and this one is elected again.
-            self.scheduler._leadership.candidacies.step_down(campaign, successor, "transfer")
+            self.scheduler._runtime.participation.step_down(candidate, successor, "transfer")
             wait_until(lambda: any(each.leading_term() for each in both), what="a beat to lead")
         to.settle()
         assert self.scheduler.leading_term() is None
@@ -118,7 +118,7 @@ class Bench:
         """A beat of ``app``, which may not lead yet."""
         self._started += 1
         for _ in range(self._started):  # all are of one process, and each has a name of its own
-            leadership_of(app).node_names.unused("beat")
+            runtime_of(app).node_names.unused("beat")
         beat = LocalBeat(app, scheduler)
         self._open.callback(beat.stop)
         return beat

@@ -6,18 +6,18 @@ import pytest
 from celery import Celery
 
 from celery_leader import install, leader_only
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.tasks.admission import Admission, NotLeading
 
 
 @pytest.mark.parametrize(
     ("here", "takes", "starts", "skips"),
     [
-        (Admission(leads=True, gives_way=False, shuts_down=False), True, True, True),
-        (Admission(leads=True, gives_way=True, shuts_down=False), False, True, False),
-        (Admission(leads=True, gives_way=False, shuts_down=True), True, False, False),
-        (Admission(leads=False, gives_way=False, shuts_down=False), False, False, True),
-        (Admission(leads=False, gives_way=True, shuts_down=True), False, False, False),
+        (Admission(leads=True, steps_down=False, shuts_down=False), True, True, True),
+        (Admission(leads=True, steps_down=True, shuts_down=False), False, True, False),
+        (Admission(leads=True, steps_down=False, shuts_down=True), True, False, False),
+        (Admission(leads=False, steps_down=False, shuts_down=False), False, False, True),
+        (Admission(leads=False, steps_down=True, shuts_down=True), False, False, False),
     ],
 )
 def test_a_worker_takes_starts_and_skips_by_what_it_leads_and_whether_it_leaves(
@@ -35,12 +35,12 @@ def test_no_body_starts_once_the_shutdown_of_its_worker_has_begun() -> None:
 
     app.finalize()
     task = app.tasks[last.name]
-    leadership = leadership_of(app)
-    leadership.beliefs.reserve(["worker"])  # as a worker does before its pool starts
-    leadership.beliefs._reserved["worker"].publish(7, float("inf"))
-    leadership.beliefs._own["worker"] = (leadership.beliefs._reserved["worker"],)
+    runtime = runtime_of(app)
+    runtime.beliefs.reserve(["worker"])  # as a worker does before its pool starts
+    runtime.beliefs._reserved["worker"].publish(7, float("inf"))
+    runtime.beliefs._own["worker"] = (runtime.beliefs._reserved["worker"],)
     task.before_start("id", (), {})
-    leadership.beliefs.announce_shutdown()
+    runtime.beliefs.announce_shutdown()
     with pytest.raises(NotLeading):
         task.before_start("id", (), {})
     app.close()

@@ -12,7 +12,7 @@ from celery import Celery, Task, signature
 from pydantic import BaseModel
 
 from celery_leader import LeaderError, LeaderTask, TaskSkipped, install, leader_only
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.tasks.marks import options_of
 
 
@@ -189,7 +189,7 @@ def test_the_options_of_a_leader_task_are_class_attributes(app: Celery) -> None:
     assert queue_of(app, "overrides") == "celery.leader.other"
     adds = options_of(app.tasks["adds"])
     assert adds == leader_options(election="reports", on_follower="skip", send_from="leader")
-    assert leadership_of(app).task_elections >= {"reports", "other"}
+    assert runtime_of(app).task_elections >= {"reports", "other"}
 
 
 def leader_options(**options: Any) -> Any:
@@ -300,7 +300,7 @@ def test_a_users_own_apply_async_is_given_what_the_sender_gave(app: Celery, defi
 @pytest.mark.parametrize("given", ["by name", "in order"])
 def test_a_send_that_is_held_back_has_the_id_it_was_given(app: Celery, given: str) -> None:
     task = above_from_leader(app)
-    leadership_of(app).beliefs.reserve(["worker"])
+    runtime_of(app).beliefs.reserve(["worker"])
     rest, named = (("an-id",), {}) if given == "in order" else ((), {"task_id": "an-id"})
     assert task.apply_async((1,), {}, *rest, **named).id == "an-id"
 
@@ -309,7 +309,7 @@ def test_a_send_that_is_held_back_is_revoked_says_who_did_not_lead_and_checks_it
     app: Celery,
 ) -> None:
     task = above_from_leader(app)
-    leadership_of(app).beliefs.reserve(["worker"])  # a candidate that does not lead
+    runtime_of(app).beliefs.reserve(["worker"])  # a candidate that does not lead
     result = task.delay(1)
     assert (result.state, result.ready(), result.failed()) == ("REVOKED", True, False)
     with pytest.raises(TaskSkipped, match=r"does not lead 'worker' and did not send held"):

@@ -13,8 +13,8 @@ import pytest
 from celery import Celery
 
 from celery_leader.core.watchdog import BrokerHeartbeat
+from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.leadership import leadership_of
 from celery_leader.worker import broker_link
 from celery_leader.worker.broker_link import WorkerLink, answers, link_of
 from tests.support.waiting import wait_until
@@ -155,5 +155,5 @@ def test_the_broker_is_asked_where_the_leases_are_not_on_it(
 ) -> None:
     app = Celery(broker="redis://broker", set_as_current=False)
     app.conf.update(conf)
-    worker = link_of(leadership_of(app))
+    worker = link_of(runtime_of(app))
     assert (worker._asks_every is not None) == asks

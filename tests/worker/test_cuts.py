@@ -185,7 +185,7 @@ def test_a_leader_that_stops_gives_thousands_back_in_a_few_steps_and_in_order(
     assert all(message["redelivered"] for message in fleet.messages("celery.leader"))
 
 
-def test_a_leader_that_gives_way_gives_thousands_back_in_a_few_steps(
+def test_a_leader_that_steps_down_gives_thousands_back_in_a_few_steps(
     new_fleet: NewFleet, proxy: CountingProxy, redis_url: str
 ) -> None:
     fleet, _, sent = stopped_with_many(new_fleet, proxy, redis_url)

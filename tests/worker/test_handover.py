@@ -369,7 +369,7 @@ def test_a_rolling_restart_runs_every_task_once(new_fleet: NewFleet) -> None:
     fleet.assert_beliefs_never_overlapped()
 
 
-def test_a_worker_gives_way_to_a_higher_priority_between_two_bodies_and_loses_nothing(
+def test_a_worker_steps_down_for_a_higher_priority_between_two_bodies_and_loses_nothing(
     new_fleet: NewFleet,
 ) -> None:
     conf = {"leader_renew_interval": 0.5, "leader_preempt": True}

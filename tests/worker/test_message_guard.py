@@ -49,7 +49,7 @@ def test_a_request_asks_whether_it_may_start_before_it_can_be_acknowledged(
 
 
 def admit(monkeypatch: pytest.MonkeyPatch, *, leads: bool) -> None:
-    here = Admission(leads, gives_way=False, shuts_down=False)
+    here = Admission(leads, steps_down=False, shuts_down=False)
     monkeypatch.setattr(message_guard, "admission", lambda *_: here)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from celery import VERSION
 
-from celery_leader.runtime.leadership import leadership_of
+from celery_leader.runtime.app_runtime import runtime_of
 from tests.support.fixtures import NewFleet
 from tests.support.fleet import Fleet, Process
 from tests.support.redis_server import RedisServer
@@ -74,12 +74,12 @@ class Pair:
 @contextlib.contextmanager
 def kept_out(fleet: Fleet, process: Process) -> Iterator[None]:
     """While open, ``process`` leads nothing."""
-    leadership = leadership_of(fleet.app)
-    leadership.orders.hold(process.node, ("worker", "reports"))
+    runtime = runtime_of(fleet.app)
+    runtime.orders.hold(process.node, ("worker", "reports"))
     try:
         yield
     finally:
-        leadership.orders.free(process.node, ("worker", "reports"))
+        runtime.orders.free(process.node, ("worker", "reports"))
 
 
 def freeze_for_a_lease(fleet: Fleet, process: Process) -> None:

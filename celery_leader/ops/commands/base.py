@@ -21,8 +21,8 @@ from celery_leader.errors import LeaderError
 from celery_leader.ops.overview import Overview
 from celery_leader.ops.printing import say, say_json
 from celery_leader.ops.table import Table, show
-from celery_leader.runtime.identity import app_identity
-from celery_leader.runtime.leadership import Leadership, leadership_of
+from celery_leader.runtime.app_runtime import AppRuntime, runtime_of
+from celery_leader.runtime.apps import app_identity
 from celery_leader.runtime.session import RedisSession
 from celery_leader.store.survey import survey
 from celery_leader.tasks.leader_only import adopt_tasks
@@ -47,8 +47,8 @@ class Call:
     as_json: bool
     color: bool
 
-    def leadership(self, patience: float | None = _PATIENCE) -> Leadership:
-        """The app's leadership, which knows the elections that its tasks name.
+    def runtime(self, patience: float | None = _PATIENCE) -> AppRuntime:
+        """The app's runtime, which knows the elections that its tasks name.
 
         ``patience``: how many seconds Redis may take over one answer. It never gets less than the
         operations of a lease get.
@@ -62,17 +62,15 @@ class Call:
         self.app.finalize()
         self.app.loader.import_default_modules()
         adopt_tasks(self.app)
-        leadership = leadership_of(self.app)
-        if leadership.always_leads():
+        runtime = runtime_of(self.app)
+        if runtime.always_leads():
             raise LeaderError(
                 "this app runs in one process (eager mode, or a broker in memory):"
                 " it always leads, and there is no status to read"
             )
         if patience is not None:
-            leadership.redis.session_timeout = max(
-                patience, leadership.settings.timing.operation_timeout
-            )
-        return leadership
+            runtime.redis.session_timeout = max(patience, runtime.settings.timing.operation_timeout)
+        return runtime
 
     def answer(self, value: Any, *told: Table | str) -> None:
         """Print ``value`` with ``--json``; without it, the lines and tables that tell the same."""
@@ -109,9 +107,9 @@ def command(function: Callable[..., bool]) -> click.Command:
     return made
 
 
-def elections_named(leadership: Leadership, election: str | None) -> list[str]:
+def elections_named(runtime: AppRuntime, election: str | None) -> list[str]:
     """``election``, or all elections if it is ``None``; an unknown one is an error."""
-    names = sorted(leadership.elections())
+    names = sorted(runtime.elections())
     if election is None:
         return names
     if election not in names:
@@ -120,10 +118,10 @@ def elections_named(leadership: Leadership, election: str | None) -> list[str]:
 
 
 def overviews_of(
-    leadership: Leadership, session: RedisSession, names: Sequence[str], leaderships: int = 2
+    runtime: AppRuntime, session: RedisSession, names: Sequence[str], leaderships: int = 2
 ) -> list[Overview]:
     """The elections of these names with their latest leaderships, in one round trip."""
-    timing, app = leadership.settings.timing, app_identity(leadership.app)
+    timing, app = runtime.settings.timing, app_identity(runtime.app)
     return [
         Overview(name, each.record, each.candidates, each.held, timing, each.leaderships, app)
         for name, each in survey(session.store, names, leaderships).items()

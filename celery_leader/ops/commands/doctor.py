@@ -28,19 +28,19 @@ def doctor(call: Call, fail_on: str) -> bool:
 
     Writes nothing. The exit code is 1 if there is a critical finding; see --fail-on.
     """
-    leadership = call.leadership()
-    names = elections_named(leadership, None)
+    runtime = call.runtime()
+    names = elections_named(runtime, None)
     # With leader_url the messages are in another Redis.
-    queue = leadership.app.conf.task_default_queue if leadership.redis.is_broker else None
-    with leadership.redis.session() as session:
+    queue = runtime.app.conf.task_default_queue if runtime.redis.is_broker else None
+    with runtime.redis.session() as session:
         server = probe(session, names, queue)
-        overviews = overviews_of(leadership, session, names)
+        overviews = overviews_of(runtime, session, names)
     fleet = Fleet(
-        installed=installed(leadership.app),
-        settings=leadership.settings,
+        installed=installed(runtime.app),
+        settings=runtime.settings,
         overviews=overviews,
-        needed=frozenset(leadership.task_elections),
-        unread=unread(leadership.app) or "",
+        needed=frozenset(runtime.task_elections),
+        unread=unread(runtime.app) or "",
     )
     findings = examine(server, fleet)
     well = not any(each.is_at_least(fail_on) for each in findings)

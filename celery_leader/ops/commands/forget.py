@@ -17,9 +17,9 @@ def forget(call: Call, elections: tuple[str, ...]) -> bool:
     Record and history go. An election with candidates is refused. The exit code is 1 if
     Redis kept nothing of one of them.
     """
-    leadership = call.leadership()
+    runtime = call.runtime()
     names = [check_name(name) for name in elections]
-    found = {name: leadership.candidacies.forget(name) for name in names}
+    found = {name: runtime.participation.forget(name) for name in names}
     call.answer(
         {"forgotten": sorted(name for name, there in found.items() if there)},
         *(

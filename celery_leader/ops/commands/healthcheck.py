@@ -21,7 +21,7 @@ from celery_leader.ops.health import (
     patience,
     process_runs,
 )
-from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.store.lease_store import RedisLeaseStore
 
 from .base import Call, command
@@ -48,12 +48,12 @@ def healthcheck(call: Call, nodes: tuple[str, ...]) -> bool:
     host = socket.gethostname()
     named = [Wanted(host, host_format(default_nodename(node))) for node in nodes]
     # Containers are checked every few seconds, and a slow Redis is to be reported.
-    leadership = call.leadership(patience=None)
+    runtime = call.runtime(patience=None)
     why, found = None, []
     try:
-        with leadership.redis.session() as session:
+        with runtime.redis.session() as session:
             for wanted in named or [Wanted(host)]:
-                found += _health_of(leadership, session.store, wanted)
+                found += _health_of(runtime, session.store, wanted)
     except StoreUnavailable as exc:
         why, found = f"no contact with Redis: {exc}", []
     well = why is None and all(each.well for each in found)
@@ -64,20 +64,20 @@ def healthcheck(call: Call, nodes: tuple[str, ...]) -> bool:
     return well
 
 
-def _health_of(leadership: Leadership, store: RedisLeaseStore, wanted: Wanted) -> list[NodeHealth]:
-    timing = leadership.settings.timing
+def _health_of(runtime: AppRuntime, store: RedisLeaseStore, wanted: Wanted) -> list[NodeHealth]:
+    timing = runtime.settings.timing
 
     def in_elections(elections: Iterable[str]) -> list[NodeHealth]:
         seen = last_contacts(each for name in elections for each in store.register.candidates(name))
         return health_of(wanted, seen, patience=patience(timing), runs=process_runs)
 
-    found = in_elections(leadership.elections())
+    found = in_elections(runtime.elections())
     if found:
         return found
     unknown = NodeHealth(
         str(wanted), False, f"no contact with Redis in the last {3 * timing.lease_duration:g} s"
     )
-    answer = _answer_of_worker(leadership.app, wanted)
+    answer = _answer_of_worker(runtime.app, wanted)
     if answer is None:
         return [unknown]
     node, elections = answer

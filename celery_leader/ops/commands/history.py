@@ -24,9 +24,9 @@ def history(call: Call, election: str | None, limit: int) -> bool:
 
     Redis keeps leader_history_size lines of each election; a leadership takes two or three.
     """
-    leadership = call.leadership()
-    names = elections_named(leadership, election)
-    with leadership.redis.session() as session:
+    runtime = call.runtime()
+    names = elections_named(runtime, election)
+    with runtime.redis.session() as session:
         leaderships = {
             name: each.leaderships for name, each in survey(session.store, names, limit).items()
         }

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import click
 
 from celery_leader.errors import LeaderError
+from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.leadership import Leadership
 
 from .base import Call, command, overviews_of
-from .orders import full_name, look_at, no_candidate, timeout_option
+from .moving_leaders import full_name, look_at, no_candidate, timeout_option
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _PAUSE = 0.1  # seconds between two looks
@@ -33,12 +33,12 @@ _PAUSE = 0.1  # seconds between two looks
 def hold(call: Call, node: str, election: str | None, duration: str | None, timeout: float) -> bool:
     """Keep NODE from being elected, as for a deployment, until it is released.
 
-    If NODE leads, it gives way, and this command waits for that. The exit code is 1 if NODE
+    If NODE leads, it steps down, and this command waits for that. The exit code is 1 if NODE
     still leads after --timeout. To hold a node that is not there yet, name an --election.
     """
-    leadership = call.leadership()
+    runtime = call.runtime()
     seconds = _seconds(duration)
-    overviews = look_at(leadership, election)
+    overviews = look_at(runtime, election)
     held = full_name(node, overviews)
     names = [each.election for each in overviews if election or each.has(held)]
     if not names:
@@ -46,25 +46,28 @@ def hold(call: Call, node: str, election: str | None, duration: str | None, time
             f"{no_candidate(node, overviews)}. To hold one that is not there yet, name an"
             " --election"
         )
-    leadership.orders.hold(held, names, seconds)
-    leading = _wait_until_not_leading(leadership, held, names, timeout)
+    runtime.orders.hold(held, names, seconds)
+    leading = _wait_until_not_leading(runtime, held, names, timeout)
     until = f"for {seconds:g} s" if seconds else f"until `celery leader release {held}`"
     call.answer(
         {"node": held, "held_in": names, "seconds": seconds, "still_leads": leading},
         f"{held} is held in {', '.join(names)}, {until}",
-        *(f"{name}: it still leads, and gives way when what it runs has ended" for name in leading),
+        *(
+            f"{name}: it still leads, and steps down when what it runs has ended"
+            for name in leading
+        ),
     )
     return not leading
 
 
 def _wait_until_not_leading(
-    leadership: Leadership, node: str, elections: Sequence[str], timeout: float
+    runtime: AppRuntime, node: str, elections: Sequence[str], timeout: float
 ) -> list[str]:
     """Wait until ``node`` leads none of ``elections``; those that it leads after ``timeout``."""
     deadline, pause = now() + timeout, threading.Event()
-    with leadership.redis.session() as session:
+    with runtime.redis.session() as session:
         while True:
-            overviews = overviews_of(leadership, session, elections)
+            overviews = overviews_of(runtime, session, elections)
             leading = sorted(o.election for o in overviews if o.led and o.led.holder == node)
             if not leading or now() >= deadline:
                 return leading

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .base import Call, command
-from .orders import full_name, look_at
+from .moving_leaders import full_name, look_at
 
 
 @command
@@ -15,13 +15,11 @@ from .orders import full_name, look_at
 )
 def release(call: Call, node: str, election: str | None) -> bool:
     """Let NODE be elected again after a hold. The exit code is 1 if it was not held."""
-    leadership = call.leadership()
-    overviews = look_at(leadership, election)
+    runtime = call.runtime()
+    overviews = look_at(runtime, election)
     held = full_name(node, overviews)
     names = [each.election for each in overviews]
-    freed = sorted(
-        name for name, was_held in leadership.orders.free(held, names).items() if was_held
-    )
+    freed = sorted(name for name, was_held in runtime.orders.free(held, names).items() if was_held)
     others = sorted({each for overview in overviews for each in overview.held})
     call.answer(
         {"node": held, "released_in": freed},

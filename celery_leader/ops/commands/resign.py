@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from celery_leader.errors import LeaderError
-from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.app_runtime import AppRuntime
 
 from .base import Call, command, elections_named
-from .orders import hand_over, look_at, timeout_option
+from .moving_leaders import hand_over, look_at, timeout_option
 
 
 @command
@@ -21,15 +21,15 @@ def resign(call: Call, election: str | None, timeout: float) -> bool:
     dispatch. If there is no other candidate, the same node leads again. The exit code is 1
     if there was no new leader in time; the order stands.
     """
-    leadership = call.leadership()
-    name = _only_led(leadership) if election is None else elections_named(leadership, election)[0]
-    return hand_over(call, leadership, name, None, timeout)
+    runtime = call.runtime()
+    name = _only_led(runtime) if election is None else elections_named(runtime, election)[0]
+    return hand_over(call, runtime, name, None, timeout)
 
 
-def _only_led(leadership: Leadership) -> str:
-    led = [each.election for each in look_at(leadership, None) if each.led]
+def _only_led(runtime: AppRuntime) -> str:
+    led = [each.election for each in look_at(runtime, None) if each.led]
     if not led:
-        raise LeaderError("nobody leads any election, so there is nobody to give way")
+        raise LeaderError("nobody leads any election, so nobody can step down")
     if len(led) > 1:
         raise LeaderError(f"{', '.join(led)} are led: name one with --election")
     return led[0]

@@ -14,7 +14,7 @@ from celery_leader.ops.printing import say, say_json
 from celery_leader.ops.probe import wall_clock
 from celery_leader.ops.table import at_a_terminal, live
 from celery_leader.ops.watch import LEADERSHIPS, Diary, Look, looks
-from celery_leader.runtime.leadership import Leadership
+from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.session import RedisSession
 from celery_leader.runtime.settings import BEAT
 from celery_leader.store.schedule_store import ScheduleStore
@@ -45,29 +45,29 @@ def status(call: Call, election: str | None, watch: bool, interval: float) -> bo
     The exit code is 0 if every election that has candidates is led. It is 1 if one is not
     led, or if nobody takes part in any.
     """
-    leadership = call.leadership()
-    names = elections_named(leadership, election)
-    with leadership.redis.session() as session:
+    runtime = call.runtime()
+    names = elections_named(runtime, election)
+    with runtime.redis.session() as session:
         if watch:
-            _watch(call, lambda: _look(leadership, session, names), interval)
+            _watch(call, lambda: _look(runtime, session, names), interval)
             return True
-        overviews = overviews_of(leadership, session, names)
+        overviews = overviews_of(runtime, session, names)
     call.answer(
         {"elections": [each.as_json() for each in overviews]}, *map(election_table, overviews)
     )
     if not call.as_json:
-        _hint(leadership, session.address, overviews)
+        _hint(runtime, session.address, overviews)
     contested = [each for each in overviews if election or each.contested]
     return bool(contested) and all(each.led for each in contested)
 
 
-def _hint(leadership: Leadership, address: str, overviews: Sequence[Overview]) -> None:
+def _hint(runtime: AppRuntime, address: str, overviews: Sequence[Overview]) -> None:
     """Print why nobody may be leading: the app is not installed, or nobody takes part."""
-    if not installed(leadership.app):
+    if not installed(runtime.app):
         hint = "install(app) was not called on this app, so its workers elect nobody"
     elif not any(each.contested for each in overviews):
         hint = (
-            f"nobody has taken part in namespace {leadership.settings.namespace!r} of {address};"
+            f"nobody has taken part in namespace {runtime.settings.namespace!r} of {address};"
             " is this the app (-A), and this the broker, of your workers?"
         )
     else:
@@ -100,7 +100,7 @@ def _draw(call: Call, seen: Iterator[Look]) -> None:
             draw(look.as_tables())
 
 
-def _look(leadership: Leadership, session: RedisSession, names: Sequence[str]) -> Look:
-    overviews = overviews_of(leadership, session, names, LEADERSHIPS)
+def _look(runtime: AppRuntime, session: RedisSession, names: Sequence[str]) -> Look:
+    overviews = overviews_of(runtime, session, names, LEADERSHIPS)
     schedule = ScheduleStore(session.client.run, session.keys, BEAT)
     return Look(wall_clock(), overviews, schedule.dispatched() if BEAT in names else None)

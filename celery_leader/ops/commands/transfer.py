@@ -8,7 +8,7 @@ from celery_leader.errors import LeaderError
 from celery_leader.runtime.orders import Handover
 
 from .base import Call, command
-from .orders import full_name, hand_over, look_at, no_candidate, tell, timeout_option
+from .moving_leaders import full_name, hand_over, look_at, no_candidate, tell, timeout_option
 
 
 @command
@@ -23,8 +23,8 @@ def transfer(call: Call, node: str, election: str | None, timeout: float) -> boo
     The leader first ends what it is doing: a worker its leader-only tasks, a beat its
     dispatch. The exit code is 1 if NODE did not lead in time. It is 0 if NODE led already.
     """
-    leadership = call.leadership()
-    overviews = look_at(leadership, election)
+    runtime = call.runtime()
+    overviews = look_at(runtime, election)
     successor = full_name(node, overviews)
     found = [each for each in overviews if each.has(successor)]
     if not found:
@@ -37,4 +37,4 @@ def transfer(call: Call, node: str, election: str | None, timeout: float) -> boo
         # A script may say it twice.
         already = Handover(name, successor, led.term, successor, led.term)
         return tell(call, already, successor, 0.0)
-    return hand_over(call, leadership, name, successor, timeout)
+    return hand_over(call, runtime, name, successor, timeout)

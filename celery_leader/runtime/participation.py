@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.candidate_info import CandidateInfo
 from celery_leader.core.changes import Elected, StepDownRequested
 from celery_leader.core.election import Election
@@ -21,17 +20,19 @@ from celery_leader.core.events import Standing
 from celery_leader.core.identity import Kin, called, kinship
 from celery_leader.core.lease import Record
 from celery_leader.core.names import check_name, check_node
+from celery_leader.core.requester import Requester
 from celery_leader.core.watchdog import Requirement
 from celery_leader.errors import LeaderError
 
+from .apps import app_identity, versions
 from .beliefs import Beliefs
-from .campaign import Campaign, Listener
 from .clock import now
 from .context import ALWAYS_TERM, AppContext
-from .identity import NodeNames, app_identity, versions
+from .election_thread import ElectionThread
+from .local_candidate import Listener, LocalCandidate
 from .log import get_logger
+from .node_names import NodeNames
 from .observers import Observers
-from .runner import Runner
 from .session import LeaseRedis
 
 logger = get_logger(__name__)
@@ -40,14 +41,14 @@ _LONGEST_FAREWELL = 10.0  # seconds; a process must end soon, however long its l
 _FOREIGN_INTERVAL = 3600.0  # seconds between two log lines about another project
 
 
-class Candidacies:
-    """Begins and ends this process's campaigns.
+class Participation:
+    """Enters elections, and leaves them.
 
     Guaranteed: one thread and at most one connection, however many elections. A forked child
     begins with none of them.
 
     Attributes:
-        giving_way: elections whose lease is to be given up once no body needs it, and why.
+        stepping_down: elections whose lease is to be given up once no body needs it, and why.
     """
 
     def __init__(
@@ -64,10 +65,10 @@ class Candidacies:
         self._observers = observers
         self._node_names = node_names
         self._lock = threading.Lock()
-        self._campaigns: list[Campaign] = []
-        self._runner: Runner | None = None
+        self._candidates: list[LocalCandidate] = []
+        self._election_thread: ElectionThread | None = None
         self._foreign_told_at = -math.inf
-        self.giving_way: dict[str, StepDownRequested] = {}
+        self.stepping_down: dict[str, StepDownRequested] = {}
         context.forks.call_in_child(self._after_fork)
 
     # -- beginning ------------------------------------------------------------
@@ -82,7 +83,7 @@ class Candidacies:
         role: str = "process",
         scheduler: str = "",
         fenced: bool = True,
-    ) -> Campaign | None:
+    ) -> LocalCandidate | None:
         """Take part in ``election`` as ``node``.
 
         Returns ``None`` where nothing is to be won: this process always leads, or a test decides.
@@ -107,39 +108,39 @@ class Candidacies:
             self._observers.tell(Elected(election, node, ALWAYS_TERM))
             return None
         with self._lock:
-            runner = self._running()
+            election_thread = self._running()
             self._node_names.take(node)
             priority = self._context.settings.priority if priority is None else priority
             info = self._info(role, priority, scheduler=scheduler, fenced=fenced)
-            campaign = self._new_campaign(check_name(election), check_node(node), info, priority)
-            campaign.requirements += requirements
+            candidate = self._new_candidate(check_name(election), check_node(node), info, priority)
+            candidate.requirements += requirements
             if listener is not None:
-                campaign.listeners.append(listener)
-            self._campaigns.append(campaign)
-        runner.start(campaign)
-        return campaign
+                candidate.listeners.append(listener)
+            self._candidates.append(candidate)
+        election_thread.start(candidate)
+        return candidate
 
     # -- asking ---------------------------------------------------------------
 
     def node(self, election: str) -> str | None:
         """The node name under which this process takes part in ``election``."""
-        for campaign in self._campaigns:
-            if campaign.name == election:
-                return campaign.election.holder
+        for candidate in self._candidates:
+            if candidate.name == election:
+                return candidate.election.holder
         return None
 
     def standings(self) -> list[Standing]:
         """How each candidate of this process stands at this moment; no I/O."""
-        contact = self._runner.last_contact if self._runner is not None else None
+        contact = self._election_thread.last_contact if self._election_thread is not None else None
         return [
-            campaign.standing(contact, giving_way=campaign.name in self.giving_way)
-            for campaign in list(self._campaigns)
+            candidate.standing(contact, stepping_down=candidate.name in self.stepping_down)
+            for candidate in list(self._candidates)
         ]
 
-    def runs(self, campaign: Campaign) -> bool:
-        """Whether this process runs ``campaign``, and not the process that it was forked from."""
+    def runs(self, candidate: LocalCandidate) -> bool:
+        """Whether this process runs ``candidate``, and not the process that it was forked from."""
         self._context.forks.notice()
-        return campaign in self._campaigns
+        return candidate in self._candidates
 
     @property
     def farewell_timeout(self) -> float:
@@ -152,60 +153,60 @@ class Candidacies:
 
     def look_around(self) -> None:
         """Have the election's thread see now whether this process is fit to lead."""
-        if self._runner is not None:
-            self._runner.wake()
+        if self._election_thread is not None:
+            self._election_thread.wake()
 
-    def lease_rejected(self, campaign: Campaign, term: int, *, gone: bool) -> None:
+    def lease_rejected(self, candidate: LocalCandidate, term: int, *, gone: bool) -> None:
         """Redis refused an act done with ``term``: another leads, or the record is ``gone``."""
-        if self._runner is not None:
-            self._runner.lease_rejected(campaign, term, gone=gone)
+        if self._election_thread is not None:
+            self._election_thread.lease_rejected(candidate, term, gone=gone)
 
     def follow(self, live: Any) -> None:
         """The worker's consumer is connected with ``live``: keep the leases there too."""
-        if self._redis.follow(live) and self._runner is not None:
-            self._runner.reconnect()
+        if self._redis.follow(live) and self._election_thread is not None:
+            self._election_thread.reconnect()
 
     # -- ending ---------------------------------------------------------------
 
     def resign(
-        self, campaign: Campaign, successor: str | None = None, reason: str | None = None
+        self, candidate: LocalCandidate, successor: str | None = None, reason: str | None = None
     ) -> threading.Event:
         """Stop leading and campaigning, and give the lease up. Harmless when not leading.
 
         The event that is returned is set when that is done or was tried in vain. May be called
         from a signal handler. ``reason`` is what the history will say.
         """
-        if self._runner is None or not self.runs(campaign):
+        if self._election_thread is None or not self.runs(candidate):
             done = threading.Event()
             done.set()
             return done
-        return self._runner.resign(campaign, successor, reason)
+        return self._election_thread.resign(candidate, successor, reason)
 
     def step_down(
-        self, campaign: Campaign, successor: str | None = None, reason: str | None = None
+        self, candidate: LocalCandidate, successor: str | None = None, reason: str | None = None
     ) -> None:
         """Give the lease up, to ``successor`` if one is named, and go on as a candidate.
 
         ``reason`` is what the history will say.
         """
-        if self._runner is not None and self.runs(campaign):
-            self._runner.step_down(campaign, successor, reason)
+        if self._election_thread is not None and self.runs(candidate):
+            self._election_thread.step_down(candidate, successor, reason)
 
-    def retire(self, campaign: Campaign) -> None:
-        """Forget a campaign that has resigned for good; its place in memory becomes free."""
+    def retire(self, candidate: LocalCandidate) -> None:
+        """Forget a candidate that has resigned for good; its place in memory becomes free."""
         with self._lock:
-            if self._runner is None or campaign not in self._campaigns:
+            if self._election_thread is None or candidate not in self._candidates:
                 return
-            self._campaigns.remove(campaign)
-            self._node_names.give_back(campaign.election.holder)
-            free_place = self._beliefs.retire(campaign.name, campaign.view)
-        self._runner.retire(campaign, free_place)
+            self._candidates.remove(candidate)
+            self._node_names.give_back(candidate.election.holder)
+            free_place = self._beliefs.retire(candidate.name, candidate.view)
+        self._election_thread.retire(candidate, free_place)
 
     def resign_all(self) -> bool:
         """Give everything up and wait until that is done; whether it was done in time."""
         if self._context.forks.owner != os.getpid():
             return True
-        farewells = [self.resign(campaign) for campaign in self._campaigns]
+        farewells = [self.resign(candidate) for candidate in self._candidates]
         deadline = now() + self.farewell_timeout
         told = all(done.wait(max(0.0, deadline - now())) for done in farewells)
         self._observers.finish()
@@ -231,9 +232,9 @@ class Candidacies:
 
     # -- small parts ----------------------------------------------------------
 
-    def _running(self) -> Runner:
-        if self._runner is None:
-            self._runner = Runner(
+    def _running(self) -> ElectionThread:
+        if self._election_thread is None:
+            self._election_thread = ElectionThread(
                 self._redis.open(),
                 app=app_identity(self._context.app),
                 patience=self._context.settings.timing.operation_timeout,
@@ -241,12 +242,14 @@ class Candidacies:
                 observer=self._observers.tell,
             )
             atexit.register(_resign_at_exit, weakref.ref(self))
-        return self._runner
+        return self._election_thread
 
-    def _new_campaign(self, name: str, node: str, info: CandidateInfo, priority: int) -> Campaign:
+    def _new_candidate(
+        self, name: str, node: str, info: CandidateInfo, priority: int
+    ) -> LocalCandidate:
         settings = self._context.settings
         election = Election(
-            Candidacy(
+            Requester(
                 name,
                 holder=node,
                 nonce=uuid.uuid4().hex,
@@ -257,7 +260,7 @@ class Candidacies:
                 info=info.text(),
             )
         )
-        return Campaign(election, self._beliefs.view_for(name), info)
+        return LocalCandidate(election, self._beliefs.view_for(name), info)
 
     def _info(self, role: str, priority: int, **of_beat: Any) -> CandidateInfo:
         """What a candidate of this process says of itself; no address, no password."""
@@ -305,13 +308,13 @@ class Candidacies:
     def _after_fork(self, parent: int) -> None:
         # The parent's thread may have held the lock at that moment.
         self._lock = threading.Lock()
-        if self._runner is not None:
-            self._runner.disown()
-        self._runner = None
-        self._campaigns = []
+        if self._election_thread is not None:
+            self._election_thread.disown()
+        self._election_thread = None
+        self._candidates = []
 
 
-def _resign_at_exit(reference: weakref.ref[Candidacies]) -> None:
-    candidacies = reference()
-    if candidacies is not None:
-        candidacies.resign_all()
+def _resign_at_exit(reference: weakref.ref[Participation]) -> None:
+    participation = reference()
+    if participation is not None:
+        participation.resign_all()

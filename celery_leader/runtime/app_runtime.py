@@ -1,7 +1,7 @@
 """One app's part in its elections, in this process: where everything else is found.
 
-There is one ``Leadership`` for each app, kept beside the app and not on it. A forked child keeps
-it, and starts with no thread, connection or campaign of its own.
+There is one ``AppRuntime`` for each app, kept beside the app and not on it. A forked child keeps
+it, and starts with no thread, connection or candidate of its own.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import weakref
 from celery import Celery
 
 from .beliefs import Beliefs
-from .candidacies import Candidacies
 from .context import AppContext
-from .identity import NodeNames
+from .node_names import NodeNames
 from .observers import Observers
 from .orders import Orders
+from .participation import Participation
 from .session import LeaseRedis
 
 
-class Leadership(AppContext):
+class AppRuntime(AppContext):
     """The app's context, and the objects that work with it, each with its own data.
 
     Attributes:
         beliefs: whether this process leads.
-        candidacies: the elections it takes part in.
+        participation: the elections it takes part in.
         node_names: the names of its candidates.
         observers: tells of events.
         orders: gives orders to the candidates of any process.
@@ -38,26 +38,26 @@ class Leadership(AppContext):
         self.observers = Observers(self)
         self.redis = LeaseRedis(self)
         self.beliefs = Beliefs(self)
-        self.candidacies = Candidacies(
+        self.participation = Participation(
             self, self.beliefs, self.redis, self.observers, self.node_names
         )
         self.orders = Orders(self, self.redis)
 
 
-_leaderships: weakref.WeakKeyDictionary[Celery, Leadership] = weakref.WeakKeyDictionary()
+_runtimes: weakref.WeakKeyDictionary[Celery, AppRuntime] = weakref.WeakKeyDictionary()
 
 
-def leadership_of(app: Celery) -> Leadership:
-    """The one ``Leadership`` of ``app``, made at the first call."""
-    leadership = _leaderships.get(app)
-    if leadership is None:
-        leadership = _leaderships.setdefault(app, Leadership(app))
-    return leadership
+def runtime_of(app: Celery) -> AppRuntime:
+    """The one ``AppRuntime`` of ``app``, made at the first call."""
+    runtime = _runtimes.get(app)
+    if runtime is None:
+        runtime = _runtimes.setdefault(app, AppRuntime(app))
+    return runtime
 
 
 def _after_fork_in_child() -> None:
-    for leadership in list(_leaderships.values()):
-        leadership.forks.forked()
+    for runtime in list(_runtimes.values()):
+        runtime.forks.forked()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,24 +1,14 @@
-"""The names of this process, its app and its nodes."""
+"""The node names of this process's candidates."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib.metadata
 import os
-import platform
 import socket
 import threading
-from collections.abc import Iterator
-from typing import Any
 
-from celery import Celery
 from celery.utils.nodenames import host_format, nodename, nodesplit
 
-from celery_leader.compat.celery import current_app, unproxied
-from celery_leader.core.identity import identity
 from celery_leader.core.names import check_node
-from celery_leader.errors import LeaderError
 
 from .command_line import beat_hostname
 from .context import AppContext
@@ -78,41 +68,3 @@ class NodeNames:
 def node_name(role: str) -> str:
     """A node name for a process that is not a worker: several may run on one host."""
     return f"{role}@{socket.gethostname()}:{os.getpid()}"
-
-
-def celery_app(app: Any, asking: str) -> Celery:
-    """``app`` itself, also where a proxy such as ``celery.current_app`` stands for it.
-
-    Raises:
-        LeaderError: ``app`` is not a Celery app. The message names ``asking``, which was given it.
-    """
-    app = unproxied(app)
-    if not isinstance(app, Celery):
-        raise LeaderError(f"{asking} takes a Celery app, and {app!r} is none")
-    return app
-
-
-def app_identity(app: Celery) -> str:
-    """A text that tells this app from another project's."""
-    return identity(app.main or "", app.tasks)
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """The versions of the packages that decide how a candidate behaves."""
-    packages = ("celery_leader", "celery", "redis")
-    return {
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in packages},
-    }
-
-
-@contextlib.contextmanager
-def current(app: Celery) -> Iterator[None]:
-    """While open, ``app`` is the current app."""
-    before = current_app()
-    app.set_current()
-    try:
-        yield
-    finally:
-        before.set_current()

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from celery_leader.core.candidacy import Candidacy
 from celery_leader.core.changes import Change, Deposed, Elected, Followed
 from celery_leader.core.election import Election
 from celery_leader.core.events import (
@@ -23,12 +22,13 @@ from celery_leader.core.events import (
     Unanswered,
 )
 from celery_leader.core.lease import Announcement, Granted, Namesake, Record, Reply, Request
+from celery_leader.core.requester import Requester
 from celery_leader.core.timing import Timing
 from celery_leader.core.watchdog import Heartbeat
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime import clock
-from celery_leader.runtime.campaign import Campaign
-from celery_leader.runtime.runner import Runner
+from celery_leader.runtime.election_thread import ElectionThread
+from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.shared_memory import LeasePages
 from tests.support.fake_store import FakeStore
 from tests.support.waiting import PATIENCE, wait_until
@@ -73,32 +73,32 @@ class Fleet:
 
     def __init__(self) -> None:
         self.store = Store()
-        self.runners: list[Runner] = []
+        self.threads: list[ElectionThread] = []
 
-    def runner(self, **options: Any) -> Runner:
-        runner = Runner(self.store, **options)
-        self.runners.append(runner)
-        return runner
+    def thread(self, **options: Any) -> ElectionThread:
+        thread = ElectionThread(self.store, **options)
+        self.threads.append(thread)
+        return thread
 
-    def campaign(self, node: str, timing: Timing = LONG, *, name: str = NAME) -> Campaign:
-        """A campaign that was not started."""
+    def candidate(self, node: str, timing: Timing = LONG, *, name: str = NAME) -> LocalCandidate:
+        """A candidate that was not started."""
         election = Election(
-            Candidacy(name, holder=node, nonce=uuid.uuid4().hex, timing=timing, app="us|1")
+            Requester(name, holder=node, nonce=uuid.uuid4().hex, timing=timing, app="us|1")
         )
-        return Campaign(election, LeasePages().allot())
+        return LocalCandidate(election, LeasePages().allot())
 
-    def leader(self, node: str, timing: Timing = LONG) -> tuple[Runner, Campaign]:
-        runner, campaign = self.runner(), self.campaign(node, timing)
-        runner.start(campaign)
-        wait_until(campaign.term, what=f"{node} to lead")
-        return runner, campaign
+    def leader(self, node: str, timing: Timing = LONG) -> tuple[ElectionThread, LocalCandidate]:
+        thread, candidate = self.thread(), self.candidate(node, timing)
+        thread.start(candidate)
+        wait_until(candidate.term, what=f"{node} to lead")
+        return thread, candidate
 
     def end(self) -> None:
         self.store.answers.set()
         self.store.surprise = None
-        for runner in self.runners:
-            runner.stop(PATIENCE)
-            assert not runner.alive
+        for thread in self.threads:
+            thread.stop(PATIENCE)
+            assert not thread.alive
 
 
 @pytest.fixture
@@ -109,32 +109,32 @@ def fleet() -> Iterator[Fleet]:
 
 
 def test_an_elected_candidate_is_believed_and_its_listeners_are_told(fleet: Fleet) -> None:
-    runner, campaign = fleet.runner(), fleet.campaign("a")
+    thread, candidate = fleet.thread(), fleet.candidate("a")
     heard: list[Change] = []
-    campaign.listeners.append(heard.append)
-    runner.start(campaign)
-    assert campaign.led.wait(PATIENCE)
+    candidate.listeners.append(heard.append)
+    thread.start(candidate)
+    assert candidate.led.wait(PATIENCE)
     wait_until(lambda: heard, what="the listener to be told")
-    assert heard == [Elected(NAME, "a", campaign.term() or 0)]
-    assert runner.resign(campaign).wait(PATIENCE)
+    assert heard == [Elected(NAME, "a", candidate.term() or 0)]
+    assert thread.resign(candidate).wait(PATIENCE)
     assert [type(change) for change in heard] == [Elected, Deposed]
-    assert not campaign.led.is_set()
+    assert not candidate.led.is_set()
 
 
 def test_a_lease_is_renewed_for_as_long_as_the_thread_runs(fleet: Fleet) -> None:
-    _, campaign = fleet.leader("a", Timing.of_lease(3.0))
+    _, candidate = fleet.leader("a", Timing.of_lease(3.0))
     wait_until(lambda: fleet.store.rows[NAME].renewals >= 2, what="two renewals")
-    assert campaign.term() == fleet.store.rows[NAME].term
+    assert candidate.term() == fleet.store.rows[NAME].term
 
 
 def test_resigning_ends_the_belief_at_once_although_the_thread_is_busy(fleet: Fleet) -> None:
-    runner, campaign = fleet.leader("a")
+    thread, candidate = fleet.leader("a")
     fleet.store.answers.clear()
     fleet.store.asked.clear()
-    runner.start(fleet.campaign("a", name="other"))
+    thread.start(fleet.candidate("a", name="other"))
     assert fleet.store.asked.wait(PATIENCE), "the thread is to hang in the store"
-    done = runner.resign(campaign)
-    assert campaign.term() is None
+    done = thread.resign(candidate)
+    assert candidate.term() is None
     assert not done.is_set()
     assert fleet.store.rows[NAME].state == "held"
     fleet.store.answers.set()
@@ -150,45 +150,45 @@ def test_no_answer_is_no_refusal(fleet: Fleet) -> None:
         renew_retry_delay=0.01,
         operation_timeout=1.0,
     )
-    _, campaign = fleet.leader("a", patient)
-    term = campaign.term()
+    _, candidate = fleet.leader("a", patient)
+    term = candidate.term()
     heard: list[Change] = []
-    campaign.listeners.append(heard.append)
+    candidate.listeners.append(heard.append)
     fleet.store.surprise = StoreUnavailable("no answer")
     for _ in range(3):
         fleet.store.asked.clear()
         assert fleet.store.asked.wait(PATIENCE)
-    assert campaign.term() == term
+    assert candidate.term() == term
     assert not heard
 
 
 def test_a_deadline_counts_from_before_the_request_was_sent(fleet: Fleet) -> None:
-    runner, campaign = fleet.runner(), fleet.campaign("a")
+    thread, candidate = fleet.thread(), fleet.candidate("a")
     fleet.store.answers.clear()
-    runner.start(campaign)
+    thread.start(candidate)
     assert fleet.store.asked.wait(PATIENCE)
     sent_before = clock.now()
     slow_until = sent_before + 0.2
     wait_until(lambda: clock.now() > slow_until, what="a slow answer")
     fleet.store.answers.set()
-    assert campaign.led.wait(PATIENCE)
-    assert campaign.view.valid_until <= sent_before + LONG.lease_duration - LONG.margin
+    assert candidate.led.wait(PATIENCE)
+    assert candidate.view.valid_until <= sent_before + LONG.lease_duration - LONG.margin
 
 
 def test_a_belief_ends_by_its_deadline_although_the_thread_hangs(fleet: Fleet) -> None:
-    _, campaign = fleet.leader("a", SHORT)
+    _, candidate = fleet.leader("a", SHORT)
     fleet.store.answers.clear()
     hung_at = clock.now()
     asked_at = hung_at
-    while campaign.term() is not None:
+    while candidate.term() is not None:
         assert asked_at < hung_at + SHORT.lease_duration
         asked_at = clock.now()
 
 
 def test_a_resignation_is_heard_by_who_waits_for_news(fleet: Fleet) -> None:
     first_runner, first = fleet.leader("a")
-    second_runner, second = fleet.runner(), fleet.campaign("b")
-    second_runner.start(second)
+    second_thread, second = fleet.thread(), fleet.candidate("b")
+    second_thread.start(second)
     wait_until(
         lambda: len(fleet.store.register.candidates(NAME)) == 2, what="the second to have asked"
     )
@@ -201,8 +201,8 @@ def test_where_waiting_for_news_never_works_the_timers_are_enough(fleet: Fleet) 
     timing = Timing.of_lease(3.0)
     fleet.store.deaf = True
     first_runner, first = fleet.leader("a", timing)
-    second_runner, second = fleet.runner(), fleet.campaign("b", timing)
-    second_runner.start(second)
+    second_thread, second = fleet.thread(), fleet.candidate("b", timing)
+    second_thread.start(second)
     wait_until(
         lambda: len(fleet.store.register.candidates(NAME)) == 2, what="the second to have asked"
     )
@@ -212,16 +212,16 @@ def test_where_waiting_for_news_never_works_the_timers_are_enough(fleet: Fleet) 
 
 
 def test_due_requests_of_all_elections_go_out_together(fleet: Fleet) -> None:
-    runner = fleet.runner()
+    thread = fleet.thread()
     fleet.store.answers.clear()
-    first = fleet.campaign("a", name="first")
-    runner.start(first)
+    first = fleet.candidate("a", name="first")
+    thread.start(first)
     assert fleet.store.asked.wait(PATIENCE)
-    others = [fleet.campaign("a", name=f"other{number}") for number in range(9)]
-    for campaign in others:
-        runner.start(campaign)
+    others = [fleet.candidate("a", name=f"other{number}") for number in range(9)]
+    for candidate in others:
+        thread.start(candidate)
     fleet.store.answers.set()
-    wait_until(lambda: all(campaign.term() for campaign in others), what="all to lead")
+    wait_until(lambda: all(candidate.term() for candidate in others), what="all to lead")
     assert fleet.store.batches[:2] == [1, 9]
 
 
@@ -229,25 +229,25 @@ def test_a_listener_that_fails_stops_nobody(fleet: Fleet, caplog: pytest.LogCapt
     def fail(change: Change) -> None:
         raise RuntimeError("a user's mistake")
 
-    runner, campaign = fleet.runner(), fleet.campaign("a")
+    thread, candidate = fleet.thread(), fleet.candidate("a")
     heard: list[Change] = []
-    campaign.listeners += [fail, heard.append]
-    runner.start(campaign)
+    candidate.listeners += [fail, heard.append]
+    thread.start(candidate)
     wait_until(lambda: heard, what="the listener behind it to be told")
     assert "a user's mistake" in caplog.text
-    assert runner.resign(campaign).wait(PATIENCE)
+    assert thread.resign(candidate).wait(PATIENCE)
 
 
 def test_the_thread_outlives_whatever_the_store_raises(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     fleet.store.surprise = RuntimeError("a bug")
-    runner, campaign = fleet.runner(), fleet.campaign("a")
-    runner.start(campaign)
+    thread, candidate = fleet.thread(), fleet.candidate("a")
+    thread.start(candidate)
     wait_until(lambda: "a bug" in caplog.text, what="the bug in the log")
-    assert campaign.term() is None
+    assert candidate.term() is None
     fleet.store.surprise = None
-    wait_until(campaign.term, what="the candidate to lead all the same")
+    wait_until(candidate.term, what="the candidate to lead all the same")
 
 
 def test_an_outage_is_logged_once_and_so_is_its_end(
@@ -255,9 +255,9 @@ def test_an_outage_is_logged_once_and_so_is_its_end(
 ) -> None:
     caplog.set_level("INFO", logger="celery_leader")
     fleet.store.lose_requests(4)
-    runner, campaign = fleet.runner(), fleet.campaign("a", SHORT)
-    runner.start(campaign)
-    wait_until(campaign.term, what="the candidate to lead")
+    thread, candidate = fleet.thread(), fleet.candidate("a", SHORT)
+    thread.start(candidate)
+    wait_until(candidate.term, what="the candidate to lead")
     assert caplog.text.count("trying on") == 1
     assert caplog.text.count("answers again after 4 failed") == 1
 
@@ -265,35 +265,35 @@ def test_an_outage_is_logged_once_and_so_is_its_end(
 def test_a_leader_of_another_project_is_reported(fleet: Fleet) -> None:
     fleet.leader("a")
     reported: list[tuple[str, Record]] = []
-    other = fleet.runner(app="them|2", on_foreign=lambda *what: reported.append(what))
-    other.start(fleet.campaign("b"))
+    other = fleet.thread(app="them|2", on_foreign=lambda *what: reported.append(what))
+    other.start(fleet.candidate("b"))
     wait_until(lambda: reported, what="the report")
     name, record = reported[0]
     assert (name, record.holder, record.app) == (NAME, "a", "us|1")
 
 
 def test_a_leader_whose_lease_was_rejected_stops_at_once_and_asks(fleet: Fleet) -> None:
-    runner, campaign = fleet.leader("a")
-    term = campaign.term()
+    thread, candidate = fleet.leader("a")
+    term = candidate.term()
     assert term is not None
-    runner.lease_rejected(campaign, term, gone=False)
-    wait_until(lambda: (campaign.term() or 0) > term, what="a higher term")
+    thread.lease_rejected(candidate, term, gone=False)
+    wait_until(lambda: (candidate.term() or 0) > term, what="a higher term")
 
 
 def test_the_answer_to_a_resignation_comes_for_each_who_asked(fleet: Fleet) -> None:
-    runner, campaign = fleet.leader("a")
-    farewells = [runner.resign(campaign) for _ in range(3)]
+    thread, candidate = fleet.leader("a")
+    farewells = [thread.resign(candidate) for _ in range(3)]
     assert all(done.wait(PATIENCE) for done in farewells)
-    assert runner.resign(campaign).wait(PATIENCE), "also when there is nothing left to give up"
+    assert thread.resign(candidate).wait(PATIENCE), "also when there is nothing left to give up"
 
 
 def test_who_resigned_campaigns_again_when_started_again(fleet: Fleet) -> None:
-    runner, campaign = fleet.leader("a")
-    first = campaign.term()
+    thread, candidate = fleet.leader("a")
+    first = candidate.term()
     assert first is not None
-    assert runner.resign(campaign).wait(PATIENCE)
-    runner.start(campaign)
-    second = wait_until(campaign.term, what="it to lead again")
+    assert thread.resign(candidate).wait(PATIENCE)
+    thread.start(candidate)
+    second = wait_until(candidate.term, what="it to lead again")
     assert second > first
 
 
@@ -309,16 +309,19 @@ def _raising(error: Exception) -> Any:
 
 def test_an_observer_is_told_of_each_change_and_renewal(fleet: Fleet) -> None:
     seen: list[Event] = []
-    runner, campaign = fleet.runner(observer=seen.append), fleet.campaign("a", Timing.of_lease(3.0))
-    runner.start(campaign)
+    thread, candidate = (
+        fleet.thread(observer=seen.append),
+        fleet.candidate("a", Timing.of_lease(3.0)),
+    )
+    thread.start(candidate)
     wait_until(lambda: any(isinstance(e, Renewed) for e in seen), what="a renewal to be told")
-    term = campaign.term() or 0
+    term = candidate.term() or 0
     assert seen[0] == Elected(NAME, "a", term)
     renewed = seen[1]
     assert isinstance(renewed, Renewed)
     assert (renewed.election, renewed.node, renewed.term) == (NAME, "a", term)
     assert renewed.latency >= 0
-    assert runner.resign(campaign).wait(PATIENCE)
+    assert thread.resign(candidate).wait(PATIENCE)
     deposed = seen[-1]
     assert isinstance(deposed, Deposed)
     assert (deposed.term, deposed.reason, deposed.sudden) == (term, "resigned", False)
@@ -328,7 +331,7 @@ def test_an_observer_is_told_of_each_change_and_renewal(fleet: Fleet) -> None:
 def test_an_observer_is_told_who_else_leads(fleet: Fleet) -> None:
     _, leader = fleet.leader("a")
     seen: list[Event] = []
-    fleet.runner(observer=seen.append).start(fleet.campaign("b"))
+    fleet.thread(observer=seen.append).start(fleet.candidate("b"))
     wait_until(lambda: seen, what="the follower to know")
     assert seen == [Followed(NAME, "b", leader.term() or 0, "a")]
 
@@ -336,26 +339,26 @@ def test_an_observer_is_told_who_else_leads(fleet: Fleet) -> None:
 def test_an_observer_is_told_of_each_attempt_without_an_answer(fleet: Fleet) -> None:
     seen: list[Event] = []
     fleet.store.lose_requests(2)
-    runner, campaign = fleet.runner(observer=seen.append), fleet.campaign("a", SHORT)
-    runner.start(campaign)
-    wait_until(campaign.term, what="the candidate to lead")
+    thread, candidate = fleet.thread(observer=seen.append), fleet.candidate("a", SHORT)
+    thread.start(candidate)
+    wait_until(candidate.term, what="the candidate to lead")
     assert seen[:2] == [Unanswered(NAME, "a", None)] * 2
     assert isinstance(seen[2], Elected)
 
 
 def test_how_a_candidate_stands_can_be_asked_at_any_time(fleet: Fleet) -> None:
-    runner, campaign = fleet.leader("a")
-    standing = campaign.standing(runner.last_contact, giving_way=False)
+    thread, candidate = fleet.leader("a")
+    standing = candidate.standing(thread.last_contact, stepping_down=False)
     assert standing.leading
-    assert (standing.leader, standing.term) == ("a", campaign.term())
+    assert (standing.leader, standing.term) == ("a", candidate.term())
     assert standing.leader_term == standing.term
     assert standing.last_renewal is not None
     assert standing.last_renewal >= 0
     assert standing.last_contact is not None
     assert standing.last_contact >= 0
     assert standing.eligible
-    assert runner.resign(campaign).wait(PATIENCE)
-    standing = campaign.standing(runner.last_contact, giving_way=False)
+    assert thread.resign(candidate).wait(PATIENCE)
+    standing = candidate.standing(thread.last_contact, stepping_down=False)
     assert (standing.leading, standing.leader, standing.eligible) == (False, None, False)
     assert standing.leaderless_seconds >= 0
 
@@ -367,13 +370,13 @@ def test_each_change_is_one_line_whose_facts_are_fields_of_the_record(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="celery_leader")
-    runner, campaign = fleet.leader("a", Timing.of_lease(3.0))
-    term = campaign.term()
-    other = fleet.runner()
-    other.start(fleet.campaign("b"))
+    thread, candidate = fleet.leader("a", Timing.of_lease(3.0))
+    term = candidate.term()
+    other = fleet.thread()
+    other.start(fleet.candidate("b"))
     wait_until(lambda: "follows" in caplog.text, what="the follower's line")
     wait_until(lambda: fleet.store.rows[NAME].renewals >= 2, what="two renewals")
-    assert runner.resign(campaign).wait(PATIENCE)
+    assert thread.resign(candidate).wait(PATIENCE)
     lines = [r for r in caplog.records if getattr(r, "leader_node", None) == "a"]
     facts = {"leader_election": NAME, "leader_node": "a", "leader_term": term}
     assert [line.levelname for line in lines] == ["INFO", "INFO"], "and none for a renewal"
@@ -396,23 +399,23 @@ def test_a_leader_whose_work_stands_still_gives_up_and_comes_back_when_it_moves(
 ) -> None:
     caplog.set_level("INFO", logger="celery_leader")
     seen: list[Event] = []
-    runner, campaign = fleet.runner(observer=seen.append), fleet.campaign("a")
+    thread, candidate = fleet.thread(observer=seen.append), fleet.candidate("a")
     heartbeat = Heartbeat("the loop", 0.2)
-    campaign.requirements = [heartbeat]
-    runner.start(campaign)
-    wait_until(campaign.term, what="the candidate to lead")
+    candidate.requirements = [heartbeat]
+    thread.start(candidate)
+    wait_until(candidate.term, what="the candidate to lead")
     heartbeat.beat(clock.now())
-    runner.wake()
+    thread.wake()
     wait_until(lambda: fleet.store.rows[NAME].state == "released", what="the lease to be free")
     (deposed,) = [event for event in seen if isinstance(event, Deposed)]
     assert (deposed.reason, deposed.sudden) == ("stalled", True)
     assert "the loop has stood still for more than 0.2 s" in caplog.text
     _, other = fleet.leader("b")
-    assert not campaign.election.campaigning
+    assert not candidate.election.campaigning
 
     def moving() -> bool:
         heartbeat.beat(clock.now())
-        return campaign.election.campaigning
+        return candidate.election.campaigning
 
     wait_until(moving, what="it to campaign again")
     assert "the loop moves again" in caplog.text
@@ -421,70 +424,72 @@ def test_a_leader_whose_work_stands_still_gives_up_and_comes_back_when_it_moves(
 
 def test_a_follower_whose_work_stands_still_does_not_take_a_free_lease(fleet: Fleet) -> None:
     leading, leader = fleet.leader("a")
-    runner, campaign = fleet.runner(), fleet.campaign("b")
+    thread, candidate = fleet.thread(), fleet.candidate("b")
     heartbeat = Heartbeat("the loop", 0.2)
-    campaign.requirements = [heartbeat]
+    candidate.requirements = [heartbeat]
     heartbeat.beat(clock.now())
-    runner.start(campaign)
-    wait_until(lambda: campaign.unmet, what="it to be noticed")
+    thread.start(candidate)
+    wait_until(lambda: candidate.unmet, what="it to be noticed")
     assert leading.resign(leader).wait(PATIENCE)
     fleet.leader("c")
-    assert campaign.term() is None
+    assert candidate.term() is None
 
 
 def test_a_candidate_that_fails_two_requirements_comes_back_when_both_hold(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="celery_leader")
-    runner, campaign = fleet.leader("a")
+    thread, candidate = fleet.leader("a")
     one, other = Heartbeat("the loop", 0.2), Heartbeat("the store", 0.2)
-    campaign.requirements = [one, other]
+    candidate.requirements = [one, other]
     one.beat(clock.now())
     other.beat(clock.now())
-    runner.wake()
-    wait_until(lambda: campaign.unmet == [one, other], what="both to be noticed")
+    thread.wake()
+    wait_until(lambda: candidate.unmet == [one, other], what="both to be noticed")
     one.suspend()
-    wait_until(lambda: campaign.unmet == [other], what="one to hold again")
-    assert not campaign.election.campaigning
+    wait_until(lambda: candidate.unmet == [other], what="one to hold again")
+    assert not candidate.election.campaigning
     other.suspend()
-    wait_until(campaign.term, what="it to lead again")
+    wait_until(candidate.term, what="it to lead again")
     assert caplog.text.count("deposed") == 1
 
 
-def _resigned_while_its_work_stood_still(fleet: Fleet) -> tuple[Runner, Campaign, Heartbeat]:
-    runner, campaign = fleet.leader("a")
+def _resigned_while_its_work_stood_still(
+    fleet: Fleet,
+) -> tuple[ElectionThread, LocalCandidate, Heartbeat]:
+    thread, candidate = fleet.leader("a")
     heartbeat = Heartbeat("the loop", 0.2)
-    campaign.requirements = [heartbeat]
+    candidate.requirements = [heartbeat]
     heartbeat.beat(clock.now())
-    runner.wake()
-    wait_until(lambda: campaign.unmet, what="it to be noticed")
-    assert runner.resign(campaign).wait(PATIENCE)
-    return runner, campaign, heartbeat
+    thread.wake()
+    wait_until(lambda: candidate.unmet, what="it to be noticed")
+    assert thread.resign(candidate).wait(PATIENCE)
+    return thread, candidate, heartbeat
 
 
 def test_one_that_resigns_while_its_work_stands_still_does_not_come_back(fleet: Fleet) -> None:
-    _, campaign, heartbeat = _resigned_while_its_work_stood_still(fleet)
+    _, candidate, heartbeat = _resigned_while_its_work_stood_still(fleet)
 
     def moving() -> bool:
         heartbeat.beat(clock.now())
-        return not campaign.unmet
+        return not candidate.unmet
 
     wait_until(moving, what="it to be seen moving")
-    assert not campaign.election.campaigning
+    assert not candidate.election.campaigning
 
 
 def test_one_that_steps_down_and_resigns_while_its_work_stands_still_does_not_come_back(
     fleet: Fleet,
 ) -> None:
-    runner, campaign, heartbeat = _resigned_while_its_work_stood_still(fleet)
-    runner.step_down(campaign)
-    assert runner.resign(campaign).wait(PATIENCE)
-    assert not campaign.wanted
+    thread, candidate, heartbeat = _resigned_while_its_work_stood_still(fleet)
+    thread.step_down(candidate)
+    assert thread.resign(candidate).wait(PATIENCE)
+    assert not candidate.wanted
     heartbeat.suspend()
-    runner.wake()
-    wait_until(lambda: not campaign.unmet, what="nothing to fail any more")
-    assert runner.resign(campaign).wait(PATIENCE)
-    assert not campaign.election.campaigning
+    thread.wake()
+    wait_until(lambda: not candidate.unmet, what="nothing to fail any more")
+    assert thread.resign(candidate).wait(PATIENCE)
+    assert not candidate.election.campaigning
 
 
 # -- what should not be ------------------------------------------------------------------------
@@ -497,7 +502,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_namesake_is_warned_of_once_it_is_heard_again_and_then_no_more(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checks = fleet.campaign("a").checks
+    checks = fleet.candidate("a").checks
     for _ in range(3):
         checks.look_at(Granted(7, "0-1", 1.0, namesake=Namesake(5.0, "worker, pid 7 on web")))
     assert warnings(caplog) == [], "it may have been killed"
@@ -510,10 +515,10 @@ def test_a_namesake_is_warned_of_once_it_is_heard_again_and_then_no_more(
 def test_a_record_that_makes_no_sense_is_said_once_and_written_anew(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, campaign = fleet.leader("a", Timing.of_lease(2.0))
-    before = campaign.term()
+    _, candidate = fleet.leader("a", Timing.of_lease(2.0))
+    before = candidate.term()
     fleet.store.rows[NAME].damaged = True
-    wait_until(lambda: campaign.term() not in (None, before), what="another term")
+    wait_until(lambda: candidate.term() not in (None, before), what="another term")
     assert not fleet.store.rows[NAME].damaged
     (told,) = warnings(caplog)
     assert "somebody wrote to this election's record" in told

@@ -23,7 +23,7 @@ logger = get_logger(__name__)
 Listener = Callable[[Change], None]
 
 
-class Campaign:
+class LocalCandidate:
     """A candidate of one election in this process.
 
     Attributes:
@@ -63,7 +63,7 @@ class Campaign:
         """The term this process leads with at this moment, or ``None``; no I/O."""
         return self.view.term()
 
-    def standing(self, last_contact: float | None, *, giving_way: bool) -> Standing:
+    def standing(self, last_contact: float | None, *, stepping_down: bool) -> Standing:
         """How this candidate stands at this moment, for people to see; no I/O."""
         moment, election, term = now(), self.election, self.term()
         known, renewed_at = election.observed.leader, election.renewed_at
@@ -77,9 +77,9 @@ class Campaign:
             last_contact=None if last_contact is None else moment - last_contact,
             last_renewal=moment - renewed_at if renewed_at else None,
             leaderless_seconds=known.vacant_seconds(moment),
-            priority=election.candidacy.priority,
+            priority=election.requester.priority,
             eligible=election.campaigning,
-            giving_way=giving_way,
+            giving_way=stepping_down,
         )
 
     # -- in the election's thread ---------------------------------------------
@@ -156,4 +156,4 @@ class Campaign:
     def _register_trouble(self, trouble: str) -> None:
         """Have the register say why this candidate does not campaign; empty: it does."""
         if self._info is not None:
-            self.election.candidacy.introduce(replace(self._info, unfit=trouble).text())
+            self.election.requester.introduce(replace(self._info, unfit=trouble).text())

@@ -12,7 +12,7 @@ from .resignation import Resignation
 from .timing import Timing
 
 
-class Candidacy:
+class Requester:
     """Who one candidate is, and the requests that it makes.
 
     Args:

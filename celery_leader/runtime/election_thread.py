@@ -1,4 +1,4 @@
-"""The election's thread: it reads the clock, talks to the store, and publishes beliefs.
+"""The election's thread: it acquires, renews and releases the leases of this process.
 
 There is one for each process, however many elections. In each turn it asks every election what is
 due, sends all of that in one round trip, gives the replies back, publishes each belief, and sleeps
@@ -33,9 +33,9 @@ from celery_leader.core.lease import (
 )
 from celery_leader.errors import StoreUnavailable
 
-from .campaign import Campaign
 from .change_log import log_fields
 from .clock import now
+from .local_candidate import LocalCandidate
 from .log import get_logger
 from .wake_pipe import WakePipe
 
@@ -46,8 +46,8 @@ _LATE = 0.15  # seconds; how much later than asked Redis may end a blocking read
 _DEAF = 30.0  # seconds; the longest pause between blocking reads that fail
 
 
-class Runner:
-    """Runs campaigns in one daemon thread.
+class ElectionThread:
+    """Runs the candidates of this process in one daemon thread.
 
     Args:
         store: where leases live; used by this thread only.
@@ -71,8 +71,8 @@ class Runner:
         self._app = app
         self._on_foreign = on_foreign
         self._observer = observer
-        self._campaigns: list[Campaign] = []
-        self._orders: deque[Callable[[], None]] = deque()
+        self._candidates: list[LocalCandidate] = []
+        self._calls: deque[Callable[[], None]] = deque()
         self._pipe = WakePipe()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -84,57 +84,57 @@ class Runner:
 
     # -- from any thread, and from signal handlers: no lock is taken ---------
 
-    def start(self, campaign: Campaign) -> None:
-        """Take part in ``campaign.election`` from now on."""
-        campaign.wanted = True
-        self._orders.append(functools.partial(self._begin, campaign))
+    def start(self, candidate: LocalCandidate) -> None:
+        """Take part in ``candidate.election`` from now on."""
+        candidate.wanted = True
+        self._calls.append(functools.partial(self._begin, candidate))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="leader-election", daemon=True)
             self._thread.start()
         self.wake()
 
     def resign(
-        self, campaign: Campaign, successor: str | None = None, reason: str | None = None
+        self, candidate: LocalCandidate, successor: str | None = None, reason: str | None = None
     ) -> threading.Event:
         """Stop leading at once, and give the lease up as soon as the thread can.
 
         Returns an event that is set when that has been done, or tried as often as a renewal would
         be. May be called from a signal handler. ``reason`` is what the history will say.
         """
-        campaign.wanted = False
-        campaign.view.withdraw()
+        candidate.wanted = False
+        candidate.view.withdraw()
         done = threading.Event()
-        self._order(functools.partial(self._give_up, campaign, successor, reason, done))
+        self._call(functools.partial(self._resign_now, candidate, successor, reason, done))
         return done
 
     def step_down(
-        self, campaign: Campaign, successor: str | None = None, reason: str | None = None
+        self, candidate: LocalCandidate, successor: str | None = None, reason: str | None = None
     ) -> None:
         """Stop leading at once, give the lease to ``successor`` if named, and campaign on."""
-        campaign.wanted = False
-        campaign.view.withdraw()
-        self._order(functools.partial(self._give_way, campaign, successor, reason))
+        candidate.wanted = False
+        candidate.view.withdraw()
+        self._call(functools.partial(self._step_down_now, candidate, successor, reason))
 
-    def retire(self, campaign: Campaign, then: Callable[[], None]) -> None:
-        """Forget a campaign once it has nothing more to do, and call ``then``."""
-        self._order(functools.partial(setattr, campaign, "retired", then))
+    def retire(self, candidate: LocalCandidate, then: Callable[[], None]) -> None:
+        """Forget a candidate once it has nothing more to do, and call ``then``."""
+        self._call(functools.partial(setattr, candidate, "retired", then))
 
     def reconnect(self) -> None:
         """Drop the connection and resolve the address again."""
-        self._order(self._store.close)
+        self._call(self._store.close)
 
-    def lease_rejected(self, campaign: Campaign, term: int, *, gone: bool) -> None:
+    def lease_rejected(self, candidate: LocalCandidate, term: int, *, gone: bool) -> None:
         """Redis refused an act done with ``term``: another leads, or the record is ``gone``."""
         if not gone:
-            campaign.view.withdraw()
-        self._order(lambda: campaign.election.lease_rejected(term, now(), gone=gone))
+            candidate.view.withdraw()
+        self._call(lambda: candidate.election.lease_rejected(term, now(), gone=gone))
 
     def wake(self) -> None:
         """Have the thread look around now."""
         self._pipe.wake()
 
-    def _order(self, act: Callable[[], None]) -> None:
-        self._orders.append(act)
+    def _call(self, act: Callable[[], None]) -> None:
+        self._calls.append(act)
         self.wake()
 
     @property
@@ -155,7 +155,7 @@ class Runner:
             self._thread.join(timeout)
 
     def disown(self) -> None:
-        """In a forked child: leave this runner's thread and socket to the parent.
+        """In a forked child: leave the thread and its socket to the parent.
 
         If the thread is a greenlet, the child has a copy of it. That copy must do no more.
         """
@@ -184,90 +184,92 @@ class Runner:
             threading.Event().wait()
 
     def _turn(self) -> None:
-        self._follow_orders()
+        self._make_calls()
         moment = now()
-        due: list[tuple[Campaign, Request]] = []
+        due: list[tuple[LocalCandidate, Request]] = []
         wake_at: float | None = moment + _NO_NEWS
-        for campaign in list(self._campaigns):
-            for requirement in campaign.requirements:
-                campaign.look_at(requirement, moment)
+        for candidate in list(self._candidates):
+            for requirement in candidate.requirements:
+                candidate.look_at(requirement, moment)
                 wake_at = min(wake_at or moment, requirement.look_again_at(moment))
-            action = campaign.election.next_action(moment)
+            action = candidate.election.next_action(moment)
             if not isinstance(action, Wait):
-                due.append((campaign, action))
+                due.append((candidate, action))
             elif action.until is not None:
                 wake_at = min(wake_at or action.until, action.until)
-            campaign.publish(self._observer)
-            if campaign.retired is not None and campaign.election.idle:
-                self._campaigns.remove(campaign)
-                campaign.retired()
+            candidate.publish(self._observer)
+            if candidate.retired is not None and candidate.election.idle:
+                self._candidates.remove(candidate)
+                candidate.retired()
         if due:
             self._perform(due)
-        elif not self._orders:
+        elif not self._calls:
             self._wait(max(0.0, (wake_at or moment) - now()))
 
-    # -- orders, carried out in the thread ------------------------------------
+    # -- calls that other threads asked for ------------------------------------
 
-    def _follow_orders(self) -> None:
-        for _ in range(len(self._orders)):
-            self._orders.popleft()()
+    def _make_calls(self) -> None:
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()
 
-    def _begin(self, campaign: Campaign) -> None:
-        if campaign not in self._campaigns:
-            self._campaigns.append(campaign)
-        campaign.election.campaign(now())
+    def _begin(self, candidate: LocalCandidate) -> None:
+        if candidate not in self._candidates:
+            self._candidates.append(candidate)
+        candidate.election.campaign(now())
 
-    def _give_up(
+    def _resign_now(
         self,
-        campaign: Campaign,
+        candidate: LocalCandidate,
         successor: str | None,
         reason: str | None,
         done: threading.Event,
     ) -> None:
-        campaign.farewells.append(done)
-        # A step down that was ordered before may have set ``wanted`` again. Requirements that are
+        candidate.farewells.append(done)
+        # An earlier call to step down may have set ``wanted`` again. Requirements that are
         # not met no longer matter.
-        campaign.wanted = False
-        campaign.unmet.clear()
-        campaign.election.resign(now(), successor, reason)
-        campaign.publish(self._observer)
+        candidate.wanted = False
+        candidate.unmet.clear()
+        candidate.election.resign(now(), successor, reason)
+        candidate.publish(self._observer)
 
-    def _give_way(self, campaign: Campaign, successor: str | None, reason: str | None) -> None:
-        campaign.election.step_down(now(), successor, reason)
-        campaign.publish(self._observer)
-        campaign.wanted = campaign.election.campaigning or bool(campaign.unmet)
+    def _step_down_now(
+        self, candidate: LocalCandidate, successor: str | None, reason: str | None
+    ) -> None:
+        candidate.election.step_down(now(), successor, reason)
+        candidate.publish(self._observer)
+        candidate.wanted = candidate.election.campaigning or bool(candidate.unmet)
 
     # -- talking to the store -------------------------------------------------
 
-    def _perform(self, due: list[tuple[Campaign, Request]]) -> None:
+    def _perform(self, due: list[tuple[LocalCandidate, Request]]) -> None:
         sent_at = now()
         try:
             replies = self._store.perform([request for _, request in due])
         except StoreUnavailable as exc:
             replies = [exc] * len(due)
         moment = now()
-        for (campaign, request), reply in zip(due, replies, strict=True):
+        for (candidate, request), reply in zip(due, replies, strict=True):
             if isinstance(reply, StoreUnavailable):
-                self._note_failure(campaign, request, reply)
-                campaign.election.unanswered(request, moment, lasting=reply.lasting)
+                self._note_failure(candidate, request, reply)
+                candidate.election.unanswered(request, moment, lasting=reply.lasting)
             else:
                 self._note_contact(moment)
-                for requirement in campaign.requirements:
+                for requirement in candidate.requirements:
                     # This comes before a grant is believed.
                     requirement.heard(reply.server_time, sent_at, moment)
-                    campaign.look_at(requirement, moment)
-                campaign.checks.look_at(reply)
+                    candidate.look_at(requirement, moment)
+                candidate.checks.look_at(reply)
                 if isinstance(reply, Refused) and reply.record.app != self._app:
-                    self._on_foreign(campaign.name, reply.record)
-                campaign.election.replied(request, reply, sent_at=sent_at, now=moment)
-                self._note_renewal(campaign, request, reply, moment - sent_at)
-            campaign.publish(self._observer)
+                    self._on_foreign(candidate.name, reply.record)
+                candidate.election.replied(request, reply, sent_at=sent_at, now=moment)
+                self._note_renewal(candidate, request, reply, moment - sent_at)
+            candidate.publish(self._observer)
 
     def _wait(self, timeout: float) -> None:
         followed: dict[str, str] = {}
         leads = False
-        for campaign in self._campaigns:
-            election = campaign.election
+        for candidate in self._candidates:
+            election = candidate.election
             if election.campaigning and not election.step_down_requested:
                 leads = leads or election.term(now()) is not None
                 cursor = followed.get(election.name, election.observed.cursor)
@@ -286,8 +288,8 @@ class Runner:
         self._sleep(0.0)  # only to empty the pipe
         moment = now()
         for line in news:
-            for campaign in self._campaigns:
-                election = campaign.election
+            for candidate in self._candidates:
+                election = candidate.election
                 news_to_it = cursor_order(line.cursor) > cursor_order(election.observed.cursor)
                 if election.name == line.election and news_to_it:
                     election.heard(line, moment)
@@ -299,8 +301,8 @@ class Runner:
         moment = now()
         self._deaf_until = moment + self._deaf_for
         self._deaf_for = min(2 * self._deaf_for + 0.1, _DEAF)
-        for campaign in self._campaigns:
-            campaign.election.lost_touch(moment)
+        for candidate in self._candidates:
+            candidate.election.lost_touch(moment)
 
     def _sleep(self, timeout: float) -> None:
         with selectors.DefaultSelector() as selector:
@@ -309,24 +311,26 @@ class Runner:
                 self._pipe.drain()
 
     def _note_renewal(
-        self, campaign: Campaign, request: Request, reply: Reply, latency: float
+        self, candidate: LocalCandidate, request: Request, reply: Reply, latency: float
     ) -> None:
         if isinstance(request, Renew) and isinstance(reply, Granted):
-            node = campaign.election.holder
-            self._observer(Renewed(campaign.name, node, request.term, latency))
+            node = candidate.election.holder
+            self._observer(Renewed(candidate.name, node, request.term, latency))
 
-    def _note_failure(self, campaign: Campaign, request: Request, exc: StoreUnavailable) -> None:
+    def _note_failure(
+        self, candidate: LocalCandidate, request: Request, exc: StoreUnavailable
+    ) -> None:
         self._failed += 1
         level = logging.WARNING if self._failed == 1 else logging.DEBUG
         logger.log(
             level,
             "%s: no answer, trying on: %s",
-            campaign.name,
+            candidate.name,
             exc,
-            extra=log_fields(campaign.election),
+            extra=log_fields(candidate.election),
         )
         term = request.term if isinstance(request, Renew) else None
-        self._observer(Unanswered(campaign.name, campaign.election.holder, term))
+        self._observer(Unanswered(candidate.name, candidate.election.holder, term))
 
     def _note_contact(self, moment: float) -> None:
         self._last_contact = moment

@@ -11,8 +11,8 @@ from celery.utils.nodenames import default_nodename, host_format
 from celery_leader.errors import LeaderError
 from celery_leader.ops.overview import Overview
 from celery_leader.ops.words import some
+from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.clock import now
-from celery_leader.runtime.leadership import Leadership
 from celery_leader.runtime.orders import Handover
 
 from .base import Call, elections_named, overviews_of
@@ -37,10 +37,10 @@ timeout_option = click.option(
 )
 
 
-def look_at(leadership: Leadership, election: str | None) -> list[Overview]:
+def look_at(runtime: AppRuntime, election: str | None) -> list[Overview]:
     """The overview of this election, or of all of them."""
-    with leadership.redis.session() as session:
-        return overviews_of(leadership, session, elections_named(leadership, election))
+    with runtime.redis.session() as session:
+        return overviews_of(runtime, session, elections_named(runtime, election))
 
 
 def full_name(node: str, overviews: Sequence[Overview]) -> str:
@@ -63,11 +63,11 @@ def no_candidate(node: str, overviews: Sequence[Overview]) -> str:
 
 
 def hand_over(
-    call: Call, leadership: Leadership, election: str, successor: str | None, timeout: float
+    call: Call, runtime: AppRuntime, election: str, successor: str | None, timeout: float
 ) -> bool:
     """Give the order, wait, and print the outcome; whether it was done."""
     began = now()
-    done = leadership.orders.hand_over(election, successor, timeout=timeout)
+    done = runtime.orders.hand_over(election, successor, timeout=timeout)
     return tell(call, done, successor, now() - began)
 
 
@@ -91,7 +91,7 @@ def _lines(done: Handover, successor: str | None, took: float, achieved: bool) -
     if done.leader is None:
         return [
             f"{done.election}: {done.former} has the order, and nobody leads anew after"
-            f" {took:.1f} s. It gives way when what it runs has ended, or stops answering: see"
+            f" {took:.1f} s. It steps down when what it runs has ended, or stops answering: see"
             f" celery leader status --election {done.election}"
         ]
     how = f", term {done.term}, after {took:.2f} s"
