@@ -19,7 +19,7 @@ from celery_leader.runtime.app_runtime import AppRuntime, runtime_of
 from celery_leader.runtime.command_line import refusing_clearly
 from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.log import get_logger
-from celery_leader.runtime.schedulers import unread
+from celery_leader.runtime.schedulers import TO_READ_THEM, unread
 from celery_leader.runtime.settings import BEAT
 from celery_leader.tasks.leader_only import adopt_tasks
 from celery_leader.tasks.routing import installed
@@ -226,7 +226,7 @@ class ElectedScheduler:
     def _warn_of_unread_rows(self) -> None:
         missed = unread(self.app)
         if missed is not None:
-            logger.warning("%s: %s", BEAT, missed)
+            logger.warning("%s: %s; to have them sent, %s", BEAT, missed, TO_READ_THEM)
 
     def _answer_remote_control(self) -> None:
         """Have this beat answer the commands of elections, if it answers any commands."""

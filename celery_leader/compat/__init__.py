@@ -1,9 +1,9 @@
-"""The private names of Celery and kombu that this package needs, one module for each library.
+"""The private names of Celery, kombu and redis-py that this package needs.
 
 They are not documented, and any version may change them. So each has its reason here, and where
-one is gone a ``LeaderError`` says so in one sentence. Seen in Celery 5.5 to 5.7 and kombu 5.5 to
-5.7. No other module looks up a private name of these two. Subclasses of theirs, such as the
-schedulers and the transport of ``beat``, override private methods.
+one is gone a ``LeaderError`` says so in one sentence. Seen in Celery 5.5 to 5.7, kombu 5.5 to 5.7
+and redis-py 5.0 to 8.1. No other module looks up a private name of these three. Subclasses of
+theirs, such as the schedulers and the transport of ``beat``, override private methods.
 """
 
 from __future__ import annotations

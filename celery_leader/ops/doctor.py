@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from celery_leader.runtime.schedulers import TO_READ_THEM
 from celery_leader.runtime.settings import Settings
 
 from .findings import CRITICAL, NOTE, SEVERITIES, WARNING, Finding, about_candidates, beats_of
@@ -60,12 +61,12 @@ def examine(server: Server, fleet: Fleet) -> list[Finding]:
 def findings_table(server: Server, findings: Sequence[Finding]) -> Table:
     """The findings as a table."""
     title = (
-        f"{server.setting} {server.address}: Redis {server.version or 'of unknown version'},"
+        f"{server.setting} {server.address}: {server.product},"
         f" {server.info.get('role', 'role unknown')}, answers in"
         f" {1000 * server.typical_round_trip:.1f} ms ({1000 * server.longest_round_trip:.1f} ms"
         f" at most), clock {server.ahead:+.2f} s"
     )
-    rows = [(f.severity, f.about, _sentence(f)) for f in findings]
+    rows = [(f.severity, f.about, f"{f.what}. To do: {f.advice}") for f in findings]
     return Table(
         title,
         ("severity", "about", "what, and what to change"),
@@ -73,10 +74,6 @@ def findings_table(server: Server, findings: Sequence[Finding]) -> Table:
         [] if findings else ["nothing to change"],
         styles={"c": "bold red", "w": "yellow", "n": "dim"},
     )
-
-
-def _sentence(finding: Finding) -> str:
-    return f"{finding.what}. To do: {finding.advice}" if finding.advice else finding.what
 
 
 def _own_app(fleet: Fleet) -> Iterator[Finding]:
@@ -158,4 +155,4 @@ def _schedulers(fleet: Fleet) -> Iterator[Finding]:
             "give all beats the same one: each counts due times in its own way",
         )
     if fleet.unread and ours & _READING_THE_APP_ALONE:
-        yield Finding(CRITICAL, "beat", fleet.unread)
+        yield Finding(CRITICAL, "beat", fleet.unread, TO_READ_THEM)

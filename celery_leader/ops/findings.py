@@ -36,13 +36,13 @@ class Finding:
         severity: how bad it is, one of ``SEVERITIES``.
         about: the election or the subject.
         what: what was seen.
-        advice: what to change; empty where ``what`` says it.
+        advice: what to change.
     """
 
     severity: str
     about: str
     what: str
-    advice: str = ""
+    advice: str
 
     def is_at_least(self, severity: str) -> bool:
         """Whether it is as bad as ``severity`` or worse."""

@@ -8,17 +8,17 @@ no right to ``INFO`` or ``CONFIG``, or the provider may have switched them off.
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from celery_leader.errors import StoreUnavailable
-from celery_leader.runtime.clock import now
+from celery_leader.runtime.clock import now, wall_clock
 from celery_leader.runtime.session import RedisSession
 from celery_leader.store.client import RedisClient
 from celery_leader.store.scripts import Keys
+from celery_leader.store.wire import text, whole_number
 
 _ROUND_TRIPS = 7
 _LONG_ENOUGH = 3.0  # seconds, for all round trips together
@@ -61,6 +61,12 @@ class Server:
         return self.info.get("valkey_version") or self.info.get("redis_version") or ""
 
     @property
+    def product(self) -> str:
+        """Its name and version, for people."""
+        name = "Valkey" if "valkey_version" in self.info else "Redis"
+        return f"{name} {self.version or 'of unknown version'}"
+
+    @property
     def typical_round_trip(self) -> float:
         """The median of the round trips."""
         return sorted(self.round_trips)[len(self.round_trips) // 2]
@@ -72,14 +78,18 @@ class Server:
 
     def number(self, field: str) -> int:
         """A number in ``INFO``; 0 if it is not told."""
-        return as_number(self.info.get(field, ""))
+        return whole_number(self.info.get(field, "")) or 0
+
+    def setting_number(self, name: str) -> int:
+        """A number in ``CONFIG``; 0 if it is not told."""
+        return whole_number(self.config.get(name, "")) or 0
 
     def as_json(self) -> dict[str, Any]:
         """The most important facts, for scripts."""
         return {
             "setting": self.setting,
             "address": self.address,
-            "version": self.info.get("redis_version"),
+            "version": self.version or None,
             "role": self.info.get("role"),
             "round_trip_seconds": round(self.typical_round_trip, 6),
             "longest_round_trip_seconds": round(self.longest_round_trip, 6),
@@ -140,7 +150,7 @@ def _clocks(client: RedisClient) -> tuple[tuple[float, ...], float]:
 
 
 def _info(client: RedisClient) -> dict[str, str]:
-    lines = _text(_ask(client, "INFO")).split("\r\n")
+    lines = text(_ask(client, "INFO")).split("\r\n")
     pairs = (line.partition(":") for line in lines if ":" in line and line[0] != "#")
     return {name: value for name, _, value in pairs}
 
@@ -148,11 +158,11 @@ def _info(client: RedisClient) -> dict[str, str]:
 def _config(client: RedisClient) -> dict[str, str]:
     told = client.call_all([["CONFIG", "GET", name] for name in _SETTINGS])
     flat = [item for each in told if not isinstance(each, StoreUnavailable) for item in each]
-    return {_text(k): _text(v) for k, v in zip(flat[::2], flat[1::2], strict=True)}
+    return {text(k): text(v) for k, v in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def _shards(client: RedisClient) -> int | None:
-    found = re.search(r"cluster_size:([0-9]+)", _text(_ask(client, "CLUSTER", "INFO")))
+    found = re.search(r"cluster_size:([0-9]+)", text(_ask(client, "CLUSTER", "INFO")))
     return int(found[1]) if found else None
 
 
@@ -199,17 +209,3 @@ def _calls(keys: Keys, election: str) -> Iterator[Sequence[Any]]:
     if election == "beat":
         for kind in ("schedule", "projects"):
             yield from on(kind, "HGET f", "HSET f v", "HDEL f", "HGETALL")
-
-
-def wall_clock() -> float:
-    """Seconds since 1970 by this machine's clock."""
-    return datetime.datetime.now(datetime.timezone.utc).timestamp()
-
-
-def as_number(text: str) -> int:
-    """``text`` as a number; 0 if it is none."""
-    return int(text) if text.isdecimal() else 0
-
-
-def _text(value: bytes | None) -> str:
-    return (value or b"").decode("utf-8", "replace")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from celery_leader.runtime.settings import Settings
 
 from .findings import CRITICAL, NOTE, WARNING, Finding
-from .probe import Server, as_number
+from .probe import Server
 from .words import span
 
 _OLDEST = (6, 2)
@@ -140,7 +140,7 @@ def _replicas(server: Server, wanted: int) -> Iterator[Finding]:
     if "connected_slaves" not in server.info:
         return
     replicas = server.number("connected_slaves")
-    least = as_number(server.config.get("min-replicas-to-write", ""))
+    least = server.setting_number("min-replicas-to-write")
     for setting, number, so in (
         ("leader_wait_replicas", wanted, "nobody can lead"),
         ("min-replicas-to-write", least, "Redis refuses writes"),
@@ -171,7 +171,7 @@ def _replicas(server: Server, wanted: int) -> Iterator[Finding]:
 
 
 def _connections(server: Server, renew_interval: float) -> Iterator[Finding]:
-    idle = as_number(server.config.get("timeout", ""))
+    idle = server.setting_number("timeout")
     if 0 < idle <= renew_interval:
         yield Finding(
             WARNING,

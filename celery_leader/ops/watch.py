@@ -140,7 +140,8 @@ class Diary:
                 yield f"{now}  {election}: {node} {line}"
         for election, node in sorted(before.keys() - states.keys()):
             yield f"{now}  {election}: {node} is gone"
-        self._told, self._states = self._told | set(told), states
+        # A line that this look has no more is too old for any later one, too.
+        self._told, self._states = set(told), states
 
 
 def _moved(before: str | None, state: str) -> str | None:

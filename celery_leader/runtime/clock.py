@@ -2,7 +2,7 @@
 
 ``now()`` counts seconds from an arbitrary moment, is the same in every process
 of the machine, never goes back, and goes on while the machine sleeps.
-It does not tell the time of day.
+It does not tell the time of day. ``wall_clock()`` does, and can be set; it is for people.
 """
 
 from __future__ import annotations
@@ -18,3 +18,8 @@ if hasattr(time, "CLOCK_BOOTTIME"):
 
 else:  # pragma: no cover - macOS and others: their monotonic clock is what there is
     now: Callable[[], float] = time.monotonic  # type: ignore[no-redef]
+
+
+def wall_clock() -> float:
+    """Seconds since 1970 by this machine's clock."""
+    return time.time()  # noqa: TID251

@@ -92,11 +92,14 @@ def _to_read_rows(command: str) -> str:
     )
 
 
-def unread(app: Celery) -> str | None:
-    """A sentence about the entries that ``-S leader`` does not read, and what to set.
+#: What to do about entries that are ``unread``.
+TO_READ_THEM = _to_read_rows("celery beat -S")
 
-    ``None`` if there is nothing to say. Asks the database of django-celery-beat, where that is in
-    use.
+
+def unread(app: Celery) -> str | None:
+    """A sentence about the entries that ``-S leader`` does not read; ``None`` if there are none.
+
+    Asks the database of django-celery-beat, where that is in use.
     """
     if "django" not in sys.modules:
         return None
@@ -106,12 +109,12 @@ def unread(app: Celery) -> str | None:
         return None
     own = app.conf.beat_schedule or {}
     rows = _enabled_rows(own)
-    if own and not rows:
+    if rows == 0 or (rows is None and own):
         return None
     count = "" if rows is None else f" ({rows} enabled)"
     return (
         f"the entries in the database of django-celery-beat{count} are not read by this scheduler"
-        f" and never sent; to have them sent, {_to_read_rows('celery beat -S')}"
+        " and never sent"
     )
 
 

@@ -29,6 +29,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from celery_leader.compat.redis import socket_of
 from celery_leader.errors import StoreUnavailable
 
 
@@ -124,16 +125,20 @@ class RedisClient:
                 f" {self._setting} confirmed the lease"
             )
 
+    def damaged(self, key: str) -> StoreUnavailable:
+        """The refusal that names the key of a record that makes no sense."""
+        return StoreUnavailable(
+            f"in {self._setting}, the record in {key} is damaged; candidates write it anew within"
+            " a lease; if there are none, delete that key",
+            lasting=True,
+        )
+
     def _of_a_key(
         self, connection: Any, exc: ResponseError, script: Script, keys: Sequence[str]
     ) -> StoreUnavailable | None:
         """The refusal that names the key that made a script fail; ``None`` if no key did."""
         if DAMAGED in str(exc):
-            return StoreUnavailable(
-                f"in {self._setting}, the record in {keys[0]} is damaged; candidates write it anew"
-                " within a lease; if there are none, delete that key",
-                lasting=True,
-            )
+            return self.damaged(keys[0])
         if "WRONGTYPE" not in str(exc):
             return None
         expected = list(zip(keys, script.types_of(keys), strict=True))
@@ -159,7 +164,7 @@ class RedisClient:
         """
         with self._talking() as connection:
             connection.send_packed_command(connection.pack_command(*command), check_health=False)
-            sock = connection._sock
+            sock = socket_of(connection)
             with selectors.DefaultSelector() as selector:
                 selector.register(sock, selectors.EVENT_READ)
                 if wake is not None:

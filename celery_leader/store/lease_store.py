@@ -104,20 +104,13 @@ class RedisLeaseStore:
         try:
             return None if what == b"missing" else read_record(fields, int(server_us) / 1e6)
         except (ValueError, TypeError) as exc:
-            raise self._damaged(election) from exc
+            raise self.client.damaged(self.keys.of("election", election)) from exc
 
     def _reply(self, request: Request, answer: list[Any]) -> Reply | StoreUnavailable:
         try:
             return read_reply(answer)
         except (ValueError, TypeError):
-            return self._damaged(request.election)
-
-    def _damaged(self, election: str) -> StoreUnavailable:
-        key = self.keys.of("election", election)
-        return StoreUnavailable(
-            f"the record in {key} is damaged; candidates write it anew within a lease;"
-            " if there are none, delete that key"
-        )
+            return self.client.damaged(self.keys.of("election", request.election))
 
     def _call(self, request: Request) -> tuple[Script, list[str], list[Any]]:
         keys = self.keys.election(request.election)

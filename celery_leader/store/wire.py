@@ -46,6 +46,11 @@ def text(value: bytes | None) -> str:
     return (value or b"").decode("utf-8", "replace")
 
 
+def whole_number(value: str) -> int | None:
+    """``value`` as a number; ``None`` if it is none, or longer than any number of ours."""
+    return int(value) if value.isascii() and value.isdigit() and len(value) <= 16 else None
+
+
 def exact(value: bytes) -> str:
     """``value`` as text from which ``as_stored`` makes the very same bytes."""
     return value.decode("utf-8", "surrogateescape")
@@ -182,16 +187,17 @@ def read_record(fields: Sequence[Any], server_time: float) -> Record:
 def read_announcement(election: str, cursor: bytes, fields: Sequence[Any]) -> Announcement:
     """One line of history; the kind of a line that makes no sense is empty."""
     values = {text(k): text(v) for k, v in zip(fields[::2], fields[1::2], strict=False)}
-    term, ended_at = values.get("term", ""), values.get("ended_at", "")
+    term = whole_number(values.get("term", ""))
+    ended_at = whole_number(values.get("ended_at", ""))
     return Announcement(
         election=election,
         cursor=text(cursor),
-        kind=values.get("kind", "") if _is_number(term) else "",
+        kind="" if term is None else values.get("kind", ""),
         node=values.get("node", ""),
-        term=int(term) if _is_number(term) else 0,
+        term=term or 0,
         successor=values.get("successor") or None,
         reason=values.get("reason") or None,
-        ended_at=int(ended_at) / 1000 if _is_number(ended_at) else None,
+        ended_at=None if ended_at is None else ended_at / 1000,
         life=values.get("life", ""),
     )
 
@@ -199,10 +205,6 @@ def read_announcement(election: str, cursor: bytes, fields: Sequence[Any]) -> An
 def _state(name: str) -> State:
     # A state of a later version: ``load()`` in record.lua lets nobody take it before it runs out.
     return State(name) if name in _STATES else State.TAKEN
-
-
-def _is_number(value: str) -> bool:
-    return value.isascii() and value.isdigit() and len(value) <= 16
 
 
 def _namesake(told: Sequence[Any]) -> Namesake | None:

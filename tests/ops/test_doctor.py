@@ -110,8 +110,16 @@ def server(*, config: dict[str, str] | None = None, **info: str) -> Server:
 
 def found(server: Server = WELL, fleet: Fleet | None = None) -> list[tuple[str, str]]:
     findings = examine(server, fleet or globals()["fleet"]())
-    assert all(each.what for each in findings)
+    assert all(each.what and each.advice for each in findings)
     return [(each.severity, each.about) for each in findings]
+
+
+def test_a_server_says_its_own_version_and_not_the_one_that_it_is_like() -> None:
+    valkey = server(valkey_version="8.1.1", redis_version="7.2.4")
+    assert valkey.as_json()["version"] == "8.1.1"
+    assert " Valkey 8.1.1, master" in findings_table(valkey, []).title
+    assert server().as_json()["version"] == "7.0.15"
+    assert dataclasses.replace(WELL, info={}).as_json()["version"] is None
 
 
 def test_nothing_is_found_where_nothing_is_wrong() -> None:

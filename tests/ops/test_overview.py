@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -242,6 +243,18 @@ def test_a_diary_tells_all_at_first_and_then_only_what_changed() -> None:
     ]
     gone = list(diary.lines(look(AT + 3, two, leaderships=LEADERSHIPS)))
     assert [line[22:] for line in gone] == ["worker: w1@a is gone"]
+
+
+def test_a_diary_tells_each_leadership_once_and_remembers_no_more_than_a_look_shows() -> None:
+    diary, told, sizes = Diary(), [], []
+    past = [PastLeadership(f"w{n % 2}@a", n, AT + n, AT + n + 1, "resigned") for n in range(1000)]
+    for end in range(1, len(past) + 1):
+        latest = past[max(0, end - 10) : end][::-1]
+        told += list(diary.lines(look(AT + end, leaderships=latest)))
+        sizes.append(len(pickle.dumps(vars(diary))))
+    elected = [line.rpartition(" ")[2] for line in told if "elected" in line]
+    assert elected == [str(n) for n in range(1, 1000)], "the first look tells of the present only"
+    assert sizes[-1] < 2 * sizes[20]
 
 
 def test_a_diary_tells_once_that_redis_does_not_answer_and_once_that_it_does() -> None:

@@ -1,4 +1,4 @@
-"""The private names of Celery and kombu are there, and one that is gone is told in a sentence.
+"""The private names of Celery, kombu and redis-py are there, and one that is gone is told in a sentence.
 
 ``make test-oldest`` runs this with the oldest versions that are supported.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,11 @@ from celery.worker.consumer import Consumer
 from kombu import Connection
 from kombu.transport import redis as redis_transport
 from kombu.transport.virtual import Message
+from redis import Connection as RedisConnection
 
 import celery_leader
 from celery_leader import LeaderError
-from celery_leader.compat import attribute, celery_worker, imported, kombu
+from celery_leader.compat import attribute, celery_worker, imported, kombu, redis
 from celery_leader.compat import celery as compat
 from celery_leader.runtime.apps import current
 
@@ -179,6 +181,15 @@ def test_a_redis_channel_has_what_is_overridden_to_hold_a_message_back() -> None
     kombu.check_publishing(redis_transport.Channel)
 
 
+def test_a_connection_of_redis_py_has_a_socket_once_it_is_connected() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        connection = RedisConnection("127.0.0.1", listening.getsockname()[1])
+        assert redis.socket_of(connection) is None
+        connection._sock = connection._connect()
+        assert redis.socket_of(connection).getpeername() == listening.getsockname()
+        connection.disconnect()
+
+
 def test_the_kind_of_greenlets_is_known() -> None:
     assert kombu.detect_environment() == "default"
     assert isinstance(kombu.MAX_NUMBER_OF_BITS_TO_USE, int)
@@ -209,6 +220,7 @@ GONE: dict[str, Callable[[], object]] = {
     "_get_message_priority": lambda: kombu.list_key(lacking("_get_message_priority"), "q", {}),
     "_in_poll": lambda: kombu.is_popping(lacking("_in_poll")),
     "_brpop_read": lambda: kombu.take_popped(lacking("_brpop_read")),
+    "_sock": lambda: redis.socket_of(lacking("_sock")),
     "_connparams": lambda: kombu.check_publishing(Empty),
     "celery.worker.state:gone": lambda: imported("celery.worker.state:gone", "test"),
     "celery.nowhere:gone": lambda: imported("celery.nowhere:gone", "test"),
@@ -252,7 +264,7 @@ _INTERNALS = ("celery._state", "celery.worker", "celery.concurrency", "kombu.tra
 #: ``get_start_method`` is public; the decorators of remote control are what the guide tells.
 _DOCUMENTED = {("billiard", "get_start_method"), ("celery.worker.control", "*")}
 #: Django's managers, and what other packages document for subclasses of their schedulers.
-_OF_OTHERS = {"_default_manager", "_dirty", "_sock"}
+_OF_OTHERS = {"_default_manager", "_dirty"}
 
 
 def _modules() -> list[Path]:

@@ -11,10 +11,10 @@ import click
 from celery_leader.ops.election_table import election_table
 from celery_leader.ops.overview import Overview
 from celery_leader.ops.printing import say, say_json
-from celery_leader.ops.probe import wall_clock
 from celery_leader.ops.table import at_a_terminal, live
 from celery_leader.ops.watch import LEADERSHIPS, Diary, Look, looks
 from celery_leader.runtime.app_runtime import AppRuntime
+from celery_leader.runtime.clock import wall_clock
 from celery_leader.runtime.session import RedisSession
 from celery_leader.runtime.settings import BEAT
 from celery_leader.store.schedule_store import ScheduleStore
