@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from celery_leader.core.identity import Kin, Likeness, called, kinship, sketch
+from celery_leader.core.kinship import Kin, Likeness, called, kinship, sketch
 
 from .entry_state import project_of
 

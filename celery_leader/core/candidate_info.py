@@ -27,7 +27,7 @@ class CandidateInfo:
         host: the machine's name.
         pid: the process.
         role: ``worker``, ``beat`` or ``process``.
-        app: the app's identity; see ``identity``.
+        app: the app's identity; see ``kinship``.
         scheduler: the scheduler class of a beat; empty for others.
         fenced: whether a beat sends only while it leads; true for others.
         versions: of ``celery_leader``, ``celery``, ``redis`` and ``python``.

@@ -43,10 +43,9 @@ from .lease import (
     Request,
 )
 from .observed_lease import ObservedLease
-from .own_lease import OwnLease
+from .own_lease import OwnLease, Resignation
 from .pace import Pace
 from .requester import Requester
-from .resignation import Resignation
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,10 @@ class Election:
             # An attempt without a reply may have left us a lease that nobody uses. A candidate
             # that was never elected must leave the register too.
             self._resignation = Resignation(
-                True, not self._in_doubt, successor, reason or "resigned"
+                due=True,
+                try_once=not self._in_doubt,
+                successor=successor,
+                reason=self._own.untold_reason or reason or "resigned",
             )
         self._pace.reset()
         self._ask_at = now
@@ -151,9 +153,10 @@ class Election:
         self._abstains = True
         if self._own.term is not None:
             self._give_up(now, None, reason)
-        elif self._in_doubt and not self._resignation.due:
-            self._resignation = Resignation(due=True)
-        self._resignation.reason = reason
+        elif not self._resignation.due:
+            self._resignation = Resignation(
+                due=self._in_doubt, reason=self._own.untold_reason or reason
+            )
         self._ask_at = now
 
     def step_down(
@@ -238,7 +241,7 @@ class Election:
         """The store answered ``request``, which was sent at ``sent_at``."""
         self._in_doubt = False
         self.observed.forget_impossible_terms(reply.server_time)
-        if not isinstance(request, Renew):
+        if self._told_end(request):
             self._own.end_is_told()
         if isinstance(request, Release):
             self.requester.released(request)
@@ -267,6 +270,15 @@ class Election:
                 self._missing(now)
         if not isinstance(reply, Granted):
             self._wait_for_hold(reply.held_for, now)
+
+    def _told_end(self, request: Request) -> bool:
+        """Whether ``request`` told the store how this candidate's last leadership ended."""
+        match request:
+            case Acquire():
+                return request.ended is not None
+            case Release():
+                return self._resignation.tells_end
+        return False
 
     def unanswered(self, request: Request, now: float, *, lasting: bool = False) -> None:
         """Nobody knows what became of ``request``.
@@ -343,7 +355,9 @@ class Election:
     def _give_up(self, now: float, successor: str | None, reason: str | None) -> None:
         reason = reason or ("transferred" if successor else "resigned")
         self._depose(reason, now)
-        self._resignation = Resignation(due=True, successor=successor, reason=reason)
+        self._resignation = Resignation(
+            due=True, successor=successor, reason=reason, tells_end=True
+        )
 
     def _begin_another_life(self, now: float) -> None:
         if self._own.term is not None:

@@ -1,9 +1,32 @@
-"""The lease that one candidate has itself: until when it is valid, and how the last one ended."""
+"""The lease that one candidate has itself: how long it is valid, how it ended or is given up."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .changes import Change, Deposed, Elected, StepDownRequested
 from .lease import Ended, Granted, Record, StepDown
+
+
+@dataclass
+class Resignation:
+    """A lease that is given up, of which the store has to be told.
+
+    Attributes:
+        due: whether a release is still to be sent.
+        try_once: whether it is sent once only, because nothing waits for the lease.
+        successor: the node that the lease goes to, if one is named.
+        reason: what the history will say.
+        tells_end: whether it tells the store how this candidate's leadership ended. It does not
+            if that leadership was over before: another may have the lease by now, and then the
+            store writes nothing.
+    """
+
+    due: bool = False
+    try_once: bool = False
+    successor: str | None = None
+    reason: str = "resigned"
+    tells_end: bool = False
 
 
 class OwnLease:
@@ -79,6 +102,11 @@ class OwnLease:
         self.rewriting = False
         self.step_down = None
         return deposed
+
+    @property
+    def untold_reason(self) -> str | None:
+        """Why the last leadership ended, as long as the store was not told."""
+        return None if self._untold is None else self._untold[0].reason
 
     def ended(self, now: float) -> Ended | None:
         """How the last leadership ended, as long as the store was not told."""

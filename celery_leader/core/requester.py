@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from .lease import Acquire, Announcement, Record, Release, Renew, life_of
 from .observed_lease import ObservedLease
-from .own_lease import OwnLease
-from .resignation import Resignation
+from .own_lease import OwnLease, Resignation
 from .timing import Timing
 
 

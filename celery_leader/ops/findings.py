@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from celery_leader.core.candidate_info import CandidateInfo
-from celery_leader.core.identity import Kin, called, kinship
+from celery_leader.core.kinship import Kin, called, kinship
 from celery_leader.core.watchdog import BrokerHeartbeat
 from celery_leader.store.register import Candidate
 

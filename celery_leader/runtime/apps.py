@@ -12,7 +12,7 @@ from typing import Any
 from celery import Celery
 
 from celery_leader.compat.celery import current_app, unproxied
-from celery_leader.core.identity import identity
+from celery_leader.core.kinship import identity
 from celery_leader.errors import LeaderError
 
 

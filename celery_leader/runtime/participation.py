@@ -17,7 +17,7 @@ from celery_leader.core.candidate_info import CandidateInfo
 from celery_leader.core.changes import Elected, StepDownRequested
 from celery_leader.core.election import Election
 from celery_leader.core.events import Standing
-from celery_leader.core.identity import Kin, called, kinship
+from celery_leader.core.kinship import Kin, called, kinship
 from celery_leader.core.lease import Record
 from celery_leader.core.names import check_name, check_node
 from celery_leader.core.requester import Requester

@@ -24,7 +24,7 @@ from celery_leader.beat import (
     shared_states,
 )
 from celery_leader.beat.projects import Project
-from celery_leader.core.identity import sketch
+from celery_leader.core.kinship import sketch
 from celery_leader.errors import LeaderError, StoreUnavailable
 from celery_leader.runtime import clock
 from celery_leader.runtime.app_runtime import runtime_of

@@ -988,6 +988,48 @@ def test_what_a_leader_could_not_say_it_says_with_its_next_request(world: World)
     assert [line.term for line in told] == [leader.terms[0]]
 
 
+def cut_off(world: World, leader: Node) -> None:
+    """The store answers no request from now on, and the leader gives up."""
+    world.store.lose_requests(1000)
+    world.run(1.5 * LEASE.renew_interval, [leader])
+    assert leader.depositions == ["lost contact"]
+
+
+def reasons(world: World) -> list[str | None]:
+    return [past.reason for past in world.store.history_of(NAME, 5)]
+
+
+def test_who_lost_contact_and_then_resigns_tells_why_it_led_no_longer(world: World) -> None:
+    leader = world.leader("a")
+    cut_off(world, leader)
+    leader.election.resign(world.now, reason="broker lost")
+    world.store.lose_requests(0)
+    leader.settle()
+    assert reasons(world) == ["lost contact"]
+
+
+def test_a_release_that_found_another_leader_has_told_nothing_of_the_end(world: World) -> None:
+    leader, other = world.leader("a"), world.follower("b")
+    cut_off(world, leader)
+    world.store.lose_requests(0)
+    world.run(2 * LEASE.lease_duration, [other])
+    assert reasons(world) == [None, "expired"]
+    leader.election.resign(world.now, reason="broker lost")
+    leader.settle()
+    leader.election.campaign(world.now)
+    leader.settle()
+    assert reasons(world) == [None, "lost contact"]
+
+
+def test_an_order_that_was_waiting_is_given_up_for_the_reason_that_was_told(world: World) -> None:
+    leader = world.leader("a")
+    leader.step_down("b")
+    leader.election.abstain(world.now, "clock")
+    leader.settle()
+    assert leader.depositions == ["transferred"]
+    assert reasons(world) == ["transferred"]
+
+
 def test_a_follower_that_goes_leaves_the_register_with_one_try(world: World) -> None:
     world.leader("a")
     follower = world.follower("b")

@@ -372,6 +372,7 @@ _LEFT_OUT = frozenset(
         "_info",
         "_info_stored",
         "_untold",
+        "tells_end",
     }
 )
 #: Moments that are only ever compared with the present: past is past.

@@ -150,6 +150,18 @@ MUTANTS = (
         "elif False:",
         _CORE,
     ),
+    _election(
+        "a release that found another leader counts as the end that was told",
+        "return self._resignation.tells_end",
+        "return True",
+    ),
+    Mutant(
+        "an error in a log line begins another line",
+        "runtime/log.py",
+        "if isinstance(value, str | Exception) else value",
+        "if isinstance(value, str) else value",
+        ("tests/runtime/test_log.py",),
+    ),
     Mutant(
         "a grant after resigning makes a leader",
         "core/election.py",
@@ -907,11 +919,11 @@ MUTANTS = (
     ),
     Mutant(
         "two projects of one name are taken for one",
-        "core/identity.py",
+        "core/kinship.py",
         "if name != their_name or likeness.is_hardly_shared:",
         "if name != their_name:",
         (
-            "tests/core/test_identity.py",
+            "tests/core/test_kinship.py",
             _PROJECTS
             + "a_second_project_of_the_same_name_is_told_loudly_and_a_second_version_is_not",
         ),

@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 from celery_leader.core.candidate_info import CandidateInfo
-from celery_leader.core.identity import identity
+from celery_leader.core.kinship import identity
 from celery_leader.core.lease import Record, State
 from celery_leader.core.timing import Timing
 from celery_leader.ops.doctor import Fleet, examine, findings_table

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_leader.core.identity import Kin, called, identity, kinship
+from celery_leader.core.kinship import Kin, called, identity, kinship
 
 
 def tasks(project: str, count: int, first: int = 0) -> list[str]:
