@@ -30,7 +30,11 @@ def celery_app(app: Any, asking: str) -> Celery:
 
 def app_identity(app: Celery) -> str:
     """A text that tells this app from another project's."""
-    return identity(app.main or "", app.tasks)
+    return _identity(app.main or "", frozenset(app.tasks))
+
+
+#: The names of all tasks are hashed once, and again when there are others.
+_identity = functools.lru_cache(maxsize=8)(identity)
 
 
 @functools.cache

@@ -8,7 +8,6 @@ it cannot.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import sys
 from typing import Any
@@ -18,8 +17,9 @@ from celery.utils.imports import load_extension_class_names
 
 from celery_leader.errors import LeaderError, shown
 
+from .spelling import closest
+
 _GROUP = "celery.beat_schedulers"
-_CLOSE = 0.5
 #: What some of the schedulers need: the module, and the package that it comes in.
 _NEEDS = {
     "leader-django": ("django_celery_beat", "django-celery-beat"),
@@ -45,8 +45,8 @@ def check_scheduler(name: Any) -> None:
     loaded = sys.modules.get(module)
     if module and _is_there(module) and (loaded is None or hasattr(loaded, attribute)):
         return
-    close = difflib.get_close_matches(name, aliases, n=1, cutoff=_CLOSE)
-    hint = f": did you mean {close[0]}?" if close else "."
+    meant = closest(name, aliases)
+    hint = f": did you mean {meant}?" if meant else "."
     raise LeaderError(
         f"there is no scheduler {shown(name)}{hint} Known are"
         f" {', '.join(sorted(aliases))}, or your own as module:Class"

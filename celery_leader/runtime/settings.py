@@ -7,7 +7,6 @@ is written to ``app.conf``: ``add_defaults`` would override the user's own value
 from __future__ import annotations
 
 import datetime
-import difflib
 import enum
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -18,6 +17,8 @@ from celery import Celery
 from celery_leader.core.names import check_name
 from celery_leader.core.timing import DEFAULT_LEASE, Timing
 from celery_leader.errors import LeaderError, kind_of, shown
+
+from .spelling import closest
 
 WORKER = "worker"
 BEAT = "beat"
@@ -32,7 +33,6 @@ DEFAULT_WATCHDOG = 60.0
 DEFAULT_CLOCK_TOLERANCE = 60.0
 
 _PREFIX = "leader_"
-_CLOSE = 0.5  # as close as "lease" is to "lease_duration"
 _LEAST_WATCHDOG = 1.0
 _LEAST_TOLERANCE = 0.1
 _MOST_PRIORITY = 1000
@@ -152,8 +152,8 @@ def unknown_settings(app: Celery) -> Iterator[str]:
         # A settings module also contains the functions and classes that it imports.
         if rest == key or rest in known or callable(app.conf[key]):
             continue
-        close = difflib.get_close_matches(rest, known, n=1, cutoff=_CLOSE)
-        hint = f"; did you mean {ours}{close[0]}?" if close else ""
+        meant = closest(rest, known)
+        hint = f"; did you mean {ours}{meant}?" if meant else ""
         yield f"{key} is no setting of celery_leader and does nothing{hint}"
 
 

@@ -8,7 +8,6 @@ until its last body has ended, and is then passed on.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +23,7 @@ from celery_leader.runtime.app_runtime import AppRuntime, runtime_of
 from celery_leader.runtime.command_line import refusing_clearly
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT, WORKER, check_elections, check_priority
+from celery_leader.runtime.spelling import closest
 from celery_leader.tasks.leader_only import adopt_tasks
 from celery_leader.tasks.marks import options_of
 
@@ -201,12 +201,12 @@ def _warn_of_new_elections(named: Iterable[str], runtime: AppRuntime) -> None:
     for name in named:
         if name in known:
             continue
-        close = difflib.get_close_matches(name, known, n=1)
+        meant = closest(name, known)
         logger.warning(
             "--elections: no leader-only task and no setting names the election %s, which this"
             " worker now takes part in%s",
             name,
-            f"; did you mean {close[0]}?" if close else " (put it into leader_elections)",
+            f"; did you mean {meant}?" if meant else " (put it into leader_elections)",
         )
 
 
