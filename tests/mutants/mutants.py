@@ -841,8 +841,8 @@ MUTANTS = (
     Mutant(
         "a fork that Python is not told of is not noticed",
         "runtime/forks.py",
-        "if os.getpid() != self.owner:\n            self.forked",
-        "if False:\n            self.forked",
+        "elif not self._mark[0]:\n            self.forked",
+        "elif False:\n            self.forked",
         _FORKS,
     ),
     Mutant(
