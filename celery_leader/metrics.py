@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from celery import Celery
 
 from .compat.celery import worker_pid
-from .core.changes import Deposed, Elected, Followed
 from .core.events import (
+    Deposed,
     Dispatched,
     DispatchRefused,
+    Elected,
     Event,
+    Followed,
     Forwarded,
     Renewed,
     Skipped,

@@ -17,7 +17,7 @@ from typing import Any
 from celery import Celery
 
 from celery_leader.compat.celery import worker_pid
-from celery_leader.core.changes import Change, Deposed, Elected, StepDownRequested
+from celery_leader.core.events import Change, Deposed, Elected, StepDownRequested
 from celery_leader.core.watchdog import BrokerHeartbeat, Heartbeat, Requirement
 from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.clock import now

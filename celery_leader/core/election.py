@@ -29,7 +29,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from .changes import Change, Copied, Elected, Followed
+from .events import Change, Copied, Elected, Followed
 from .lease import (
     Acquire,
     Announcement,

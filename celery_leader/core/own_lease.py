@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .changes import Change, Deposed, Elected, StepDownRequested
+from .events import Change, Deposed, Elected, StepDownRequested
 from .lease import Ended, Granted, Record, StepDown
 
 

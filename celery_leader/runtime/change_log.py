@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_leader.core.changes import Change, Copied, Deposed, Elected, Followed, StepDownRequested
 from celery_leader.core.election import Election
+from celery_leader.core.events import Change, Copied, Deposed, Elected, Followed, StepDownRequested
 
 from .log import get_logger
 

@@ -13,7 +13,7 @@ from types import TracebackType
 
 from celery import Celery
 
-from celery_leader.core.changes import Change, StepDownRequested
+from celery_leader.core.events import Change, StepDownRequested
 from celery_leader.core.names import check_name, check_node
 from celery_leader.errors import LeaderError, NotLeader
 

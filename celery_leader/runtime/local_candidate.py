@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from celery_leader.core.candidate_info import CandidateInfo
-from celery_leader.core.changes import Change, Deposed, Elected
 from celery_leader.core.election import Election
-from celery_leader.core.events import Observer, Standing
+from celery_leader.core.events import Change, Deposed, Elected, Observer, Standing
 from celery_leader.core.watchdog import Requirement
 
 from .answer_checks import AnswerChecks

@@ -16,10 +16,12 @@ from celery.utils.dispatch import Signal
 
 from celery_leader import signals
 from celery_leader.compat.celery import task_named
-from celery_leader.core.changes import Deposed, Elected, Followed
 from celery_leader.core.events import (
+    Deposed,
     DispatchRefused,
+    Elected,
     Event,
+    Followed,
     Forwarded,
     Observer,
     Skipped,

@@ -14,9 +14,8 @@ from dataclasses import asdict
 from typing import Any
 
 from celery_leader.core.candidate_info import CandidateInfo
-from celery_leader.core.changes import Elected, StepDownRequested
 from celery_leader.core.election import Election
-from celery_leader.core.events import Standing
+from celery_leader.core.events import Elected, Standing, StepDownRequested
 from celery_leader.core.kinship import Kin, called, kinship
 from celery_leader.core.lease import Record
 from celery_leader.core.names import check_name, check_node

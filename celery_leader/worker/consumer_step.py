@@ -15,8 +15,7 @@ from typing import Any
 from billiard import get_start_method
 from celery import bootsteps
 
-from celery_leader.core.changes import Change, Deposed, StepDownRequested
-from celery_leader.core.events import Event
+from celery_leader.core.events import Change, Deposed, Event, StepDownRequested
 from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime import remote_control
 from celery_leader.runtime.app_runtime import AppRuntime, runtime_of

@@ -14,8 +14,7 @@ from typing import Any
 from kombu.common import ignore_errors
 
 from celery_leader.compat.celery_worker import SOFTWARE_INFO
-from celery_leader.core.changes import Deposed, Elected, Followed
-from celery_leader.core.events import Event
+from celery_leader.core.events import Deposed, Elected, Event, Followed
 
 _MOST_WAITING = 100
 

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from celery_leader.core.changes import Elected, StepDownRequested
 from celery_leader.core.election import Wait
+from celery_leader.core.events import Elected, StepDownRequested
 from celery_leader.core.lease import Acquire, Granted, Missing, Refused, Release, Renew, State
 from celery_leader.core.timing import Timing
 from tests.core.world import LEASE, NAME, Node, World

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from celery_leader.core.changes import Copied, Followed
+from celery_leader.core.events import Copied, Followed
 from celery_leader.core.lease import CLOCK_SLACK, Announcement, life_of
 from tests.core.world import LEASE, NAME, World
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_leader.core.changes import Followed
+from celery_leader.core.events import Followed
 from tests.core.world import LEASE, NAME, World
 
 

@@ -7,8 +7,8 @@ import itertools
 import random
 from collections.abc import Iterable
 
-from celery_leader.core.changes import Change, Deposed, Elected
 from celery_leader.core.election import Election, Wait
+from celery_leader.core.events import Change, Deposed, Elected
 from celery_leader.core.lease import Announcement, Reply, Request, cursor_order
 from celery_leader.core.requester import Requester
 from celery_leader.core.timing import Timing

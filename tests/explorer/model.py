@@ -19,8 +19,8 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from celery_leader.core.changes import Elected
 from celery_leader.core.election import Election, Wait
+from celery_leader.core.events import Elected
 from celery_leader.core.lease import Acquire, Missing, Release, Renew, Reply, Request
 from celery_leader.core.observed_leader import ObservedLeader
 from celery_leader.core.requester import Requester

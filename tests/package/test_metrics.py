@@ -16,11 +16,13 @@ from celery import Celery
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from celery_leader import LeaderElection, LeaderError
-from celery_leader.core.changes import Deposed, Elected, Followed
 from celery_leader.core.events import (
+    Deposed,
     Dispatched,
     DispatchRefused,
+    Elected,
     Event,
+    Followed,
     Forwarded,
     Renewed,
     Skipped,

@@ -12,9 +12,10 @@ import pytest
 from celery import Celery
 
 from celery_leader import signals
-from celery_leader.core.changes import Deposed, Elected
 from celery_leader.core.events import (
+    Deposed,
     DispatchRefused,
+    Elected,
     Forwarded,
     Skipped,
 )

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
-from celery_leader.core.changes import Change, Deposed, Elected, Followed
 from celery_leader.core.election import Election
 from celery_leader.core.events import (
+    Change,
+    Deposed,
+    Elected,
     Event,
+    Followed,
     Renewed,
     Unanswered,
 )

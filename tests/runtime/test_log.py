@@ -13,7 +13,7 @@ import pytest
 
 import celery_leader
 from celery_leader import LeaderElection
-from celery_leader.core.changes import Deposed, Followed, StepDownRequested
+from celery_leader.core.events import Deposed, Followed, StepDownRequested
 from celery_leader.errors import LeaderError
 from celery_leader.runtime.change_log import log_change
 from celery_leader.runtime.log import get_logger

@@ -33,7 +33,7 @@ from celery_leader.beat.fenced_store import FencedStore
 from celery_leader.beat.planner import Planner
 from celery_leader.beat.shared_states import SharedStates
 from celery_leader.beat.transport import PublishBuffer
-from celery_leader.core.changes import Deposed
+from celery_leader.core.events import Deposed
 from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.settings import BEAT, CatchUp, Settings
 from celery_leader.store.schedule_store import Push, ScheduleStore

@@ -16,8 +16,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 
-from celery_leader.core.changes import Elected, StepDownRequested
 from celery_leader.core.election import Election, Wait
+from celery_leader.core.events import Elected, StepDownRequested
 from celery_leader.core.lease import (
     Acquire,
     Missing,

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from celery_leader.core.changes import Elected
 from celery_leader.core.election import Election, Wait
+from celery_leader.core.events import Elected
 from celery_leader.core.requester import Requester
 from celery_leader.core.timing import Timing
 from celery_leader.errors import StoreUnavailable
