@@ -27,7 +27,7 @@ from celery import Celery, _state
 from tests.support import ROOT, fleet_app
 from tests.support.fleet_app.extras import SIGNALLED
 from tests.support.fleet_app.recorder import BELIEFS, RECORDS
-from tests.support.launching import kill_group, launch, without_celery_variables
+from tests.support.launching import launch_module, without_celery_variables
 from tests.support.waiting import wait_until
 
 #: A short lease, renewed so often that a process may stall for more than a second.
@@ -65,18 +65,18 @@ class Process:
         self.name = name
         self._node = node
         self.log_file = log
-        self._popen = launch(
-            [sys.executable, "-m", "tests.support.lean_celery", "-A", self.app, *command],
+        configured = {fleet_app.VARIABLE: json.dumps(config)}
+        self._running = launch_module(
+            "tests.support.lean_celery",
+            ["-A", self.app, *command],
             log,
-            env=without_celery_variables(
-                PYTHONUNBUFFERED="1", **{fleet_app.VARIABLE: json.dumps(config)}
-            ),
+            without_celery_variables(PYTHONUNBUFFERED="1", **configured),
         )
 
     @property
     def pid(self) -> int:
         """Its process id, and that of its group."""
-        return self._popen.pid
+        return self._running.pid
 
     @property
     def node(self) -> str:
@@ -91,8 +91,7 @@ class Process:
     @property
     def alive(self) -> bool:
         """Whether it runs or is stopped; a look does not reap it, so its id stays its own."""
-        looked = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return looked is None
+        return self._running.exit_status() is None
 
     def says(self, text: str) -> Process:
         """Wait until its log has ``text``."""
@@ -136,14 +135,13 @@ class Process:
     def wait(self) -> int:
         """Its exit code, when it has ended."""
         wait_until(lambda: not self.alive, what=f"{self.name} to end")
-        looked = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        assert looked is not None
-        return looked.si_status
+        status = self._running.exit_status()
+        assert status is not None
+        return status
 
     def close(self) -> None:
         """Kill whatever of it is left."""
-        # Not reaped before, so nobody else can have this id by now.
-        kill_group(self._popen)
+        self._running.kill_and_reap()
 
 
 class Fleet:

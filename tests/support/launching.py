@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any, Protocol
 
 from tests.support import ROOT
+
+#: Set, it has every process of a fleet start as a Python of its own.
+FRESH_VARIABLE = "CELERY_LEADER_TEST_FRESH"
+#: A forked process has these of its own; in all others it must be as the fork server is.
+_OF_ONE_PROCESS = ("FLEET", "PYTEST_CURRENT_TEST")
+#: Words of a command line whose process must do other things before it imports Celery.
+_BEFORE_CELERY = ("gevent", "eventlet", "flower")
 
 
 def without_celery_variables(**more: str) -> dict[str, str]:
@@ -42,6 +54,108 @@ def launch(
 
 def kill_group(process: subprocess.Popen[bytes], timeout: float | None = None) -> None:
     """End ``process`` and everything in its group at once, and wait for it."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _kill_group(process.pid)
     process.wait(timeout)
+
+
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+class Running(Protocol):
+    """A process in a group of its own, whose id stays its own until ``kill_and_reap``."""
+
+    pid: int
+
+    def exit_status(self) -> int | None:
+        """Its exit status, or the signal that ended it; ``None`` while it runs or is stopped."""
+
+    def kill_and_reap(self) -> None:
+        """End its group at once, and let its id go; harmless the second time."""
+
+
+class _Fresh:
+    """A Python of its own."""
+
+    def __init__(self, module: str, arguments: Sequence[str], log: Path, env: Mapping[str, str]):
+        self._popen = launch([sys.executable, "-m", module, *arguments], log, env=env)
+        self.pid = self._popen.pid
+
+    def exit_status(self) -> int | None:
+        looked = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return None if looked is None else looked.si_status
+
+    def kill_and_reap(self) -> None:
+        if self._popen.returncode is None:
+            kill_group(self._popen)
+
+
+class _ForkServer:
+    """``tests.support.fork_server``, which ends with this process."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.fork_server"],
+            cwd=ROOT,
+            env=_ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def ask(self, **request: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._turn:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+
+
+_fork_server = cache(_ForkServer)
+
+
+class _Forked:
+    """A fork of the fork server."""
+
+    def __init__(self, module: str, arguments: Sequence[str], log: Path, env: Mapping[str, str]):
+        log.touch()
+        self._reaped = False
+        self._server = _fork_server()
+        self.pid: int = self._server.ask(
+            module=module, arguments=arguments, log=str(log), environment=dict(env)
+        )
+
+    def exit_status(self) -> int | None:
+        status: int | None = self._server.ask(look=self.pid)
+        return status
+
+    def kill_and_reap(self) -> None:
+        if not self._reaped:
+            self._reaped = True
+            _kill_group(self.pid)
+            self._server.ask(reap=self.pid)
+
+
+#: As it was before any test changed it.
+_ENVIRONMENT = without_celery_variables(PYTHONUNBUFFERED="1")
+
+
+def launch_module(
+    module: str, arguments: Sequence[str], log: Path, env: Mapping[str, str]
+) -> Running:
+    """Start ``python -m module arguments`` in a group of its own; what it says is added to ``log``.
+
+    It is forked from a process that has imported Celery, unless it depends on how a Python starts
+    or on what happens before Celery is imported.
+    """
+    fresh = os.environ.get(FRESH_VARIABLE) or not sys.platform.startswith("linux")
+    if fresh or set(_BEFORE_CELERY) & set(arguments) or _common(env) != _common(_ENVIRONMENT):
+        return _Fresh(module, arguments, log, env)
+    return _Forked(module, arguments, log, env)
+
+
+def _common(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name not in _OF_ONE_PROCESS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import threading
 import time
 import weakref
@@ -48,6 +49,10 @@ def define_tasks(app: Celery, recorder: Recorder) -> None:
     @task(name="fleet.plain")
     def plain(self: Any, label: str = "") -> Any:
         return saw(self, "ran", label=label)
+
+    @task(name="fleet.modules")
+    def modules(self: Any) -> list[str]:
+        return sorted(sys.modules)
 
     @task(name="fleet.gather")
     def gather(self: Any, results: list[Any], label: str = "") -> Any:
