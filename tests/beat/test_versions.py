@@ -233,7 +233,7 @@ def test_what_is_of_the_future_is_judged_by_the_present_and_not_by_the_takeover(
     bench: Bench, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beat = lead(start({"tick": every(10)}))
-    present, led = datetime.now(timezone.utc), timedelta(seconds=HOUR)
+    present, led = bench.clock.now, timedelta(seconds=HOUR)
     assert beat.scheduler.is_future(present + led)
     monkeypatch.setattr(shared_states, "now", lambda: clock.now() + HOUR)
     assert not beat.scheduler.is_future(present + led)
@@ -271,6 +271,7 @@ def test_the_state_of_an_entry_goes_when_no_leader_has_known_it_for_the_retentio
     old = start({"tick": every(HOUR)}, leader_schedule_retention=0.5)
     first.hand_over(old)
     assert {"tick", "other"} <= set(bench.states())
+    bench.clock.advance(1)
     wait_until(lambda: old.settle() and "other" not in bench.states(), what="the state to go")
     assert "unknown_since" not in bench.states()["tick"]
 

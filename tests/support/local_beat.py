@@ -1,12 +1,14 @@
 """Beats in this process, with a clock that the test sets and a Redis that is real.
 
-Only the schedules use this clock. Leases and terms use their usual clocks.
+Only the schedules use this clock: their beat reads it, and Redis answers with it when the schedule is
+loaded. Leases and terms use their usual clocks.
 """
 
 from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -24,14 +26,15 @@ _TURNS = 5000  # a beat that has not come to rest after so many does not come to
 
 
 class Clock:
-    """The clock that the schedules of a test read."""
+    """The clock that the schedules of a test read; ``of_redis`` is one that nobody sets back."""
 
     def __init__(self, now: datetime = NOON) -> None:
-        self.now = now
+        self.now = self.of_redis = now
 
     def advance(self, seconds: float) -> None:
         """Let time pass, or set the clock back."""
         self.now += timedelta(seconds=seconds)
+        self.of_redis = max(self.now, self.of_redis)
 
 
 class ClockedCelery(Celery):
@@ -49,6 +52,9 @@ class LocalBeat:
     def __init__(self, app: Any, scheduler: Any = LeaderScheduler) -> None:
         self.app = app
         self.scheduler = scheduler(app, lazy=False)
+        store = self.scheduler._shared_store
+        load = store.load
+        store.load = lambda: replace(load(), now=app.wall.of_redis.timestamp())
         self._stopped = False
 
     def lead(self) -> LocalBeat:
