@@ -21,6 +21,7 @@ from tests.chaos.command import Plan, judged
 from tests.chaos.drainer import Drainer
 from tests.chaos.faults import KINDS, Done, Scene, schedule
 from tests.chaos.judge import Judge, Report, Row, Window
+from tests.chaos.moments import present, time_of_day
 from tests.chaos.stalls import Stalls
 from tests.support.redis_server import RedisServer, free_port
 
@@ -73,28 +74,28 @@ def run(options: argparse.Namespace, plan: Plan, logs: Path) -> tuple[Report, li
         plan.watch(beats.all)
         scene = Scene(server, beats, drainer, options.lease)
         stack.callback(scene.close)
-        begun = _now()
+        begun = present()
         happened.append((_CALM, Done(0, float("inf"))))
         if not scene.recover(begun):
             raise SystemExit("chaos: the beats do not begin")
-        happened.append((_CALM, Done(_now(), options.lease + 1)))
+        happened.append((_CALM, Done(present(), options.lease + 1)))
         time.sleep(2)
         end = time.monotonic() + 60 * options.minutes
         while time.monotonic() < end:
             fault = next(plan.faults)
             done = scene.bring_about(fault)
             happened.append((fault.kind, done))
-            line = f"{_clock(done.begins)}  {fault.kind}"
+            line = f"{time_of_day(done.begins)}  {fault.kind}"
             print(f"{line}  {done.note}".rstrip(), file=sys.stderr, flush=True)
-            if not scene.recover(_now()):
-                unrecovered.append(f"no recovery after {fault.kind} at {_clock(done.begins)}")
+            if not scene.recover(present()):
+                unrecovered.append(f"no recovery after {fault.kind} at {time_of_day(done.begins)}")
             time.sleep(fault.rest)
         scene.close()
-        if not scene.recover(_now()):
+        if not scene.recover(present()):
             unrecovered.append("no recovery at the end")
-        until = _now()
+        until = present()
         time.sleep(2 * sizes.burst_every)
-        closed = _now()
+        closed = present()
     deaths = beats.deaths
     windows = _windows(happened, closed, stalls, [death.at for death in deaths])
     intervals = {name: round(every * 1e6) for name, every in sizes.intervals.items()}
@@ -105,7 +106,7 @@ def run(options: argparse.Namespace, plan: Plan, logs: Path) -> tuple[Report, li
         f"\n{len(drainer.elections)} elections, {len(drainer.arrivals)} messages,"
         f" this machine stood still for {stalls.between(0, closed):.1f} s"
     ]
-    notes += [f"{d.name} {d.what} at {_clock(d.at)}; see {d.log}" for d in deaths]
+    notes += [f"{d.name} {d.what} at {time_of_day(d.at)}; see {d.log}" for d in deaths]
     notes += _log_notes(logs)
     return report, notes
 
@@ -157,15 +158,6 @@ def _line(row: Row) -> str:
         row.died,
     ]
     return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def _clock(moment: int) -> str:
-    at = time.strftime("%H:%M:%S", time.gmtime(moment // 1_000_000))
-    return f"{at}.{moment % 1_000_000 // 1000:03}"
-
-
-def _now() -> int:
-    return time.time_ns() // 1000
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -12,6 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tests.chaos.moments import time_of_day
+
 _EXAMPLES = 5
 _BEFORE_NOTED = 20_000  # microseconds from the guard's look until that was noted
 _AT_WORK = 1_000_000  # microseconds from a body's start until its task is surely done with
@@ -182,7 +184,7 @@ class Accounts:
         never_sent = [task_id for task_id in open_ if task_id not in self._traces]
         row.lost_by_celery += len(lost)
         self._lost += [
-            f"by BRPOP: {unit.way} {task_id}, queued at {_clock(self._traces[task_id].queued_at)}"
+            f"by BRPOP: {unit.way} {task_id}, queued at {time_of_day(self._traces[task_id].queued_at)}"
             for task_id in lost
         ]
         if not lost and self._chord_was_given_up(unit, open_):
@@ -247,7 +249,7 @@ class Accounts:
             if not start.held or start.at >= start.expires_at:
                 whose = f"nobody, after {whose}"
             self._found["started on a follower"].append(
-                f"{start.id} on {start.node} at {_clock(start.at)},"
+                f"{start.id} on {start.node} at {time_of_day(start.at)},"
                 f" {(start.at - start.checked) / 1000:.1f} ms after its check, while {whose} led"
             )
         self._tell(report)
@@ -258,10 +260,3 @@ class Accounts:
             pause.node == start.node and pause.begins <= start.at and looked <= pause.ends
             for pause in self._frozen
         )
-
-
-def _clock(moment: int) -> str:
-    seconds, micros = divmod(moment, 1_000_000)
-    minutes, second = divmod(seconds % 86_400, 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour:02}:{minute:02}:{second:02}.{micros:06}"

@@ -15,6 +15,7 @@ import redis
 from tests.chaos.beats import Beat, Beats
 from tests.chaos.drainer import Drainer, Trap, connected
 from tests.chaos.judge import Arrival
+from tests.chaos.moments import present
 from tests.support.redis_server import RedisServer
 
 _PREFIX = "celery-leader:celery"
@@ -23,6 +24,7 @@ _CANDIDATES = f"{_PREFIX}:candidates:beat"
 _GRACE = 1.0  # seconds a gap may be longer than the lease or the outage
 _BURST_PATIENCE = 15.0
 _RECOVERY_PATIENCE = 30.0
+
 
 KINDS = (
     "leader SIGTERM",
@@ -169,7 +171,7 @@ class Scene:
 
     def bring_about(self, fault: Fault) -> Done:
         """Have ``fault`` happen; return when its cause is gone."""
-        begins = _now()
+        begins = present()
         done = self._acts[fault.kind](fault)
         return done or Done(begins, self._lease + _GRACE)
 
@@ -246,7 +248,7 @@ class Scene:
         return self._replies_lost([self._hit(fault)], fault.count, silently=True)
 
     def _replies_lost(self, beats: list[Beat], count: int, *, silently: bool) -> Done:
-        begins, lost = _now(), sum(beat.proxy.lost for beat in beats)
+        begins, lost = present(), sum(beat.proxy.lost for beat in beats)
         for beat in beats:
             beat.proxy.lose_replies(count, silently=silently)
         time.sleep(0.8 * self._lease)
@@ -259,7 +261,7 @@ class Scene:
 
     def _redis_restarted(self, fault: Fault) -> Done:
         with self._server_turn:
-            begins = _now()
+            begins = present()
             self._server.kill()
             time.sleep(self._about_a_lease(fault))
             self._server.start()
@@ -267,28 +269,28 @@ class Scene:
 
     def _redis_paused(self, fault: Fault) -> Done:
         with self._server_turn:
-            begins = _now()
+            begins = present()
             self._server.pause()
             time.sleep(self._about_a_lease(fault))
             self._server.resume()
             return self._outage(begins)
 
     def _outage(self, begins: int) -> Done:
-        seconds = (_now() - begins) / 1e6
+        seconds = (present() - begins) / 1e6
         return Done(begins, max(self._lease, seconds) + _GRACE, f"outage of {seconds:.2f} s")
 
     def _record_deleted(self, fault: Fault) -> None:
         self._asked("DEL", _RECORD)
 
     def _record_deleted_leader_sigkill(self, fault: Fault) -> Done:
-        begins, leader = _now(), self._leader()
+        begins, leader = present(), self._leader()
         leader.tell(signal.SIGSTOP)  # or it would write the record again before it dies
         self._asked("DEL", _RECORD)
         leader.tell(signal.SIGKILL)
         return Done(begins, 2 * self._lease + _GRACE)
 
     def _record_deleted_leader_sigstop(self, fault: Fault) -> Done:
-        begins, leader = _now(), self._leader()
+        begins, leader = present(), self._leader()
         leader.tell(signal.SIGSTOP)
         self._asked("DEL", _RECORD)
         time.sleep(self._longer_than_lease(fault))
@@ -348,14 +350,14 @@ class Scene:
                 act(beat)
                 hit.append(beat)
 
-        trap = Trap(_now(), 1 + int(60 * fault.share), sprung)
+        trap = Trap(present(), 1 + int(60 * fault.share), sprung)
         self._drainer.set(trap)
         try:
             trap.fired.wait(_BURST_PATIENCE)
         finally:
             self._drainer.set(None)
         if not hit:
-            return _now(), "no burst came"
+            return present(), "no burst came"
         return trap.first_due, f"after {trap.seen_when_fired} of the burst"
 
     # -- while the lease changes hands ------------------------------------------------------
@@ -363,14 +365,14 @@ class Scene:
     def _takeover_replies_lost(self, fault: Fault) -> Done:
         leader = self._leader()
         rest = [beat for beat in self._beats.all if beat is not leader]
-        begins = _now()
+        begins = present()
         leader.tell(signal.SIGTERM if fault.share < 0.5 else signal.SIGKILL)
         lost = self._replies_lost(rest, fault.count, silently=fault.silently)
         return Done(begins, lost.allowed, lost.note)
 
     def _takeover_connections_silent(self, fault: Fault) -> Done:
         """Whoever is elected next falls silent in the moment of its first steps."""
-        leader, begins = self._leader(), _now()
+        leader, begins = self._leader(), present()
         leader.tell(signal.SIGTERM)
         deadline = time.monotonic() + 2 * self._lease
         while time.monotonic() < deadline:
@@ -387,7 +389,7 @@ class Scene:
         rest = [beat for beat in self._beats.all if beat is not leader]
         for beat in rest:
             beat.proxy.mute_next(fault.count)
-        begins = _now()
+        begins = present()
         leader.tell(signal.SIGTERM)
         time.sleep(self._about_a_lease(fault))
         for beat in rest:
@@ -395,7 +397,7 @@ class Scene:
         return self._outage(begins)
 
     def _several_at_once(self, fault: Fault) -> Done:
-        begins = _now()
+        begins = present()
         threads = [
             threading.Timer(delay, self.bring_about, args=(part,)) for delay, part in fault.parts
         ]
@@ -404,7 +406,7 @@ class Scene:
             thread.start()
         for thread in threads:
             thread.join()
-        seconds = (_now() - begins) / 1e6
+        seconds = (present() - begins) / 1e6
         note = " + ".join(part.kind for _, part in fault.parts)
         return Done(begins, seconds + 2 * self._lease + _GRACE, note)
 
@@ -456,7 +458,3 @@ class Scene:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
-
-
-def _now() -> int:
-    return time.time_ns() // 1000

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from tests.chaos.moments import time_of_day
+
 _SECOND = 1_000_000
 _ROUNDING = 1_000  # microseconds; what a due time that went through a float may be off
 _EXAMPLES = 5
@@ -150,11 +152,11 @@ class Judge:
                 first = seen[arrival.tick]
                 self._note(
                     "tick sent twice",
-                    f"{name} due {_clock(arrival.tick)} at {_clock(first.at)} with term"
-                    f" {first.term} and at {_clock(arrival.at)} with term {arrival.term}",
+                    f"{name} due {time_of_day(arrival.tick)} at {time_of_day(first.at)} with term"
+                    f" {first.term} and at {time_of_day(arrival.at)} with term {arrival.term}",
                 )
             elif seen and arrival.tick < max(seen):
-                self._note("tick sent after a later one", f"{name} due {_clock(arrival.tick)}")
+                self._note("tick sent after a later one", f"{name} due {time_of_day(arrival.tick)}")
             seen.setdefault(arrival.tick, arrival)
         ticks = sorted(seen)
         for tick, following in itertools.pairwise(ticks):
@@ -169,7 +171,8 @@ class Judge:
             self._missed(name, arrival.tick + i * every)
         if off:
             self._note(
-                "tick off its grid", f"{name} {_clock(arrival.tick)} then {_clock(following)}"
+                "tick off its grid",
+                f"{name} {time_of_day(arrival.tick)} then {time_of_day(following)}",
             )
 
     def _follows_once(self, name: str, arrival: Arrival, following: int) -> None:
@@ -179,7 +182,7 @@ class Judge:
             self._row_at(following).duplicates += 1
             self._note(
                 "second tick within one interval",
-                f"{name} {_clock(arrival.tick)} and {_clock(following)}",
+                f"{name} {time_of_day(arrival.tick)} and {time_of_day(following)}",
             )
         expected = arrival.at + every + _ROUNDING
         while following > expected:
@@ -195,14 +198,14 @@ class Judge:
 
     def _missed(self, name: str, tick: int) -> None:
         self._row_at(tick).missed += 1
-        self._note("tick missed", f"{name} due {_clock(tick)}")
+        self._note("tick missed", f"{name} due {time_of_day(tick)}")
 
     # -- in the name of who led ---------------------------------------------------
 
     def _read_terms(self, arrivals: Iterable[Arrival], elections: dict[int, str]) -> None:
         highest = 0
         for arrival in arrivals:
-            what = f"{arrival.entry} at {_clock(arrival.at)} with term {arrival.term}"
+            what = f"{arrival.entry} at {time_of_day(arrival.at)} with term {arrival.term}"
             if arrival.term < highest:
                 self._note("message with a lower term after a higher", f"{what}, not {highest}")
             elif arrival.term < arrival.elected_before:
@@ -238,7 +241,7 @@ class Judge:
         if seconds > allowed + stalled:
             self._note(
                 "gap too long",
-                f"{seconds:.2f} s after {window.kind} at {_clock(window.begins)},"
+                f"{seconds:.2f} s after {window.kind} at {time_of_day(window.begins)},"
                 f" allowed {allowed:.2f} s + {stalled:.2f} s",
             )
 
@@ -252,10 +255,3 @@ class Judge:
 
     def _note(self, what: str, case: str) -> None:
         self._found[what].append(case)
-
-
-def _clock(moment: int) -> str:
-    seconds, micros = divmod(moment, _SECOND)
-    minutes, second = divmod(seconds % 86_400, 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour:02}:{minute:02}:{second:02}.{micros:06}"

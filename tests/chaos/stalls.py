@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+from tests.chaos.moments import present
+
 
 class Stalls:
     """How long this machine made a thread wait that wanted to run."""
@@ -21,7 +23,7 @@ class Stalls:
             time.sleep(self._STEP)
             over = time.monotonic() - before - self._STEP
             if over > self._STEP:
-                self._seen.append((time.time_ns() // 1000, over))
+                self._seen.append((present(), over))
 
     def between(self, begin: int, end: int) -> float:
         """Seconds of it from ``begin`` to ``end``."""

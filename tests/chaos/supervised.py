@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from tests.chaos.moments import present
 from tests.support.launching import kill_group, launch, without_celery_variables
 from tests.support.proxy import Proxy
 
@@ -183,6 +184,6 @@ class Supervisor(Generic[P]):
             for one in self.all:
                 wrong = one.attend()
                 if wrong:
-                    at = time.time_ns() // 1000
+                    at = present()
                     what, told = wrong
                     self.deaths.append(Death(at, one.name, what, one.log, told))

@@ -11,12 +11,14 @@ import redis
 
 from tests.chaos.accounts import Frozen, Killed
 from tests.chaos.faults import Fault
+from tests.chaos.moments import present
 from tests.chaos.task_app import RECORD
 from tests.chaos.workers import Worker, Workers
 
 _CANDIDATES = "celery-leader:celery:candidates:worker"
 _MAILBOXES = "_kombu.binding.celery.pidbox"
 _RECOVERY_PATIENCE = 40.0
+
 
 KINDS = (
     "leader SIGTERM",
@@ -125,16 +127,16 @@ class Scene:
 
     def _pool_process_killed(self, fault: Fault) -> None:
         leader = self._leader()
-        self.killed.append(Killed(leader.node, time.time_ns() // 1000))
+        self.killed.append(Killed(leader.node, present()))
         leader.kill_one_child()
 
     def _leader_frozen(self, fault: Fault) -> None:
         leader = self._leader()
-        node, begins = leader.node, time.time_ns() // 1000
+        node, begins = leader.node, present()
         leader.tell_all(signal.SIGSTOP)
         time.sleep(self._longer_than_lease(fault))
         leader.tell_all(signal.SIGCONT)
-        self.frozen.append(Frozen(node, begins, time.time_ns() // 1000))
+        self.frozen.append(Frozen(node, begins, present()))
 
     def _leader_stopped(self, fault: Fault) -> None:
         leader = self._leader()

@@ -24,6 +24,7 @@ from tests.chaos import task_app
 from tests.chaos.accounts import Accounts, Report, Row
 from tests.chaos.command import Plan, judged
 from tests.chaos.faults import schedule
+from tests.chaos.moments import present, time_of_day
 from tests.chaos.sender import Sender
 from tests.chaos.supervised import Death
 from tests.chaos.task_faults import KINDS, Electing, Plain, Scene
@@ -127,7 +128,7 @@ def _let_go_wrong(minutes: float, plan: Plan, scene: Scene, unrecovered: list[st
     time.sleep(2)
     while time.monotonic() < end:
         fault = next(plan.faults)
-        at = _clock(time.time_ns() // 1000)
+        at = time_of_day(present())
         print(f"{at}  {fault.kind}", file=sys.stderr, flush=True)
         scene.bring_about(fault)
         if not scene.recover():
@@ -150,7 +151,7 @@ def _senders(
 
 
 def _of(death: Death) -> str:
-    return f"{death.name} {death.what} at {_clock(death.at)}; see {death.log}"
+    return f"{death.name} {death.what} at {time_of_day(death.at)}; see {death.log}"
 
 
 def table(report: Report) -> str:
@@ -165,11 +166,6 @@ def table(report: Report) -> str:
         cells = (getattr(row, name) for name in Row.__slots__)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
-
-
-def _clock(moment: int) -> str:
-    at = time.strftime("%H:%M:%S", time.gmtime(moment // 1_000_000))
-    return f"{at}.{moment % 1_000_000 // 1000:03}"
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
