@@ -157,6 +157,8 @@ class Proxy:
         self.accepted += 1
         for one, other in ((client, upstream), (upstream, client)):
             one.settimeout(5)
+            # Else a command that is sent in parts waits 40 ms for the other side to confirm the first.
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._peers[one] = other
             self._selector.register(one, selectors.EVENT_READ)
 

@@ -167,6 +167,11 @@ def stopped_with_many(
     return fleet, far, sent
 
 
+def gives_back(command: Command) -> bool:
+    """Whether it may be one of those that give messages back, and not one that waits or tells."""
+    return command.name in ("EVAL", "EVALSHA", "EXEC", "HDEL", "LPUSH", "RPUSH", "ZREM")
+
+
 def ids_of(fleet: Fleet) -> list[str]:
     """The ids of what waits in the leader queue, in order."""
     return [message["id"] for message in fleet.messages("celery.leader")]
@@ -176,9 +181,9 @@ def test_a_leader_that_stops_gives_thousands_back_in_a_few_steps_and_in_order(
     new_fleet: NewFleet, proxy: CountingProxy, redis_url: str
 ) -> None:
     fleet, far, sent = stopped_with_many(new_fleet, proxy, redis_url)
-    proxy.forget_commands()
+    proxy.forget_commands(gives_back)
     assert far.terminate() == 0
-    assert len(proxy.commands) < _MANY / 2, "a command for each message"
+    assert 1 <= len(proxy.commands) < _MANY / 2, "a command for each message"
     assert fleet.record()["state"] == fleet.record("reports")["state"] == "released"
     assert ids_of(fleet) == sent
     assert fleet.redis.hlen("unacked") == fleet.redis.zcard("unacked_index") == 0
@@ -189,7 +194,7 @@ def test_a_leader_that_steps_down_gives_thousands_back_in_a_few_steps(
     new_fleet: NewFleet, proxy: CountingProxy, redis_url: str
 ) -> None:
     fleet, _, sent = stopped_with_many(new_fleet, proxy, redis_url)
-    proxy.forget_commands()
+    proxy.forget_commands(gives_back)
     with LeaderElection(fleet.app, "worker", node="other@here") as election:
         candidates = fleet.key("candidates", "worker")
         wait_until(
@@ -199,7 +204,7 @@ def test_a_leader_that_steps_down_gives_thousands_back_in_a_few_steps(
         assert done.returncode == 0, done.stderr
         assert election.is_leader()
         wait_until(lambda: len(ids_of(fleet)) == _MANY, what="all to be given back")
-        assert len(proxy.commands) < _MANY / 2, "a command for each message"
+        assert 1 <= len(proxy.commands) < _MANY / 2, "a command for each message"
         # One may be on its way to the leader at that moment; that one goes to the end.
         assert sorted(ids_of(fleet)) == sorted(sent)
 

@@ -123,8 +123,10 @@ def test_a_leader_goes_on_when_redis_comes_back_empty(
     # Long enough for a busy machine to be connected again in.
     fleet = new_fleet(own_redis.url, probe=True, conf={"leader_lease_duration": 10.0})
     fleet.workers("w1", "w2")
-    before = fleet.history()[-1]
     leader = fleet.leader()
+    (follower,) = fleet.followers()
+    follower.says(f"worker: {leader.node} leads, term")  # so it knows that there was a record
+    before = fleet.history()[-1]
     own_redis.restart()
     # One that knew the record must wait; the leader writes it again with a higher term.
     wait_until(fleet.record, what="a record in the empty Redis")
