@@ -240,7 +240,9 @@ class Fleet:
 
     def run(self, *arguments: str, **config: Any) -> subprocess.CompletedProcess[str]:
         """Run a ``celery`` command to its end."""
-        return self._python("-m", "celery", "-A", self.process.app, *arguments, **config)
+        return self._python(
+            "-m", "tests.support.lean_celery", "-A", self.process.app, *arguments, **config
+        )
 
     def python(self, code: str, **config: Any) -> subprocess.CompletedProcess[str]:
         """Run ``code`` to its end, which finds its app in ``proj``."""
