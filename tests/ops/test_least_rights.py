@@ -28,6 +28,7 @@ class RestrictedFleet(Fleet):
         super().__init__(directory, broker, record=server.url, conf=PATIENT, schedule=TICK)
         self.redis.close()
         self.redis = self.leases = redis.Redis.from_url(server.url, decode_responses=True)
+        self._open.callback(self.redis.close)
 
     def refused(self) -> list[str]:
         """What Redis refused the fleet's user, by its own log."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,6 +44,17 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Any:
         for fleet in fleets.LIVE:
             report.sections += [(f"log of {name}", text) for name, text in fleet.logs()]
     return report
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Undo what a test, or a library it uses, has done to the environment; Django sets even TZ."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+        time.tzset()
 
 
 @pytest.fixture(scope="session")

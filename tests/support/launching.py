@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -104,6 +105,7 @@ class _ForkServer:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
+        atexit.register(self._process.communicate)  # at the end of its input it ends
 
     def ask(self, **request: Any) -> Any:
         assert self._process.stdin is not None
