@@ -18,7 +18,7 @@ from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.clock import now
 from celery_leader.runtime.lease_source import reach
-from celery_leader.store.client import without_echo
+from celery_leader.store.refusals import without_echo
 
 from .transport import PublishBuffer, buffering_transport, counting_producer, obeys
 

@@ -11,7 +11,7 @@ from celery import Celery
 from celery_leader.errors import NotLeader, StoreUnavailable
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT
-from celery_leader.store.client import without_echo
+from celery_leader.store.refusals import without_echo
 from celery_leader.store.schedule_store import Outcome, Push
 
 from .dispatch import Dispatch

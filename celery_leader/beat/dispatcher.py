@@ -24,7 +24,7 @@ from celery_leader.errors import StoreUnavailable
 from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT
-from celery_leader.store.client import without_echo
+from celery_leader.store.refusals import without_echo
 from celery_leader.store.schedule_store import Outcome
 
 from .broker_connection import BrokerConnection

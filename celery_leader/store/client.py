@@ -16,21 +16,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    InvalidResponse,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from celery_leader.compat.redis import socket_of
 from celery_leader.errors import StoreUnavailable
+
+from .refusals import (
+    DAMAGED,
+    as_outside_a_script,
+    damaged_record,
+    in_words,
+    without_echo,
+    wrong_type,
+)
 
 
 class RedisClient:
@@ -74,7 +72,7 @@ class RedisClient:
         """
         with self._talking() as connection:
             replies = self._exchange(connection, commands)
-        return self._told(replies)
+        return self._answers(replies)
 
     def run(self, calls: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]) -> list[Any]:
         """Run scripts in one round trip, or two when Redis does not know one yet.
@@ -91,8 +89,8 @@ class RedisClient:
                     replies[i] = reply
             for i, reply in enumerate(replies):
                 if isinstance(reply, ResponseError):
-                    replies[i] = self._of_a_key(connection, reply, *calls[i][:2]) or reply
-        return self._told(replies)
+                    replies[i] = self._refusal_of_a_key(connection, reply, *calls[i][:2]) or reply
+        return self._answers(replies)
 
     def run_one(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run one script.
@@ -113,44 +111,16 @@ class RedisClient:
         """
         wrote = self._connection
         millis = max(1, int(1000 * self._operation_timeout / 2))
-        with self._talking() as connection:
-            (reply,) = self._told(self._exchange(connection, [["WAIT", count, millis]]))
+        (reply,) = self.call_all([["WAIT", count, millis]])
         if isinstance(reply, StoreUnavailable):
             raise reply
         # Redis counts every replica for a connection that has written nothing.
-        reached = reply if connection is wrote else 0
+        reached = reply if self._connection is wrote else 0
         if reached < count:
             raise StoreUnavailable(
                 f"leader_wait_replicas is {count}, and {reached} replica(s) of the Redis in"
                 f" {self._setting} confirmed the lease"
             )
-
-    def damaged(self, key: str) -> StoreUnavailable:
-        """The refusal that names the key of a record that makes no sense."""
-        return StoreUnavailable(
-            f"in {self._setting}, the record in {key} is damaged; candidates write it anew within"
-            " a lease; if there are none, delete that key",
-            lasting=True,
-        )
-
-    def _of_a_key(
-        self, connection: Any, exc: ResponseError, script: Script, keys: Sequence[str]
-    ) -> StoreUnavailable | None:
-        """The refusal that names the key that made a script fail; ``None`` if no key did."""
-        if DAMAGED in str(exc):
-            return self.damaged(keys[0])
-        if "WRONGTYPE" not in str(exc):
-            return None
-        expected = list(zip(keys, script.types_of(keys), strict=True))
-        types = self._exchange(connection, [["TYPE", key] for key, _ in expected])
-        for (key, wanted), found in zip(expected, types, strict=True):
-            if isinstance(found, bytes) and wanted and found.decode() not in ("none", wanted):
-                return StoreUnavailable(
-                    f"in {self._setting}, the key {key} is a {found.decode()} and must be a"
-                    f" {wanted}; delete that key",
-                    lasting=True,
-                )
-        return None
 
     def wait_for(
         self, command: Sequence[Any], timeout: float, wake: int | None, patience: float
@@ -178,6 +148,25 @@ class RedisClient:
             raise StoreUnavailable(f"{self._setting}: no answer from Redis to a blocking read")
         return None
 
+    def damaged(self, key: str) -> StoreUnavailable:
+        """The refusal that names the key of a record that makes no sense."""
+        return damaged_record(key, self._setting)
+
+    def _refusal_of_a_key(
+        self, connection: Any, exc: ResponseError, script: Script, keys: Sequence[str]
+    ) -> StoreUnavailable | None:
+        """The refusal that names the key that made a script fail; ``None`` if no key did."""
+        if DAMAGED in str(exc):
+            return self.damaged(keys[0])
+        if "WRONGTYPE" not in str(exc):
+            return None
+        expected = list(zip(keys, script.types_of(keys), strict=True))
+        types = self._exchange(connection, [["TYPE", key] for key, _ in expected])
+        for (key, wanted), found in zip(expected, types, strict=True):
+            if isinstance(found, bytes) and wanted and found.decode() not in ("none", wanted):
+                return wrong_type(key, found.decode(), wanted, self._setting)
+        return None
+
     @contextmanager
     def _talking(self) -> Iterator[Any]:
         try:
@@ -192,8 +181,8 @@ class RedisClient:
         except (RedisError, OSError) as exc:
             self.close()
             if without_echo(exc) != str(exc):
-                raise self._unavailable(exc) from None  # its text must not be shown
-            raise self._unavailable(exc) from exc
+                raise in_words(exc, self._setting) from None  # its text must not be shown
+            raise in_words(exc, self._setting) from exc
         except BaseException:
             # An unread answer would be taken for the answer to the next command.
             self.close()
@@ -206,66 +195,18 @@ class RedisClient:
             try:
                 replies.append(connection.read_response())
             except ResponseError as exc:
-                replies.append(_as_outside_a_script(exc))
+                replies.append(as_outside_a_script(exc))
         return replies
 
-    def _told(self, replies: list[Any]) -> list[Any]:
-        """``replies`` with a sentence in place of each refusal."""
+    def _answers(self, replies: list[Any]) -> list[Any]:
+        """``replies``, with each refusal as a ``StoreUnavailable``."""
         if any(isinstance(reply, ReadOnlyError) for reply in replies):
             # A demoted master: its address must be looked up again.
             self.close()
         return [
-            self._unavailable(reply) if isinstance(reply, RedisError) else reply
+            in_words(reply, self._setting) if isinstance(reply, RedisError) else reply
             for reply in replies
         ]
-
-    def _unavailable(self, exc: Exception) -> StoreUnavailable:
-        """``exc`` in one sentence that names the setting to look at."""
-        text = without_echo(exc) or type(exc).__name__
-        setting = self._setting
-        match exc:
-            case AuthenticationError():
-                advice = f"Redis refused the user name or password in {setting}: {text}"
-            case NoPermissionError():
-                advice = f"the Redis user in {setting} may not do this: {text}"
-            case ReadOnlyError():
-                advice = f"{setting} names a read-only replica; name its master: {text}"
-            case OutOfMemoryError():
-                advice = f"the Redis in {setting} is full; raise its maxmemory: {text}"
-            case InvalidResponse():
-                advice = f"what answers at {setting} is not Redis"
-            case ResponseError() if "NOAUTH" in text or "Authentication" in text:
-                advice = f"Redis asks for a password; put it into {setting}: {text}"
-            case ResponseError() if any(sign in text for sign in _NO_RIGHT_IN_A_SCRIPT):
-                advice = f"the Redis user in {setting} may not do this: {text}"
-            case ResponseError() if "unknown command" in text.lower():
-                advice = f"{setting} names a server older than Redis 6.2: {text}"
-            case ResponseError() if "WRONGTYPE" in text:
-                advice = (
-                    f"in {setting}, one of the keys celery-leader:... of this namespace is of"
-                    f" another type than the README says; delete it: {text}"
-                )
-            case ResponseError():
-                advice = f"the Redis in {setting} refused: {text}"
-            case RedisTimeoutError() | TimeoutError():
-                advice = (
-                    f"the Redis in {setting} cannot be reached: {text}; it is stopped, overloaded"
-                    " or cut off"
-                )
-            case _:
-                why = text.rstrip(".")
-                advice = (
-                    f"the Redis in {setting} cannot be reached: {why}; start it, or correct"
-                    f" {setting}"
-                )
-        return StoreUnavailable(advice, lasting=_is_lasting(exc))
-
-
-# The texts of Redis 7.0 and of Redis 8.2.
-_NO_RIGHT_IN_A_SCRIPT = ("The user executing the script can't", "ACL failure in script")
-
-#: The error of a script whose record, in its first key, makes no sense.
-DAMAGED = "celery-leader: damaged"
 
 
 class Script:
@@ -294,30 +235,3 @@ class Script:
     def by_text(self, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
         """The command that runs it and teaches it to Redis."""
         return ["EVAL", self._text, len(keys), *keys, *args]
-
-
-def without_echo(exc: Exception) -> str:
-    """The text of ``exc`` without the command that the server repeats: it may be ``AUTH``."""
-    if isinstance(exc, InvalidResponse):
-        return ""
-    return str(exc).partition(", with args beginning with:")[0]
-
-
-def _is_lasting(exc: Exception) -> bool:
-    """Whether time alone will not help: somebody must change something.
-
-    A replica may become a master, memory may be freed, loading and busy scripts end.
-    """
-    if isinstance(exc, ReadOnlyError | OutOfMemoryError | BusyLoadingError):
-        return False
-    return isinstance(exc, AuthenticationError | InvalidResponse | ResponseError) and not any(
-        sign in str(exc) for sign in ("LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "MISCONF")
-    )
-
-
-def _as_outside_a_script(exc: ResponseError) -> ResponseError:
-    """Redis 6 hides what stopped a script behind "Error running script"."""
-    for sign, kind in (("-READONLY ", ReadOnlyError), ("-OOM ", OutOfMemoryError)):
-        if sign in str(exc):
-            return kind(str(exc))
-    return exc

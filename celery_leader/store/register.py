@@ -15,7 +15,7 @@ from celery_leader.core.lease import Record
 from celery_leader.errors import LeaderError
 
 from .client import RedisClient, Script
-from .scripts import ASK, CANDIDATES, FORGET, FREE, HELD, HOLD, Keys
+from .scripts import ASK, CANDIDATES, FORGET, FREE, HOLD, Keys
 from .wire import info_and_life, millis, read_record, seconds_held, text
 
 _WHY_NOT = {
@@ -102,13 +102,6 @@ class Register:
         """Let ``node`` into the race again; returns whether it was held."""
         what, *_ = self._run(FREE, election, [node, self._history_size])
         return bool(what == b"freed")
-
-    def held(self, election: str) -> dict[str, float]:
-        """The nodes that are kept out of the race, each with the seconds that are left.
-
-        They need not be candidates.
-        """
-        return read_held(self._run(HELD, election))
 
     def forget(self, election: str, lease_duration: float) -> bool:
         """Remove all keys of ``election``; returns whether there were any.

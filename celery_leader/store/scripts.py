@@ -28,7 +28,8 @@ from importlib import resources
 from celery_leader.core.lease import CLOCK_SLACK
 from celery_leader.core.timing import LONGEST_LEASE
 
-from .client import DAMAGED, Script
+from .client import Script
+from .refusals import DAMAGED
 from .wire import millis
 
 #: The record's format. It grows with a field or a state that earlier versions do not know.

@@ -34,6 +34,7 @@ from tests.store.conftest import Wake
 from tests.support.fake_store import FakeStore
 from tests.support.fixtures import MakeStore
 from tests.support.lease_requests import LONG, NAME, acquire, release, renew
+from tests.support.records import held
 from tests.support.waiting import wait_until
 
 SHORT = 0.05
@@ -873,7 +874,7 @@ def _random_order(
         return store.register.hold(election, node, chance.choice([None, LONG])) or not ranked
     if kind < 0.4:
         return store.register.free(election, node)
-    return store.register.held(election).keys()
+    return held(store, election).keys()
 
 
 def _spoil(store: RedisLeaseStore | FakeStore, election: str) -> None:

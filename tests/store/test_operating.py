@@ -21,7 +21,7 @@ from tests.support.fake_store import FakeStore
 from tests.support.fixtures import MakeApp, MakeStore
 from tests.support.lease_requests import LONG, NAME, acquire, release, renew
 from tests.support.readme import acl_rules
-from tests.support.records import candidates_of
+from tests.support.records import candidates_of, held
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
@@ -114,7 +114,7 @@ def test_a_held_node_is_refused_until_it_is_let_in(store: RedisLeaseStore | Fake
     (reply,) = store.perform([acquire("a")])
     assert not isinstance(reply, Granted)
     assert store.register.hold(NAME, "a", LONG)
-    assert 0 < store.register.held(NAME)["a"] <= LONG
+    assert 0 < held(store, NAME)["a"] <= LONG
     lead(store, "b")
     assert store.register.free(NAME, "a")
     assert not store.register.free(NAME, "a")
@@ -125,7 +125,7 @@ def test_a_held_node_is_refused_until_it_is_let_in(store: RedisLeaseStore | Fake
 def test_a_hold_with_a_duration_ends_by_itself(store: RedisLeaseStore | FakeStore) -> None:
     store.register.hold(NAME, "a", 0.05)
     assert not isinstance(store.perform([acquire("a")])[0], Granted)
-    wait_until(lambda: not store.register.held(NAME), what="the hold to end")
+    wait_until(lambda: not held(store, NAME), what="the hold to end")
     lead(store, "a", 2)
 
 
@@ -280,7 +280,7 @@ def test_no_value_in_any_key_is_more_than_one_clear_refusal(
             lambda: survey(store, [NAME], 10)[NAME].leaderships,
             lambda: store.register.ask(NAME, "b"),
             lambda: store.register.hold(NAME, "c", 5),
-            lambda: store.register.held(NAME),
+            lambda: held(store, NAME),
             lambda: store.register.free(NAME, "c"),
             lambda: store.perform([release("a", 3)]),
         ):
@@ -350,7 +350,7 @@ def every_verb(store: RedisLeaseStore) -> None:
     survey(store, [NAME], 5)
     store.register.hold(NAME, "d", 5)
     store.register.hold(NAME, "e", None)
-    store.register.held(NAME)
+    held(store, NAME)
     store.register.ask(NAME, "b")
     store.register.free(NAME, "d")
     do(release("c", 2, nonce="c", leaving=True))
