@@ -139,12 +139,8 @@ class Election:
         elif not self._resignation.due and (self._in_doubt or self.requester.attempt):
             # An attempt without a reply may have left us a lease that nobody uses. A candidate
             # that was never elected must leave the register too.
-            self._resignation = Resignation(
-                due=True,
-                try_once=not self._in_doubt,
-                successor=successor,
-                reason=self._own.untold_reason or reason or "resigned",
-            )
+            why = self._own.untold_reason or reason or "resigned"
+            self._resignation = Resignation(True, not self._in_doubt, successor, why)
         self._pace.reset()
         self._ask_at = now
 
@@ -154,9 +150,8 @@ class Election:
         if self._own.term is not None:
             self._give_up(now, None, reason)
         elif not self._resignation.due:
-            self._resignation = Resignation(
-                due=self._in_doubt, reason=self._own.untold_reason or reason
-            )
+            why = self._own.untold_reason or reason
+            self._resignation = Resignation(self._in_doubt, reason=why)
         self._ask_at = now
 
     def step_down(
@@ -241,9 +236,11 @@ class Election:
         """The store answered ``request``, which was sent at ``sent_at``."""
         self._in_doubt = False
         self.observed.forget_impossible_terms(reply.server_time)
-        if self._told_end(request):
+        if isinstance(request, Acquire) and request.ended is not None:
             self._own.end_is_told()
         if isinstance(request, Release):
+            if self._resignation.tells_end:
+                self._own.end_is_told()
             self.requester.released(request)
             self._resignation.due = False
             # A candidate that stepped down lets the others ask first.
@@ -271,15 +268,6 @@ class Election:
         if not isinstance(reply, Granted):
             self._wait_for_hold(reply.held_for, now)
 
-    def _told_end(self, request: Request) -> bool:
-        """Whether ``request`` told the store how this candidate's last leadership ended."""
-        match request:
-            case Acquire():
-                return request.ended is not None
-            case Release():
-                return self._resignation.tells_end
-        return False
-
     def unanswered(self, request: Request, now: float, *, lasting: bool = False) -> None:
         """Nobody knows what became of ``request``.
 
@@ -299,7 +287,7 @@ class Election:
                 self._depose("lost contact", now)
                 self._ask_at = retry_at
         else:
-            self._ask_at = now + self._pace.patience(lasting)
+            self._ask_at = now + self._pace.pause(lasting)
             self.observed.see_lease_run_out(now)
 
     def _granted(self, reply: Granted, sent_at: float, now: float) -> None:
@@ -328,7 +316,10 @@ class Election:
         record, own = reply.record, self._own
         self.observed.move_cursor(record.cursor, reply.server_time)
         if self.requester.is_copied(request, record):
-            self._begin_another_life(now)
+            if own.term is not None:
+                self._depose("lost", now)
+            self.requester.begin_another_life()
+            self._changes.append(Copied(self.name, self.holder, self.observed.seen_term))
         ours = record.life == self.requester.life
         if own.stands_against(record, ours):
             own.write_again(now)
@@ -355,15 +346,7 @@ class Election:
     def _give_up(self, now: float, successor: str | None, reason: str | None) -> None:
         reason = reason or ("transferred" if successor else "resigned")
         self._depose(reason, now)
-        self._resignation = Resignation(
-            due=True, successor=successor, reason=reason, tells_end=True
-        )
-
-    def _begin_another_life(self, now: float) -> None:
-        if self._own.term is not None:
-            self._depose("lost", now)
-        self.requester.begin_another_life()
-        self._changes.append(Copied(self.name, self.holder, self.observed.seen_term))
+        self._resignation = Resignation(True, successor=successor, reason=reason, tells_end=True)
 
     def _depose(self, reason: str, at: float) -> None:
         self._changes.append(self._own.end(reason, at))

@@ -29,7 +29,7 @@ class Pace:
         self._failures += 1
         return self._failures >= self._timing.renew_attempts
 
-    def patience(self, lasting: bool) -> float:
+    def pause(self, lasting: bool) -> float:
         """How long a candidate waits after an attempt that was not answered.
 
         At first as long as a leader waits between attempts, so that a short outage costs little

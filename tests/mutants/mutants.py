@@ -152,8 +152,8 @@ MUTANTS = (
     ),
     _election(
         "a release that found another leader counts as the end that was told",
-        "return self._resignation.tells_end",
-        "return True",
+        "if self._resignation.tells_end:",
+        "if True:",
     ),
     Mutant(
         "an error in a log line begins another line",
