@@ -118,12 +118,12 @@ def _mixed_settings(overviews: Sequence[Overview]) -> Iterator[Finding]:
     everybody = {(each.node, each.life): each for o in overviews for each in o.candidates}
     for name, values in mixed_settings(everybody.values()).items():
         grave = name in ("leader_queue", "leader_wait_replicas")
-        astray = "; leader-only tasks in the other queue wait there" * (name == "leader_queue")
+        astray = "; leader-only tasks in the other queue wait there"
         yield Finding(
             CRITICAL if grave else WARNING,
             "settings",
             f"candidates differ in {name}: {nodes_by_value(values)}",
-            f"give all of them one value{astray}",
+            f"give all of them one value{astray if name == 'leader_queue' else ''}",
         )
 
 
@@ -153,7 +153,7 @@ def _unfenced_beats(overviews: Sequence[Overview]) -> Iterator[Finding]:
     if not unfenced:
         return
     doubled = len(beats) > 1
-    also = f"; {len(beats)} beats run, so each due task is sent more than once" * doubled
+    also = f"; {len(beats)} beats run, so each due task is sent more than once" if doubled else ""
     yield Finding(
         CRITICAL if doubled else WARNING,
         "beat",

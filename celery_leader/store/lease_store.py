@@ -108,7 +108,7 @@ class RedisLeaseStore:
 
     def _reply(self, request: Request, answer: list[Any]) -> Reply | StoreUnavailable:
         try:
-            return read_reply(answer)
+            return read_reply(request, answer)
         except (ValueError, TypeError):
             return self.client.damaged(self.keys.of("election", request.election))
 

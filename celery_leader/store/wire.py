@@ -24,6 +24,7 @@ from celery_leader.core.lease import (
     Released,
     Renew,
     Reply,
+    Request,
     State,
     StepDown,
     life_of,
@@ -31,9 +32,6 @@ from celery_leader.core.lease import (
 
 _STATES = frozenset(state.value for state in State)
 _CURSOR = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
-
-#: So many values come after the record in an answer to an acquire. After a renewal there are more.
-_MOST_TOLD_OF_AN_ACQUIRE = 4
 
 
 def millis(seconds: float) -> int:
@@ -134,32 +132,26 @@ def release_arguments(request: Release, history_size: int) -> list[Any]:
 # -- answers of scripts ---------------------------------------------------------------
 
 
-def read_reply(answer: Sequence[Any]) -> Reply:
-    """The reply in an answer of ``acquire.lua``, ``renew.lua`` or ``release.lua``."""
+def read_reply(request: Request, answer: Sequence[Any]) -> Reply:
+    """The reply to ``request`` in the answer of its script."""
     what, server_us, fields, *told = answer
     server_time = int(server_us) / 1e6
+    if isinstance(request, Release):
+        return Released(server_time)
+    # A refused renewal is told nothing more.
     info_stored = not told or told[0] == 1
-    match what:
-        case b"granted":
-            record = read_record(fields, server_time)
-            renewed = len(told) > _MOST_TOLD_OF_AN_ACQUIRE
-            step_down = (
-                StepDown(text(told[1]), text(told[2]) or None) if renewed and told[1] else None
-            )
-            namesake = _namesake(told[-2:])
-            return Granted(
-                record.term, record.cursor, server_time, step_down, info_stored, namesake
-            )
-        case b"refused":
-            held_for = seconds_held(told[1]) if told else None
-            record = read_record(fields, server_time)
-            return Refused(record, server_time, held_for, info_stored, _namesake(told[-2:]))
-        case b"missing" | b"damaged":
-            held_for = seconds_held(told[1]) if told else None
-            damaged = what == b"damaged"
-            return Missing(server_time, held_for, info_stored, _namesake(told[-2:]), damaged)
-        case _:
-            return Released(server_time)
+    namesake = _namesake(*told[-2:]) if told else None
+    if what == b"granted":
+        record = read_record(fields, server_time)
+        step_down = _step_down(*told[1:3]) if isinstance(request, Renew) else None
+        return Granted(record.term, record.cursor, server_time, step_down, info_stored, namesake)
+    held_for = seconds_held(told[1]) if told else None
+    if what == b"refused":
+        record = read_record(fields, server_time)
+        return Refused(record, server_time, held_for, info_stored, namesake)
+    if what not in (b"missing", b"damaged"):
+        raise ValueError(f"{what!r} is no answer")
+    return Missing(server_time, held_for, info_stored, namesake, damaged=what == b"damaged")
 
 
 def read_record(fields: Sequence[Any], server_time: float) -> Record:
@@ -207,8 +199,12 @@ def _state(name: str) -> State:
     return State(name) if name in _STATES else State.TAKEN
 
 
-def _namesake(told: Sequence[Any]) -> Namesake | None:
-    if not told or not told[0]:
+def _step_down(reason: bytes, successor: bytes) -> StepDown | None:
+    return StepDown(text(reason), text(successor) or None) if reason else None
+
+
+def _namesake(heard_at: bytes, said: bytes) -> Namesake | None:
+    if not heard_at:
         return None
-    info, _ = info_and_life(told[1])
-    return Namesake(int(told[0]) / 1000, info.place if info else "")
+    info, _ = info_and_life(said)
+    return Namesake(int(heard_at) / 1000, info.place if info else "")
