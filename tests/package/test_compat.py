@@ -61,13 +61,13 @@ def unconnected(transport: Any) -> Any:
 def test_a_task_is_found_in_an_app_that_is_not_finalized(app: Celery) -> None:
     assert compat.task_named(app, "proj.none") is None
     assert not app.finalized
-    app.task(name="proj.one")(nothing)
+    app.task(name="proj.one", shared=False)(nothing)
     app.finalize()
     assert compat.task_named(app, "proj.one").name == "proj.one"
 
 
 def test_a_proxy_is_told_from_what_it_stands_for(app: Celery) -> None:
-    lazy = app.task(name="proj.lazy")(nothing)
+    lazy = app.task(name="proj.lazy", shared=False)(nothing)
     assert type(compat.unproxied(lazy)) is not type(lazy)
     assert compat.unproxied(lazy).name == "proj.lazy"
     assert compat.unproxied(current_app) is compat.current_app()
@@ -117,7 +117,7 @@ def test_this_process_is_no_workers_child() -> None:
 
 
 def test_a_request_tells_whether_the_pool_has_it_and_its_context(app: Celery) -> None:
-    task = app.task(name="proj.one")(nothing)
+    task = app.task(name="proj.one", shared=False)(nothing)
     app.finalize()
     headers = {"id": "1", "task": "proj.one"}
     message = SimpleNamespace(

@@ -53,7 +53,7 @@ def received() -> Iterator[list[tuple[str, dict[str, Any]]]]:
 def test_a_receiver_gets_the_documented_arguments(received: list[Any]) -> None:
     app = Celery("signalled", broker="memory://", set_as_current=False)
 
-    @app.task(name="proj.sweep")
+    @app.task(name="proj.sweep", shared=False)
     def sweep() -> None: ...
 
     app.finalize()

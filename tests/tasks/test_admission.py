@@ -29,7 +29,7 @@ def test_a_worker_takes_starts_and_skips_by_what_it_leads_and_whether_it_leaves(
 def test_no_body_starts_once_the_shutdown_of_its_worker_has_begun() -> None:
     app = install(Celery("going", broker="redis://127.0.0.1:1", set_as_current=False))
 
-    @app.task
+    @app.task(shared=False)
     @leader_only
     def last() -> None: ...
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, Task, signature
+from celery import Celery, Task, _state, signature
 from pydantic import BaseModel
 
 from celery_leader import LeaderError, LeaderTask, TaskSkipped, install, leader_only
@@ -254,7 +254,11 @@ def test_a_class_is_not_marked_but_told_what_to_derive_from() -> None:
         leader_only(type("Wrong", (Task,), {}))
 
 
-def test_autodiscovered_shared_tasks_keep_their_names_and_are_leader_only(app: Celery) -> None:
+def test_autodiscovered_shared_tasks_keep_their_names_and_are_leader_only(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Shared with this app, and with none of the tests that come later.
+    monkeypatch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
     app.autodiscover_tasks(["tests.tasks.discovered"], force=True)
     queues = {
         name: queue_of(app, f"tests.tasks.discovered.tasks.{name}")

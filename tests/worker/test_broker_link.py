@@ -43,14 +43,15 @@ def server(reply: bytes | None) -> Iterator[int]:
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 def test_a_broker_that_is_silent_or_not_there_does_not_answer(scheme: str) -> None:
     with server(None) as port:
-        assert not answers(Celery(broker=f"{scheme}://127.0.0.1:{port}//"), 0.3)
-    assert not answers(Celery(broker=f"{scheme}://127.0.0.1:{port}//"), 0.3)
+        app = Celery(broker=f"{scheme}://127.0.0.1:{port}//", set_as_current=False)
+        assert not answers(app, 0.3)
+    assert not answers(app, 0.3)
 
 
 @pytest.mark.parametrize("reply", [b"+PONG\r\n", b"-NOPERM no\r\n", b"-NOAUTH no\r\n"])
 def test_a_refusal_is_an_answer(reply: bytes) -> None:
     with server(reply) as port:
-        assert answers(Celery(broker=f"redis://127.0.0.1:{port}"), 5.0)
+        assert answers(Celery(broker=f"redis://127.0.0.1:{port}", set_as_current=False), 5.0)
 
 
 class Consumer(SimpleNamespace):
