@@ -19,8 +19,8 @@ from tests.support import ROOT
 
 #: Set, it has every process of a fleet start as a Python of its own.
 FRESH_VARIABLE = "CELERY_LEADER_TEST_FRESH"
-#: A forked process has these of its own; in all others it must be as the fork server is.
-_OF_ONE_PROCESS = ("FLEET", "PYTEST_CURRENT_TEST")
+#: What is read when a process has started; in all other variables a fork is as the fork server is.
+_READ_LATER = ("C_FORCE_ROOT", "FLEET", "PROJECT", "PYTEST_CURRENT_TEST")
 #: Words of a command line whose process must do other things before it imports Celery.
 _BEFORE_CELERY = ("gevent", "eventlet", "flower")
 
@@ -160,4 +160,4 @@ def launch_module(
 
 
 def _common(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name not in _OF_ONE_PROCESS}
+    return {name: value for name, value in env.items() if name not in _READ_LATER}
