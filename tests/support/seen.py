@@ -202,12 +202,8 @@ class Seen:
 
     def arrived(self, count: int, queue: str = "celery") -> list[dict[str, Any]]:
         """Wait until ``count`` messages wait in ``queue``."""
-
-        def enough() -> list[dict[str, Any]] | None:
-            messages = self.messages(queue)
-            return messages if len(messages) >= count else None
-
-        return wait_until(enough, what=f"{count} messages in {queue}") or []
+        wait_until(lambda: self._queued(queue) >= count, what=f"{count} messages in {queue}")
+        return self.messages(queue)
 
     def of(self, task: str | None = None) -> list[dict[str, Any]]:
         """The headers of the messages in the default queue, of one task if it is named."""
@@ -215,7 +211,14 @@ class Seen:
 
     def had(self, count: int, task: str | None = None) -> None:
         """Wait until ``count`` messages were dispatched, of ``task`` if it is named."""
-        wait_until(lambda: len(self.of(task)) >= count, what=f"{count} messages of {task or 'any'}")
+        wait_until(
+            lambda: self._queued() >= count and len(self.of(task)) >= count,
+            what=f"{count} messages of {task or 'any'}",
+        )
+
+    def _queued(self, queue: str = "celery") -> int:
+        """How many messages wait, which costs less than to read them."""
+        return int(self.redis.llen(f"{self.prefix}{queue}"))
 
     def more(self, count: int, task: str | None = None) -> None:
         """Wait until ``count`` further messages were dispatched, of ``task`` if it is named."""

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-STEP = 0.01
+STEP = 0.01  # seconds between two looks, and more when it takes long
+_LONGEST_STEP = 0.05
 PATIENCE = 30.0  # seconds; generous, because it is only ever used up by a failure
 
 
@@ -20,13 +21,14 @@ def wait_until(
     Raises:
         AssertionError: there was none within ``timeout`` seconds; it names ``what``.
     """
-    deadline = time.monotonic() + timeout
+    begun = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() >= deadline:
+        waited = time.monotonic() - begun
+        if waited >= timeout:
             raise AssertionError(
                 f"waited {timeout:g} s in vain for {what} (the last answer was {value!r})"
             )
-        time.sleep(STEP)
+        time.sleep(min(max(STEP, waited / 20), _LONGEST_STEP))
