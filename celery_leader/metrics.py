@@ -26,11 +26,11 @@ from .core.events import (
     Forwarded,
     Renewed,
     Skipped,
-    Standing,
     Unanswered,
 )
 from .errors import LeaderError
 from .runtime.app_runtime import runtime_of
+from .runtime.local_candidate import Standing
 from .runtime.settings import BEAT
 
 try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from celery_leader.core.candidate_info import CandidateInfo
 from celery_leader.core.election import Election
-from celery_leader.core.events import Change, Deposed, Elected, Observer, Standing
+from celery_leader.core.events import Change, Deposed, Elected, Observer
 from celery_leader.core.watchdog import Requirement
 
 from .answer_checks import AnswerChecks
@@ -20,6 +20,44 @@ from .shared_memory import LeaseView
 logger = get_logger(__name__)
 
 Listener = Callable[[Change], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one candidate of this process stands in its election, at one moment.
+
+    Attributes:
+        election: its name.
+        node: the candidate's node name.
+        term: the term it leads with, or ``None``.
+        leader: the node that is known to lead; ``None`` while nobody is.
+        leader_term: the leader's term, or the last known term.
+        changes: how many leaderships this candidate has heard of.
+        last_contact: seconds since Redis last answered this process; ``None`` if it never did.
+        last_renewal: seconds since this candidate last got or kept the lease; ``None`` if never.
+        leaderless_seconds: how long altogether nobody was known to lead.
+        priority: the candidate's priority.
+        eligible: whether it wants the lease.
+        giving_way: whether it steps down: it keeps the lease until its running work has ended.
+    """
+
+    election: str
+    node: str
+    term: int | None
+    leader: str | None
+    leader_term: int
+    changes: int
+    last_contact: float | None
+    last_renewal: float | None
+    leaderless_seconds: float
+    priority: int
+    eligible: bool
+    giving_way: bool
+
+    @property
+    def leading(self) -> bool:
+        """Whether it leads."""
+        return self.term is not None
 
 
 class LocalCandidate:

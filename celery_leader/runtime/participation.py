@@ -15,7 +15,7 @@ from typing import Any
 
 from celery_leader.core.candidate_info import CandidateInfo
 from celery_leader.core.election import Election
-from celery_leader.core.events import Elected, Standing, StepDownRequested
+from celery_leader.core.events import Elected, StepDownRequested
 from celery_leader.core.kinship import Kin, called, kinship
 from celery_leader.core.lease import Record
 from celery_leader.core.names import check_name, check_node
@@ -28,7 +28,7 @@ from .beliefs import Beliefs
 from .clock import now
 from .context import ALWAYS_TERM, AppContext
 from .election_thread import ElectionThread
-from .local_candidate import Listener, LocalCandidate
+from .local_candidate import Listener, LocalCandidate, Standing
 from .log import get_logger
 from .node_names import NodeNames
 from .observers import Observers

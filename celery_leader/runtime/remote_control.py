@@ -13,11 +13,11 @@ from typing import Any
 
 from celery.worker.control import control_command, inspect_command
 
-from celery_leader.core.events import Standing
 from celery_leader.core.names import printable
 from celery_leader.errors import LeaderError
 
 from .app_runtime import AppRuntime, runtime_of
+from .local_candidate import Standing
 from .settings import WORKER
 
 Handler = Callable[..., dict[str, Any]]
