@@ -106,10 +106,23 @@ class LeaderModelEntry(ModelEntry):  # type: ignore[misc]
         following.known.ran = True
         return following
 
+    def is_due(self) -> Any:
+        """Whether it is due; a row that ran as often as it should is switched off."""
+        model = self.model
+        before = model.enabled, model.total_run_count, model.last_run_at
+        try:
+            return super().is_due()
+        except Exception:
+            # The database may not have taken it, and then the row is still on.
+            model.enabled, model.total_run_count, model.last_run_at = before
+            raise
+
     def save(self) -> None:
         """Write the last run into the row, unless somebody has set it since the row was read."""
         if not self.known.ran:
             return  # an earlier row of this name had the run
+        if not self.model.enabled:
+            return  # this leader has switched the row off; if it is on now, a user did that
         row = type(self.model)._default_manager.get(pk=self.model.pk)
         if not Row.of(row).is_like(self.known.row):
             return  # the row is read again, and then it counts
@@ -169,11 +182,14 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
 
     def all_as_schedule(self) -> dict[str, Any]:
         """The rows as entries, with the shared last runs in place of the rows' own."""
-        before = self._schedule or {}
+        before = dict(self._schedule or {})
         entries: dict[str, Any] = super().all_as_schedule()
-        for name, entry in before.items():
+        for name, entry in list(before.items()):
             if not entry.model.enabled:
-                self._rows_to_note[name] = None  # it was to run once; this leader switched it off
+                # It was to run once, and this leader has switched it off. If it is on now, it
+                # counts as new, whatever it holds.
+                self._rows_to_note[name] = None
+                del before[name]
         for name, entry in entries.items():
             last = last_run(self._states.of(name))
             if last is None:
@@ -210,6 +226,8 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
     def reserve(self, entry: Any) -> Any:
         """Advance ``entry``, also in the schedule; on a follower it stays as it is."""
         following = super().reserve(entry)
+        # The state that is stored with the message says itself what the row held.
+        self._rows_to_note.pop(entry.name, None)
         entries = self._schedule or {}
         if entry.name in entries and entries[entry.name].known is entry.known:
             # Celery makes its heap anew from these entries. The old one would be due again.
@@ -224,7 +242,7 @@ class LeaderDatabaseScheduler(LeaderMixin, DatabaseScheduler):  # type: ignore[m
             entry = (self._schedule or {}).get(name)
             last = last_run(self._states.of(name))
             if entry is not None and last is not None and entry.known.ahead_of != last:
-                self._rows_to_note[name] = entry.known.row
+                self._rows_to_note[name] = entry.known.row if entry.model.enabled else None
 
     def _note_rows(self, term: int) -> None:
         """Store in Redis what rows hold now. An older value found later was set by a user."""
