@@ -196,6 +196,9 @@ class ElectedScheduler:
     def reserve(self, entry: Any) -> Any:
         """Advance an entry's state; on a follower the entry stays as it is."""
         if self.leading_term() is None:
+            # Celery sends the entry after this call. If a renewal that was late has come by then,
+            # the entry is sent, and only the shared schedule knows.
+            self._take_over_again()
             return entry
         return super().reserve(entry)  # type: ignore[misc]
 

@@ -208,8 +208,14 @@ class LeaderMixin(ElectedScheduler):
             self._sending = False
 
     def should_sync(self) -> bool:
-        """Whether to write the scheduler's own store; not in the middle of a send."""
-        return not self._sending and bool(super().should_sync())  # type: ignore[misc]
+        """Whether to write the scheduler's own store; not in the middle of a send.
+
+        Nor while this beat does not lead: Celery would take the write for done, and would make the
+        next one minutes later, although a renewal that was late may come at any moment.
+        """
+        if self._sending or self.leading_term() is None:
+            return False
+        return bool(super().should_sync())  # type: ignore[misc]
 
 
 class LeaderPersistentScheduler(LeaderMixin, beat.PersistentScheduler):  # type: ignore[misc]
