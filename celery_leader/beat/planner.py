@@ -94,7 +94,7 @@ class Planner:
             )
             return False, self._ask_again
         if not isinstance(next_in, int | float) or math.isnan(next_in):
-            return due_now, self._ask_again
+            next_in = self._ask_again
         if due_now and isinstance(entry.schedule, crontab):
             # In the hour that clocks repeat, Celery takes what is due in its first run for due.
             due = occurrence_after(entry.schedule, entry.last_run_at)

@@ -125,8 +125,9 @@ class SharedStates:
     def _tidied(self, term: int, known: set[str]) -> dict[str, str] | None:
         """Read and tidy the states to use; ``None`` if Redis did not agree to a write."""
         settings = self._runtime.settings
-        stored = self._store.load()
+        # Before the question: if Redis does not answer, the next turn need not ask again.
         self._tidies_at = now() + min(settings.schedule_retention, _TIDY_INTERVAL)
+        stored = self._store.load()
         app = app_identity(self._runtime.app)
         ownership = Ownership.of(Project.of(app, known), stored.projects, stored.states, uuid()[:8])
         if not self._store.register(term, ownership):

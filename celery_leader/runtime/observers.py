@@ -77,6 +77,7 @@ class SignalDelivery:
     def __init__(self) -> None:
         self._waiting: deque[tuple[Signal, Any, dict[str, Any]]] = deque()
         self._something = threading.Event()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._dropped = 0
 
@@ -89,11 +90,7 @@ class SignalDelivery:
                 self._drop(signal)
                 continue
             self._waiting.append((signal, sender, arguments))
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="leader-signals", daemon=True
-                )
-                self._thread.start()
+            self._start_once()
             self._something.set()
 
     def finish(self, timeout: float) -> bool:
@@ -104,6 +101,15 @@ class SignalDelivery:
         self._waiting.append((_Last(done), None, {}))
         self._something.set()
         return done.wait(timeout)
+
+    def _start_once(self) -> None:
+        # Events happen in several threads, and two deliveries would mix up their order.
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="leader-signals", daemon=True
+                )
+                self._thread.start()
 
     def _drop(self, signal: Signal) -> None:
         self._dropped += 1

@@ -98,8 +98,10 @@ class Participation:
             fenced: whether a beat sends only while it leads, for the register.
 
         Raises:
-            LeaderError: the settings cannot be used.
+            LeaderError: a name or the settings cannot be used.
         """
+        check_name(election)
+        check_node(node)
         self._context.entered.add(election)
         if self._beliefs.is_staged(election):
             return None
@@ -108,13 +110,13 @@ class Participation:
             return None
         with self._lock:
             election_thread = self._running()
-            self._node_names.take(node)
             priority = self._context.settings.priority if priority is None else priority
             info = self._info(role, priority, scheduler=scheduler, fenced=fenced)
-            candidate = self._new_candidate(check_name(election), check_node(node), info, priority)
+            candidate = self._new_candidate(election, node, info, priority)
             candidate.requirements += requirements
             if listener is not None:
                 candidate.listeners.append(listener)
+            self._node_names.take(node)
             self._candidates.append(candidate)
         election_thread.start(candidate)
         return candidate

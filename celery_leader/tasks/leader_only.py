@@ -52,6 +52,10 @@ def leader_only(
 ) -> Any:
     """Run a task on the leader only. The decorator goes above or below ``@app.task``.
 
+    It must go above if the task's module is imported after the app was finalized. Below, it marks
+    only the function, and Celery tells nobody of a task that a finalized app makes from it: until
+    a worker or a beat starts, this process sends the task as if ``send_from`` were not set.
+
     The app must be ``install``-ed. Calling the task directly, ``task()``, just runs it.
 
     Args:

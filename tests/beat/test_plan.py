@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -19,9 +20,10 @@ from hypothesis import strategies as st
 from celery_leader.beat.entry_state import amended, last_run
 from celery_leader.beat.moments import utc_text
 from celery_leader.beat.plan import CATCH_UP_OPTION, Plan, Tick, catch_up_of, task_id_of
+from celery_leader.beat.planner import Planner
 from celery_leader.beat.timetable import due_of, fingerprint, latest_missed, occurrence_after
 from celery_leader.errors import LeaderError
-from celery_leader.runtime.settings import CatchUp
+from celery_leader.runtime.settings import CatchUp, Settings
 from tests.support.fixtures import RunPython
 
 UTC = timezone.utc
@@ -621,6 +623,26 @@ def test_where_none_is_caught_up_with_a_gap_sends_nothing(
     sent, missed = run_through(seconds, gaps, CatchUp.NONE)
     assert sent == sorted(set(sent))
     assert not any(missed)
+
+
+def test_a_crontab_that_cannot_tell_when_to_ask_is_not_due_early_in_a_repeated_hour() -> None:
+    class Vague(crontab):
+        def is_due(self, last_run_at: Any) -> Any:
+            due_now, _ = super().is_due(last_run_at)
+            return due_now, math.nan
+
+    class InParis(Celery):
+        def now(self) -> datetime:
+            return datetime(2026, 10, 25, 1, 5, tzinfo=UTC).astimezone(PARIS)
+
+    app = InParis(set_as_current=False)
+    app.conf.timezone = "Europe/Paris"
+    timetable = Vague(minute="30", app=app)
+    ran = datetime(2026, 10, 25, 1, tzinfo=UTC).astimezone(PARIS)
+    entry = ScheduleEntry("tick", "a.task", ran, 1, timetable, app=app)
+    assert entry.is_due()[0], "by Celery's own word it is due"
+    planner = Planner(app, Settings.of(app), lambda each: each.is_due(), 5.0)
+    assert planner.is_due(entry) == (False, 85 * 60), "at half past three: that hour is silent"
 
 
 def test_a_crontab_of_the_users_own_that_does_not_go_on_ends_the_search() -> None:

@@ -368,3 +368,18 @@ def test_real_beats_of_two_versions_in_turn_send_nothing_early_and_forget_nothin
         assert all(b - a > every - 0.1 for a, b in pairwise(ticks)), ticks
     knowing = {beat.pid for beat, version in zip(beats, order, strict=True) if version == "new"}
     assert set(fleet.senders("fleet.unknown.extra")) <= knowing
+
+
+def test_a_redis_that_does_not_answer_is_not_asked_to_tidy_in_every_turn(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> None:
+        raise StoreUnavailable("away")
+
+    scheduler = start({"tick": every(10)}).lead().scheduler
+    states = scheduler._states
+    monkeypatch.setattr(states._store, "load", away)
+    monkeypatch.setattr(states, "_tidies_at", 0.0)
+    assert states.is_tidying_due
+    assert states.tidy(scheduler.leading_term(), ["tick"]), "the others stand"
+    assert not states.is_tidying_due

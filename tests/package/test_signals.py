@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,6 +178,34 @@ def test_a_slow_receiver_holds_nobody_up_and_what_is_too_much_is_dropped_and_sai
         signals.leader_elected.disconnect(slow)
     assert called == sorted(called), "in order"
     assert 1000 <= len(called) < 3000
+
+
+def test_two_first_events_at_once_start_one_thread(
+    received: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, started = threading.Barrier(2), []
+
+    class Thread(threading.Thread):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(0.5)  # the other teller would make its thread now
+
+        def start(self) -> None:
+            started.append(self)
+            super().start()
+
+    delivery = SignalDelivery()
+    tellers = [threading.Thread(target=delivery.send, args=(ELECTED, None)) for _ in range(2)]
+    kept = SimpleNamespace(Thread=Thread, Event=threading.Event)
+    monkeypatch.setattr("celery_leader.runtime.observers.threading", kept)
+    for teller in tellers:
+        teller.start()
+    for teller in tellers:
+        teller.join(PATIENCE)
+    assert delivery.finish(PATIENCE)
+    assert len(started) == 1
+    assert [name for name, _ in received].count("leader_elected") == 2
 
 
 def test_signals_without_receivers_start_no_thread() -> None:

@@ -16,6 +16,7 @@ from celery import Celery
 from celery_leader import LeaderElection, LeaderError, NotLeader, StoreUnavailable
 from celery_leader.runtime import clock
 from celery_leader.runtime.app_runtime import AppRuntime, runtime_of
+from celery_leader.runtime.node_names import node_name
 from tests.runtime.candidate import (
     CandidateProcess,
     assert_never_two_believed_at_once,
@@ -411,6 +412,24 @@ def test_a_lease_that_cannot_be_kept_is_refused_naming_the_settings(make_app: Ma
 def test_an_election_name_that_cannot_be_a_key_is_refused(make_app: MakeApp, name: str) -> None:
     with pytest.raises(LeaderError, match="not allowed"):
         LeaderElection(make_app(), name)
+
+
+def test_a_candidate_that_is_refused_leaves_its_name_to_others(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(election: str) -> None:
+        raise LeaderError("there is no place in shared memory")
+
+    runtime = runtime_of(make_app())
+    node = node_name("reports")
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime.beliefs, "view_for", refuse)
+        with pytest.raises(LeaderError, match="no place"):
+            runtime.participation.enter("reports", node)
+    with pytest.raises(LeaderError, match="not allowed"):
+        runtime.participation.enter("two words", node)
+    assert "two words" not in runtime.elections()
+    assert runtime.node_names.unused("reports") == node
 
 
 def test_an_election_nobody_knows_is_refused_and_the_known_ones_are_named(
