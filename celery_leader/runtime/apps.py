@@ -20,7 +20,7 @@ def celery_app(app: Any, asking: str) -> Celery:
     """``app`` itself, also where a proxy such as ``celery.current_app`` stands for it.
 
     Raises:
-        LeaderError: ``app`` is not a Celery app. The message names ``asking``, which was given it.
+        LeaderError: ``app`` is not a Celery app. The message says that ``asking`` takes one.
     """
     app = unproxied(app)
     if not isinstance(app, Celery):

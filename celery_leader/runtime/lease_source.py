@@ -1,10 +1,10 @@
-"""Where the leases live, taken from the broker connection kombu has resolved.
+"""Where the leases live, taken from the broker connection that kombu has resolved.
 
-kombu already knows the address, TLS, credentials, Sentinel, fail-over URLs and key
-prefix of the broker. This module asks it, without connecting, and makes one plain
-redis-py connection from the answer: with short timeouts and no retries of its own,
-and not from the pools of the event loop. No message from here shows a value that may be
-a password: a URL whose parts can be taken for others is refused and not shown.
+kombu already knows the address, TLS, credentials, Sentinel, fail-over URLs and key prefix of the
+broker. This module asks it, without connecting, and makes one plain redis-py connection from the
+answer. That connection has short timeouts and no retries, and does not come from the pools of the
+event loop. Guaranteed: no message from here shows a value that may be a password. A URL that can be
+read in two ways is refused, and is not shown.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LeaseSource:
         self._connected = 0
 
     def check(self) -> None:
-        """Refuse what cannot lead to any Redis; connects to nothing.
+        """Refuse URLs and options with which no Redis can be reached; connects to nothing.
 
         Raises:
             LeaderError: a part of a URL or an option of the transport is wrong or missing.
@@ -123,13 +123,13 @@ class LeaseSource:
 
     @property
     def connected(self) -> int:
-        """How often ``connect`` has succeeded: when it grows, the place may be another."""
+        """How often ``connect`` has succeeded; each time, the place may be another."""
         return self._connected
 
     def follow(self, live: Connection) -> bool:
-        """Go where the worker's own connection went; whether that is another place.
+        """Go where the worker's own connection ``live`` went; return whether that is another place.
 
-        Only a list of URLs can lead to another place.
+        Only with a list of URLs it can be another place.
         """
         if not self._kombu.alt or _place(live) == _place(self._kombu):
             return False

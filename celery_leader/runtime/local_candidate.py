@@ -68,9 +68,9 @@ class LocalCandidate:
         view: what this process and its children believe.
         listeners: called with each change, in the election's thread.
         led: set while this candidate leads.
-        wanted: whether it is to lead if it can.
+        wanted: whether it is to lead if it can; ``False`` from the moment somebody resigns it.
         farewells: set when the lease has been given up, or no further attempt is made.
-        retired: called when there is nothing more to do.
+        retired: called when there is nothing more to do; ``None`` while it may be needed.
         requirements: what must hold for this process to lead.
         unmet: the requirements that do not hold, in the order in which they failed.
         checks: warns of trouble that an answer shows.

@@ -145,7 +145,7 @@ class Participation:
 
     @property
     def farewell_timeout(self) -> float:
-        """How long, in seconds, to wait for a lease to be given up before leaving it to expire."""
+        """How many seconds to wait until a lease is given up; after that it is left to expire."""
         timing = self._context.settings.timing
         attempt = 2 * timing.operation_timeout + timing.renew_retry_delay
         return min(timing.renew_attempts * attempt, _LONGEST_FAREWELL)
@@ -153,7 +153,7 @@ class Participation:
     # -- telling the thread ---------------------------------------------------
 
     def look_around(self) -> None:
-        """Have the election's thread see now whether this process is fit to lead."""
+        """Have the election's thread check now whether this process is fit to lead."""
         if self._election_thread is not None:
             self._election_thread.wake()
 

@@ -1,8 +1,8 @@
 """Scheduler classes of beats: which exist, what foreign ones do, and what ours do not read.
 
-Guaranteed: no scheduler is imported. The models of django-celery-beat are, if Django is in use
-already. Not guaranteed: that a scheduler which is not refused here can be made; Celery says if
-it cannot.
+Guaranteed: no scheduler is imported. The models of django-celery-beat are imported only where
+Django is in use already. Not guaranteed: that a scheduler which is not refused here can be made. If
+it cannot, Celery says so.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class LeaseRedis:
     """The Redis that keeps this app's leases.
 
     Attributes:
-        session_timeout: seconds that an answer in a session may take; ``None``: as many as an
-            answer about a lease may take.
+        session_timeout: seconds that an answer in a session may take. ``None`` means
+            ``leader_operation_timeout``, as for an answer about a lease.
     """
 
     def __init__(self, context: AppContext) -> None:
@@ -106,7 +106,7 @@ class LeaseRedis:
         return self._keys(self._opened)
 
     def follow(self, live: Any) -> bool:
-        """The worker's consumer is connected with ``live``; whether the leases moved with it."""
+        """Note that the worker's consumer uses ``live``; return whether the leases moved there."""
         if self._source is None or not self.is_consumed_broker:
             return False
         return self._source.follow(live)

@@ -85,10 +85,10 @@ class LeasePages:
         self._forgotten += self._spare.pop(election, [])
 
     def share(self) -> Address:
-        """Make the pages readable for children that are not forked; returns where they are.
+        """Make the pages readable for children that are not forked; return where they are.
 
-        The memory is gone with this process. Where a child could not open a ``memfd``, the
-        memory is a file, and a kill leaves the file behind.
+        The memory goes when this process ends. Where a child could not open a ``memfd``, the memory
+        is a file instead, and a kill leaves that file behind.
         """
         if self._fd is None and self._pages == 0:
             self._fd = _nameless_memory()

@@ -2,10 +2,9 @@
 
 Guaranteed: its result, unless ignored, is in Celery's own state ``REVOKED``. So is the result of
 every task that was to come after it: the rest of its chain, the tasks linked to it, and all that
-these contain.
-Then ``get()`` raises ``TaskSkipped`` instead of waiting for ever, and a chord fails if one of
-these tasks is part of it. Not guaranteed: that errbacks of the skipped task are called; Celery
-does not call them for a revoked task either.
+these contain. ``get()`` then raises ``TaskSkipped`` instead of waiting for ever. A chord fails if
+one of these tasks is part of it. Not guaranteed: that errbacks of the skipped task are called;
+Celery does not call them for a revoked task either.
 """
 
 from __future__ import annotations
