@@ -45,6 +45,14 @@ def is_in_pool(request: Any) -> bool:
     return result is not None
 
 
+def forgets_requests(pool: Any) -> bool:
+    """Whether ``pool`` drops the requests it has not begun when the worker connects again.
+
+    Only the pool of forked processes does; it has a ``flush`` of its own.
+    """
+    return "flush" in vars(pool)
+
+
 def context_of(request: Any) -> Any:
     """The context of the task that ``request`` is for, as result backends and signals take it."""
     return attribute(request, "_context", "store the result of a task that is skipped")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from queue import Empty
 from typing import Any
 
+from kombu.transport.redis import Channel as RedisChannel
 from kombu.transport.virtual import QoS
+from redis import Redis
 
 from . import attribute, imported
 
@@ -121,3 +123,122 @@ def take_popped(channel: Any) -> None:
     """Receive the message that the pop under way has taken, as kombu does when it closes."""
     with contextlib.suppress(Empty):
         attribute(channel, "_brpop_read", _POP)()
+
+
+# -- a channel that fetches instead of popping ------------------------------------------
+
+#: What ``LeaderChannel`` overrides in kombu's Redis channel, or takes for granted there.
+_CONSUMING = ("_brpop_start", "_brpop_read", "_put", "_q_for_pri", "_in_poll", "active_queues")
+_FETCH = "fetch leader-only messages without losing any"
+
+
+def keeps_lists(transport: Any) -> bool:
+    """Whether ``transport`` keeps messages in Redis as kombu itself does, and can be fetched from.
+
+    Other packages bring transports to Redis that keep them in other ways.
+    """
+    channel_class = transport.Channel
+    if transport.driver_type != "redis" or not issubclass(channel_class, RedisChannel):
+        return False
+    return all(
+        getattr(channel_class, name) is attribute(RedisChannel, name, _FETCH)
+        for name in ("_brpop_start", "_brpop_read", "_put", "_q_for_pri")
+    )
+
+
+def leave_out(channel: Any, queues: Collection[str]) -> None:
+    """Have ``channel`` never pop a message of ``queues``, whatever it consumes from."""
+    cls = type(channel)
+    attribute(cls, "active_queues", _FETCH)
+
+    def active_queues(self: Any) -> list[str]:
+        return [queue for queue in cls.active_queues.fget(self) if queue not in queues]
+
+    channel.__class__ = type(cls.__name__, (cls,), {"active_queues": property(active_queues)})
+
+
+def channel_beside(channel: Any, mixin: type) -> Any:
+    """Another channel of the connection of ``channel``, with ``mixin`` before kombu's own class."""
+    transport = channel.connection
+    for name in _CONSUMING:
+        attribute(transport.Channel, name, _FETCH)
+    beside = type(mixin.__name__, (mixin, transport.Channel), {})(transport)
+    transport.channels.append(beside)
+    return beside
+
+
+@contextlib.contextmanager
+def stop_polling(channel: Any) -> Iterator[None]:
+    """Have kombu's poller forget the sockets of ``channel``, which closes meanwhile.
+
+    With an event loop kombu does that itself. Without one it leaves that to the end of the whole
+    connection.
+    """
+    cycle = channel.connection.cycle
+    sockets = attribute(cycle, "_chan_to_sock", _FETCH)
+    own = {key: sock.fileno() for key, sock in sockets.items() if key[0] is channel}
+    yield
+    for key, fileno in own.items():
+        if sockets.pop(key, None) is not None:
+            cycle._fd_to_chan.pop(fileno, None)
+            with contextlib.suppress(KeyError, ValueError, OSError):
+                cycle.poller.unregister(fileno)
+
+
+def renew_credentials(channel: Any) -> None:
+    """Send new credentials over the connection of ``channel``, which waits for nothing now.
+
+    kombu 5.7 has credentials that change; earlier versions have not.
+    """
+    renew = getattr(channel, "_flush_brpop_reauth", None)
+    if renew is not None:
+        renew()
+
+
+def queue_lists(channel: Any, queue: str) -> list[str]:
+    """The Redis lists of ``queue``, the highest priority first."""
+    name_of = attribute(channel, "_q_for_pri", _FETCH)
+    names = dict.fromkeys(name_of(queue, step) for step in channel.priority_steps)
+    return [f"{channel.global_keyprefix}{name}" for name in names]
+
+
+def receive(task_consumer: Any, message: Any) -> None:
+    """Give ``message`` to Celery's consumer of tasks, as a channel does."""
+    attribute(task_consumer, "_receive_callback", _FETCH)(message)
+
+
+def run_command(channel: Any, command: Sequence[Any]) -> Any:
+    """The answer to ``command``, over a connection of ``channel``; its keys stay as they are.
+
+    kombu's clients put the key prefix before some keys of some commands.
+    """
+    with channel.conn_or_acquire() as client:
+        return Redis.execute_command(client, *command)
+
+
+def credit_left(channel: Any, held: int) -> int | None:
+    """How many more messages may be received; ``None`` if there is no limit.
+
+    ``held``: how many count that ``channel`` has not received itself.
+    """
+    qos = channel.qos
+    if not qos.prefetch_count:
+        return None
+    delivered = attribute(qos, "_delivered", _FETCH)
+    settled = attribute(qos, "_dirty", _FETCH)
+    left: int = qos.prefetch_count - (len(delivered) - len(settled) + held)
+    return max(0, left)
+
+
+def share_credit(channel: Any, held: Callable[[], int]) -> None:
+    """Have ``held()`` messages more count as received by ``channel``.
+
+    Celery itself replaces ``can_consume`` in this way, for ``worker_disable_prefetch``.
+    """
+    qos = channel.qos
+    own = qos.can_consume
+
+    def can_consume() -> bool:
+        return bool(own()) and credit_left(channel, held()) != 0
+
+    qos.can_consume = can_consume

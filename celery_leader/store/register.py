@@ -110,9 +110,14 @@ class Register:
 
         Raises:
             LeaderError: a candidate was heard of within three leases, or the lease has not
-                been over for the length of one.
+                been over for the length of one, or messages are in flight.
         """
         what, *told = self._run(FORGET, election, [millis(lease_duration)])
+        if what == b"holds":
+            raise LeaderError(
+                f"{election}: {int(told[0])} message(s) are not done that its leaders have fetched;"
+                " start a worker that takes part in it"
+            )
         if what in _WHY_NOT_FORGOTTEN:
             node, ms = told
             why = _WHY_NOT_FORGOTTEN[what].format(node=text(node), seconds=int(ms) / 1000)

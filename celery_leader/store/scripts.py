@@ -17,6 +17,8 @@ Keys, which are public (``{namespace}`` is ``leader_namespace``):
 ``celery-leader:{namespace}:priorities:{name}``        hash, node to its priority, unless that is 0
 ``celery-leader:{namespace}:held:{name}``              hash, node to until when (ms; 0: no end)
 ``celery-leader:{namespace}:facts:{name}``             hash, node to what it says of itself
+``celery-leader:{namespace}:lives:{name}``             hash, life to until when it keeps messages
+``celery-leader:{namespace}:in-flight:{name}``         hash, fetched message to the life that has it
 =====================================================  =========================================
 """
 
@@ -81,6 +83,8 @@ _KINDS = {
     "priorities": "hash",
     "held": "hash",
     "facts": "hash",
+    "lives": "hash",
+    "in-flight": "hash",
 }
 
 

@@ -15,11 +15,13 @@ from typing import Any
 from billiard import get_start_method
 from celery import bootsteps
 
+from celery_leader.compat.celery_worker import forgets_requests, is_in_pool
 from celery_leader.core.events import Change, Deposed, Event, StepDownRequested
 from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime import remote_control
 from celery_leader.runtime.app_runtime import AppRuntime, runtime_of
 from celery_leader.runtime.command_line import refusing_clearly
+from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT, WORKER, check_elections, check_priority
 from celery_leader.runtime.spelling import closest
@@ -76,8 +78,9 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._loop = EventLoop(c, runtime, self._look_around)
         self._link = link_of(runtime)
         self._events = WorkerEvents()
-        self._queues = LeaderQueues(runtime, self._eligible, state)
-        self._resigning = Resigning(runtime, state, self._queues.consumes)
+        candidates: dict[str, LocalCandidate] = {}
+        self._queues = LeaderQueues(runtime, self._eligible, state, candidates)
+        self._resigning = Resigning(runtime, state, candidates, self._queues.consumes)
         self._takes_part = False
         if self._eligible and getattr(c.pool, "is_green", False):
             _warn_of_bodies_that_cannot_be_aborted(c.app)
@@ -88,8 +91,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """The worker is connected, for the first time or again."""
         self._state.consumer, self._state.wake = c, self._loop.wake
         keep_unknown_tasks(c, self._runtime)
-        # The broker delivers these messages of the last connection again.
-        self._state.waiting.clear()
+        self._forget_waiting(c)
         self._queues.connected(c)
         self._runtime.participation.follow(c.connection)
         self._link.connected(c)
@@ -102,6 +104,13 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if c.hub is None:
             c.call_soon(self._queues.update)
         self._events.send(c)
+
+    def _forget_waiting(self, c: Any) -> None:
+        """Forget the requests of an earlier connection that this worker will not run."""
+        waiting = self._state.waiting
+        for key, request in list(waiting.items()):
+            if forgets_requests(c.pool) or not is_in_pool(request):
+                del waiting[key]
 
     def _take_part(self, c: Any) -> None:
         self._runtime.observers.add(self._on_event)

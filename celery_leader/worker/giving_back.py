@@ -8,6 +8,9 @@ unacknowledged, and the broker gives it to another worker later.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
+
+from redis.exceptions import RedisError
 
 from celery_leader.compat.celery_worker import active_requests, is_in_pool
 from celery_leader.runtime.app_runtime import runtime_of
@@ -17,24 +20,35 @@ from celery_leader.tasks.routing import leader_queue
 
 from .front_of_queue import STEP, put_in_front
 from .handing_over import key_of, publish_again
+from .leader_channel import is_fetched
 from .message_guard import LeaderOnlyRequest
 from .state import WorkerState
 
 logger = get_logger(__name__)
 
 
-def running_elections(state: WorkerState) -> set[str]:
-    """The elections whose leader-only bodies run here, or may begin to."""
+def running_requests(state: WorkerState) -> list[Any]:
+    """The requests, leader-only or not, whose bodies run here or may begin to."""
     # ``list`` copies in one step, while the main thread goes on. The waiting requests come first:
     # in the other order, a request that becomes active in between would be in neither copy.
     pooled = [request for request in list(state.waiting.values()) if is_in_pool(request)]
     active = [reference() for reference in list(active_requests.data)]
+    return [request for request in (*pooled, *active) if request is not None]
+
+
+def running_elections(state: WorkerState) -> set[str]:
+    """The elections whose leader-only bodies run here, or may begin to."""
     bound = [
         options_for(request.task, request.args, request.kwargs)
-        for request in (*pooled, *active)
-        if request is not None
+        for request in running_requests(state)
     ]
     return {options.election for options in bound if options is not None}
+
+
+def running_tags(state: WorkerState) -> set[str]:
+    """The delivery tags of the fetched messages whose bodies run here or may begin to."""
+    messages = [request.message for request in running_requests(state)]
+    return {message.delivery_tag for message in messages if is_fetched(message)}
 
 
 def give_back_next(state: WorkerState, elections: Collection[str]) -> None:
@@ -43,14 +57,30 @@ def give_back_next(state: WorkerState, elections: Collection[str]) -> None:
     They must be in their queues again before another worker leads. A message with an ETA has no
     place in that order.
     """
-    waiting = _waiting(state, elections)
+    for election in elections:
+        _give_back_fetched(state, election)
+    waiting = _popped(state, elections)
     _put_in_front([each for each in waiting if _came_from_its_queue(each) and not each.eta])
+
+
+def _give_back_fetched(state: WorkerState, election: str) -> None:
+    fetcher = state.fetchers.get(election)
+    if fetcher is None:
+        return
+    waiting = [each for each in _waiting(state, [election]) if is_fetched(each.message)]
+    try:
+        fetcher.give_back_but(running_tags(state))
+    except (RedisError, OSError) as exc:
+        logger.warning("%s: fetched messages cannot be given back yet: %s", election, exc)
+        return
+    for request in waiting:
+        request.was_given_back()
 
 
 def give_back_all(state: WorkerState, elections: Collection[str]) -> None:
     """Give back all waiting messages of ``elections``, the next ones first."""
     give_back_next(state, elections)
-    waiting = _waiting(state, elections)
+    waiting = _popped(state, elections)
     _put_in_front([each for each in waiting if _came_from_its_queue(each)])
     _hand_over([each for each in waiting if not _came_from_its_queue(each)])
 
@@ -61,6 +91,11 @@ def _waiting(state: WorkerState, elections: Collection[str]) -> list[LeaderOnlyR
         for request in list(state.waiting.values())
         if not is_in_pool(request) and request.election in elections
     ]
+
+
+def _popped(state: WorkerState, elections: Collection[str]) -> list[LeaderOnlyRequest]:
+    """The waiting requests of messages that were not fetched, but came as any other message."""
+    return [each for each in _waiting(state, elections) if not is_fetched(each.message)]
 
 
 def _came_from_its_queue(request: LeaderOnlyRequest) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from kombu import Producer, Queue
+from redis.exceptions import ResponseError
 
 from celery_leader.compat.kombu import MAX_NUMBER_OF_BITS_TO_USE
 from celery_leader.core.events import Forwarded
@@ -25,6 +26,7 @@ from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.log import get_logger
 from celery_leader.tasks.routing import leader_queue
 
+from .leader_channel import is_fetched
 from .state import WorkerState, worker_state
 
 if TYPE_CHECKING:
@@ -99,6 +101,9 @@ def hand_over(stray: Stray) -> None:
     Raises:
         Exception: the connection to the broker is lost; Celery makes a new one.
     """
+    if is_fetched(stray.message) and not stray.is_ours_alone:
+        _give_back(stray)
+        return
     try:
         _pass_on(stray)
     except Exception as exc:
@@ -114,6 +119,16 @@ def hand_over(stray: Stray) -> None:
             raise  # the worker connects again, and the broker delivers what was not acknowledged
         return
     stray.acknowledge()
+
+
+def _give_back(stray: Stray) -> None:
+    """Put a fetched message back into its queue, in one step."""
+    try:
+        # A leader that does not know the task tries the other messages first.
+        stray.message.channel.source.give_back(stray.message, behind=stray.unknown)
+    except ResponseError as exc:
+        logger.warning("%s: %s cannot be given back yet: %s", stray.election, stray.task, exc)
+        hand_over_later(stray)
 
 
 def _pass_on(stray: Stray, producer: Producer | None = None) -> None:
@@ -167,7 +182,11 @@ def _try_again(state: WorkerState, stray: Stray) -> None:
         if stray.is_ours_alone:
             hand_over_later(stray)
     # The broker delivers a message again if the connection that it came on is gone.
-    elif stray.is_ours_alone or stray.message.channel is task_consumer.channel:
+    elif (
+        stray.is_ours_alone
+        or is_fetched(stray.message)
+        or stray.message.channel is task_consumer.channel
+    ):
         hand_over(stray)
 
 

@@ -1,22 +1,30 @@
 """Consumes the leader queues of the elections that this worker leads.
 
-Guaranteed: only a leader consumes its leader queue, also after a reconnect. Not guaranteed:
-that no leader-only message reaches a follower; one that does is handed over.
+Guaranteed: only a leader consumes its leader queue, also after a reconnect. Where the leases are
+on a Redis broker, its messages are fetched, see ``fetching.py``; any other broker delivers them
+as it delivers others. Not guaranteed: that no leader-only message reaches a follower; one that
+does is handed over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kombu.common import ignore_errors, maybe_declare
+from redis.exceptions import RedisError
 
+from celery_leader.compat.kombu import credit_left, keeps_lists, leave_out, share_credit
 from celery_leader.runtime.app_runtime import AppRuntime
+from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.log import get_logger
+from celery_leader.runtime.settings import BEAT
 from celery_leader.tasks.admission import admission
 from celery_leader.tasks.routing import leader_queue, leader_queues
 
-from .giving_back import give_back_all
+from .fetching import Fetcher
+from .giving_back import give_back_all, running_tags
 from .nudge import Nudge, nudge_of
 from .state import WorkerState
 
@@ -30,12 +38,20 @@ class LeaderQueues:
         runtime: the runtime of the worker's app.
         eligible: the elections in which the worker takes part.
         state: the state of the worker.
+        candidates: the worker's candidates, by election, as soon as they have begun.
     """
 
-    def __init__(self, runtime: AppRuntime, eligible: Sequence[str], state: WorkerState) -> None:
+    def __init__(
+        self,
+        runtime: AppRuntime,
+        eligible: Sequence[str],
+        state: WorkerState,
+        candidates: Mapping[str, LocalCandidate],
+    ) -> None:
         self._runtime = runtime
         self._eligible = eligible
         self._state = state
+        self._candidates = candidates
         self._nudge: Nudge | None = None
         self._stopped = False
         # Celery must know the leader queues for what it does with all queues of an app, but must
@@ -53,8 +69,35 @@ class LeaderQueues:
             # and py-amqp loses some of so many answers on one channel.
             for queue in leader_queues(c.app):
                 maybe_declare(queue, c.task_consumer.channel)
-        if self._eligible:
+        fetches = self._runtime.redis.is_consumed_broker and keeps_lists(c.connection.transport)
+        if fetches:
+            self._prepare_to_fetch(c)
+        # An event loop looks at its channels again when it is woken.
+        if self._eligible and not (fetches and c.hub is not None):
             self._nudge = nudge_of(c, self._runtime.settings.namespace)
+
+    def _prepare_to_fetch(self, c: Any) -> None:
+        runtime, fetchers = self._runtime, self._state.fetchers
+        channel = c.task_consumer.channel
+        staged = {name for name in runtime.elections() if runtime.beliefs.is_staged(name)}
+        fetched = runtime.elections() - staged - {BEAT}
+        leave_out(channel, {runtime.queue(name) for name in fetched})
+
+        def held() -> int:
+            return sum(fetcher.held for fetcher in fetchers.values())
+
+        share_credit(channel, held)
+        running = running_tags(self._state)
+        for election in fetched.intersection(self._eligible):
+            if election not in fetchers:
+                fetchers[election] = Fetcher(
+                    runtime,
+                    election,
+                    self._candidates,
+                    self._state,
+                    lambda: credit_left(self._state.task_consumer.channel, held()),
+                )
+            fetchers[election].connected(c.task_consumer, running)
 
     def update(self) -> None:
         """Consume the leader queues of the led elections, no others; in the worker's thread."""
@@ -78,6 +121,8 @@ class LeaderQueues:
         queue = leader_queue(self._runtime.app, election)
         self._state.task_consumer.add_queue(queue)
         self._state.task_consumer.consume()
+        if election in self._state.fetchers:
+            self._state.fetchers[election].begin()
         logger.info("%s: consuming from %s", election, queue.name)
         if self._nudge is not None:
             self._nudge.send()
@@ -85,7 +130,10 @@ class LeaderQueues:
     def _end(self, election: str) -> None:
         queue = self._runtime.queue(election)
         self._state.task_consumer.cancel_by_queue(queue)
-        if election in self._runtime.participation.stepping_down:
+        fetcher = self._state.fetchers.get(election)
+        if fetcher is not None:
+            fetcher.end()
+        if fetcher is not None or election in self._runtime.participation.stepping_down:
             give_back_all(self._state, [election])
         logger.info("%s: no longer consuming from %s", election, queue)
 
@@ -104,5 +152,8 @@ class LeaderQueues:
 
     def remove(self) -> None:
         """The worker ends: leave nothing behind in Redis."""
+        for fetcher in self._state.fetchers.values():
+            with contextlib.suppress(RedisError, OSError):
+                fetcher.give_back_but((), for_good=True)
         if self._nudge is not None:
             self._nudge.remove()

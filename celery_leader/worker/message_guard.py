@@ -26,6 +26,7 @@ from celery_leader.tasks.marks import options_for, options_of
 from celery_leader.tasks.routing import installed
 
 from .handing_over import Stray, hand_over
+from .leader_channel import is_fetched
 from .skipping import skip
 from .state import worker_state
 
@@ -53,6 +54,8 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
         if not here.steps_down:
             _leave_queue_to_leader(consumer, runtime_of(app).queue(options.election))
         acknowledge = functools.partial(ack, logger, consumer.connection_errors)
+        if is_fetched(message):  # this worker led a moment ago
+            return hand_over(Stray(app, options.election, task.name, message, acknowledge))
         if options.on_follower == "skip" and here.skips:
             request = _request_of(task, consumer, message, ack, reject)
             return skip(worker_state(app), options.election, request, acknowledge)
@@ -163,7 +166,8 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
         options = options_for(self.task, self.args, self.kwargs)
         assert options is not None
         election = options.election
-        if options.on_follower == "skip" and admission(self.app, election).skips:
+        skips = options.on_follower == "skip" and not is_fetched(self.message)
+        if skips and admission(self.app, election).skips:
             skip(worker_state(self.app), election, self, self.acknowledge)
         else:
             hand_over(

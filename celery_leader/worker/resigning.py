@@ -22,13 +22,18 @@ class Resigning:
     Args:
         runtime: the runtime of the worker's app.
         state: the state of the worker.
+        candidates: the worker's candidates, by election.
         consumes: whether the worker still consumes from an election's leader queue.
     """
 
     def __init__(
-        self, runtime: AppRuntime, state: WorkerState, consumes: Callable[[str], bool]
+        self,
+        runtime: AppRuntime,
+        state: WorkerState,
+        candidates: dict[str, LocalCandidate],
+        consumes: Callable[[str], bool],
     ) -> None:
-        self.candidates: dict[str, LocalCandidate] = {}
+        self.candidates = candidates
         self._runtime = runtime
         self._state = state
         self._consumes = consumes

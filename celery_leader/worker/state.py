@@ -11,6 +11,7 @@ from .skipping import SkippedResults
 if TYPE_CHECKING:
     from celery import Celery
 
+    from .fetching import Fetcher
     from .handing_over import Stray
     from .message_guard import LeaderOnlyRequest
 
@@ -23,6 +24,7 @@ class WorkerState:
         wake: ends the wait of the worker's event loop; for any thread.
         waiting: leader-only requests whose body has not begun, in the order in which they came.
             Celery forgets its own list before a consumer step hears of a shutdown.
+        fetchers: fetch the messages of leader queues, by election.
         kept: messages that could not be handed over yet, by the identity of the message.
         skipped: stores the results of skipped tasks.
     """
@@ -31,6 +33,7 @@ class WorkerState:
         self.consumer: Any = None
         self.wake: Callable[[], None] = lambda: None
         self.waiting: dict[int, LeaderOnlyRequest] = {}
+        self.fetchers: dict[str, Fetcher] = {}
         self.kept: dict[int, Stray] = {}
         self.skipped = SkippedResults()
 

@@ -1,6 +1,6 @@
 -- Ask for the lease.
 --
--- KEYS     record history candidates priorities held facts
+-- KEYS     record history candidates priorities held facts lives in-flight
 -- ARGV     holder nonce attempt lease_ms seen_term live_term watched_term watched_renewals
 --          silent from_missing app history_size priority reservation_ms info
 --          ended_term ended_reason ended_ms_ago from_damaged abstains
@@ -26,6 +26,7 @@ local ours = record.nonce == nonce
 -- A leader is told that its node is held in the answer to a renewal.
 local held = live_term == 0 and held_for(holder)
 local place = seen(holder, nonce, lease, abstains and ABSTAINS or priority, info)
+keep_in_flight(nonce, 2 * lease)
 
 -- Write how this candidate's last leadership ended: once, however often it is told.
 local function tell_end()

@@ -1,6 +1,6 @@
 -- Ask the leader to step down, in favour of a successor if one is named.
 --
--- KEYS     record history candidates priorities held facts
+-- KEYS     record history candidates priorities held facts lives in-flight
 -- ARGV     reason successor history_size
 -- returns  answer(asked | unled | leads | absent | held)
 

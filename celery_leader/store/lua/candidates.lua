@@ -1,6 +1,6 @@
 -- Read the register. The candidate with the latest contact comes first.
 --
--- KEYS     record history candidates priorities held facts
+-- KEYS     record history candidates priorities held facts lives in-flight
 -- returns  the server's time in us, then for each candidate
 --          {node, last contact, priority, for how many ms it is held or empty, info}
 

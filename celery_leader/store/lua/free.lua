@@ -1,6 +1,6 @@
 -- Let a node into the race again.
 --
--- KEYS     record history candidates priorities held facts
+-- KEYS     record history candidates priorities held facts lives in-flight
 -- ARGV     node history_size
 -- returns  answer(freed | free)
 

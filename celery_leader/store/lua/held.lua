@@ -1,6 +1,6 @@
 -- Read which nodes are kept out of the race, candidates or not.
 --
--- KEYS     record history candidates priorities held facts
+-- KEYS     record history candidates priorities held facts lives in-flight
 -- returns  the server's time in us, then for each node {node, for how many ms}
 
 local found = {whole(micros)}

@@ -1,6 +1,6 @@
 -- Keep a node out of the race.
 --
--- KEYS     record history candidates priorities held facts
+-- KEYS     record history candidates priorities held facts lives in-flight
 -- ARGV     node ms history_size; ms 0: without an end
 -- returns  answer(candidate | unknown)
 

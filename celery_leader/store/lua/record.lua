@@ -64,12 +64,13 @@ local function leads(record, nonce, term)
          and record.state == 'held' and record.left > 0
 end
 
--- Why a leader must not write; nil if it may. A record that is gone, or older than the leader's
--- term, is `missing`: that does not prove that another leads.
+-- Why a leader must not write; nil if it may, and then the record. A record that is gone, or older
+-- than the leader's term, is `missing`: that does not prove that another leads.
 local function refusal(nonce, term)
   local record = load()
   if not record.term or tonumber(record.term) < tonumber(term) then return 'missing' end
-  return not leads(record, nonce, term) and 'refused' or nil
+  if not leads(record, nonce, term) then return 'refused' end
+  return nil, record
 end
 
 local function last_line()

@@ -1,6 +1,6 @@
 -- After record.lua: the register of candidates, the holds, and new lines of history.
 --
--- KEYS  [1] record  [2] history  [3] candidates  [4] priorities  [5] held  [6] facts
+-- KEYS  [1] record  [2] history  [3] candidates  [4] priorities  [5] held  [6] facts  [7] lives
 --
 -- A node's place in the register is its name. Of several live lives of one node, the latest has
 -- that place. Each other life has its own place: the name, a separator, a number.
@@ -82,6 +82,16 @@ local function place_of(node, nonce, lease, new)
     end
   end
   return nth_place(node, own or LIVES), own ~= nil
+end
+
+-- Keep for a life what it has in flight, for so many ms more. A leader renews its lease more often
+-- than it has to, and a killed one must not keep anything once its lease is over. A follower asks
+-- again only when the leader's lease may be over.
+local function keep_in_flight(nonce, ms)
+  local kept = redis.call('HGET', KEYS[7], nonce)
+  if kept then
+    redis.call('HSET', KEYS[7], nonce, whole(now + ms) .. ' ' .. (string.match(kept, '%d+$') or 0))
+  end
 end
 
 -- Note that a life was heard of, and forget lives that were not heard of for long. Returns the

@@ -1,6 +1,6 @@
 -- Give the lease up, and leave the register if the candidate goes for good.
 --
--- KEYS     record history candidates priorities held facts
+-- KEYS     record history candidates priorities held facts lives in-flight
 -- ARGV     holder nonce attempt successor reservation_ms history_size reason leaving
 -- returns  answer(released)
 

@@ -1,6 +1,6 @@
 -- Keep the lease for another duration.
 --
--- KEYS     record history candidates priorities held facts
+-- KEYS     record history candidates priorities held facts lives in-flight
 -- ARGV     nonce attempt term lease_ms priority preempted info
 -- returns  answer(refused | missing | damaged), or answer(granted) and then
 --          [4] whether the register has the leader's info
@@ -19,6 +19,7 @@ redis.call('HSET', KEYS[1], 'attempt', attempt, 'lease', lease, 'expires_at', wh
 -- Grows with the request's number: when an old copy is renewed, no state is ever seen twice.
 redis.call('HINCRBY', KEYS[1], 'renewals', attempt - record.attempt)
 local place = seen(record.holder, nonce, lease, priority, info)
+keep_in_flight(nonce, lease)
 local reply = answer('granted')
 reply[4] = has_info(place, nonce) and 1 or 0
 reply[5], reply[6] = record.asked or '', record.asked_for or ''

@@ -1,0 +1,308 @@
+"""Fetches the messages of a leader queue, and answers for each until it is settled.
+
+Guaranteed on Redis: only a leader fetches, and a message is at any moment with one worker or in
+its queue. An acknowledgement that an outage swallowed is made good when the worker is connected
+again, and what it does not run then goes back to the queue. Not guaranteed: that a body does not
+run twice if the worker was given up for dead and runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from celery_leader.compat.kombu import queue_lists, receive, run_command, unacked_keys
+from celery_leader.runtime.app_runtime import AppRuntime
+from celery_leader.runtime.local_candidate import LocalCandidate
+from celery_leader.runtime.log import get_logger
+from celery_leader.store.client import Script
+from celery_leader.store.in_flight import (
+    LAST_CONNECTION,
+    Fetched,
+    InFlight,
+    QueueKeys,
+    read_fetched,
+)
+
+from .leader_channel import Credit, LeaderChannel, leader_channel
+from .state import WorkerState
+
+logger = get_logger(__name__)
+
+_MOST = 10  # messages in one fetch
+_PAUSE = 1.0  # seconds after a refusal that has to do with Redis or with the queue
+_MISSING_PAUSE = 0.2  # seconds; a leader writes a record that is missing anew at once
+
+
+class Fetcher:
+    """The part of one worker in one leader queue.
+
+    Args:
+        runtime: the runtime of the worker's app.
+        election: whose leader consumes the queue.
+        candidates: the worker's candidates, by election.
+        state: the state of the worker.
+        room: how many more messages the worker may receive; ``None``: any number.
+    """
+
+    def __init__(
+        self,
+        runtime: AppRuntime,
+        election: str,
+        candidates: Mapping[str, LocalCandidate],
+        state: WorkerState,
+        room: Callable[[], int | None],
+    ) -> None:
+        self.queue = runtime.queue(election)
+        self.lists: Sequence[str] = ()
+        self._runtime = runtime
+        self._election = election
+        self._candidates = candidates
+        self._state = state
+        self._room = room
+        self._task_consumer: Any = None
+        self._unacked: Sequence[str] = ()
+        self._channel: LeaderChannel | None = None
+        #: Each message that this worker has to settle, by its tag: the channel it came over. A
+        #: message that comes again has the same tag, and comes over another channel.
+        self._held: dict[str, LeaderChannel] = {}
+        self._owed: set[str] = set()
+        self._connection = 0
+        self._term: int | None = None
+        self._refused_term: int | None = None
+        self._cleared_term: int | None = None
+        self._paused = False
+
+    @property
+    def held(self) -> int:
+        """How many messages this worker has to settle."""
+        return len(self._held)
+
+    # -- called by the worker -------------------------------------------------------------
+
+    def connected(self, task_consumer: Any, running: Collection[str]) -> None:
+        """The worker has a new connection: settle what is owed, give back what it does not run.
+
+        ``running``: the tags of the messages whose bodies run.
+        """
+        channel = task_consumer.channel
+        self._task_consumer, self._channel, self._paused = task_consumer, None, False
+        self.lists = queue_lists(channel, self.queue)
+        self._unacked = unacked_keys(channel)
+        self._connection += 1
+        if self._connection > 1:
+            self._settle(())
+            try:
+                self._give_back_but(running, self._connection)
+            except ResponseError as exc:
+                logger.error("%s: messages cannot be given back: %s", self.queue, exc)
+
+    def begin(self) -> None:
+        """Fetch from now on, while this worker leads."""
+        if self._channel is None:
+            beside = self._task_consumer.channel
+            self._channel = leader_channel(beside, self, Credit(beside), self._most)
+
+    def end(self) -> None:
+        """Fetch no more. What was fetched stays until it is settled or given back."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def give_back_but(self, running: Collection[str], *, for_good: bool = False) -> None:
+        """Give back all messages but those that run, in front of the queue and in their order.
+
+        ``for_good``: this worker fetches no more.
+        """
+        if self._connection and (self._held or for_good):
+            self._connection += 1
+            self._give_back_but(running, LAST_CONNECTION if for_good else self._connection)
+
+    def give_back(self, message: Any, *, behind: bool = False) -> None:
+        """Give back one message, unless that has happened already.
+
+        ``behind``: behind the others in the queue, and not in front of them.
+        """
+        self.reject(message.channel, message.delivery_tag, requeue=True, behind=behind)
+
+    # -- called by the channel ------------------------------------------------------------
+
+    def may_fetch(self) -> bool:
+        """Whether messages may be fetched at this moment; no I/O."""
+        if self._paused or self._channel is None:
+            return False
+        term = self._candidate.term()
+        return term is not None and term != self._refused_term
+
+    def fetch_arguments(self, most: int) -> tuple[list[str], list[Any]]:
+        """Keys and arguments of the next fetch."""
+        self._term = self._candidate.term() or 0
+        return self._in_flight.fetch_arguments(
+            self._term, self._connection, most, all_lives=self._term != self._cleared_term
+        )
+
+    def take_in(self, answer: Any) -> tuple[int, int | None]:
+        """Deliver what a fetch has brought; how many messages, and the list of the last."""
+        fetched = read_fetched(answer)
+        if fetched.refused:
+            self._on_refusal(fetched.refused)
+            return 0, None
+        self._report(fetched)
+        if fetched.more_to_give_back:
+            return _MOST, None  # the next fetch must not wait
+        self._cleared_term = self._term
+        for text in fetched.messages:
+            self._deliver(text)
+        return len(fetched.messages), fetched.came_from
+
+    def failed(self, exc: ResponseError) -> None:
+        """Redis refused a fetch: say so, and try on in a moment."""
+        text = str(exc)
+        advice = "leader-only tasks wait until that is mended"
+        if "unknown command" in text.lower():
+            advice = "this server is older than Redis 6.2, which leader-only tasks need"
+        elif "WRONGTYPE" in text:
+            advice = "the queue, or a key of its election, is of another type; delete that key"
+        logger.error("%s cannot be fetched from: %s; %s", self.queue, text, advice)
+        self._pause(_PAUSE)
+
+    def answer_lost(self) -> None:
+        """Give back what a fetch has brought whose answer was lost."""
+        self._connection += 1
+        self._give_back_but(list(self._held), self._connection)
+
+    def acknowledge(self, channel: LeaderChannel, tag: str) -> None:
+        """A message is done. What cannot be told to Redis now is told when it answers again."""
+        if self._held.get(tag) is channel:
+            del self._held[tag]
+            self._settle([tag])
+
+    def reject(
+        self, channel: LeaderChannel, tag: str, *, requeue: bool, behind: bool = True
+    ) -> None:
+        """A message is dropped, or put back into the queue."""
+        if self._held.get(tag) is not channel:
+            return
+        if requeue:
+            self._in_flight.give_back(self._run, [tag], behind=behind)
+            del self._held[tag]
+        else:
+            del self._held[tag]
+            self._settle([tag])
+
+    # -- small parts ----------------------------------------------------------------------
+
+    @property
+    def _candidate(self) -> LocalCandidate:
+        return self._candidates[self._election]
+
+    @property
+    def _keys(self) -> QueueKeys:
+        keys = self._runtime.redis.keys
+        return QueueKeys(self._election, self.queue, self._unacked, self.lists, keys)
+
+    @property
+    def _in_flight(self) -> InFlight:
+        requester = self._candidate.election.requester
+        return InFlight(self._keys, requester.nonce, self._candidate.election.holder)
+
+    def _run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        channel = self._task_consumer.channel
+        try:
+            return run_command(channel, script.by_sha(keys, args))
+        except NoScriptError:
+            return run_command(channel, script.by_text(keys, args))
+
+    def _most(self) -> int:
+        """How many messages the next fetch may bring."""
+        if self._runtime.app.conf.worker_disable_prefetch:
+            return 1
+        room = self._room()
+        return _MOST if room is None else max(1, min(_MOST, room))
+
+    def _deliver(self, text: bytes) -> None:
+        channel = self._channel
+        assert channel is not None
+        try:
+            message = channel.Message(loads(bytes_to_str(text)), channel=channel)  # type: ignore[attr-defined]
+        except Exception as exc:
+            self._set_aside(text, exc)
+            return
+        self._held[message.delivery_tag] = channel
+        receive(self._task_consumer, message)
+
+    def _set_aside(self, text: bytes, exc: Exception) -> None:
+        where = self._keys.unreadable
+        run_command(self._task_consumer.channel, ["LPUSH", where, text])
+        self._settle([loads(bytes_to_str(text))["properties"]["delivery_tag"]])
+        logger.error(
+            "%s: a message that cannot be read (%s: %s) was set aside in the list %s",
+            self.queue,
+            type(exc).__name__,
+            exc,
+            where,
+        )
+
+    def _settle(self, tags: Iterable[str]) -> None:
+        self._owed.update(tags)
+        if not self._owed:
+            return
+        owed = list(self._owed)
+        try:
+            self._in_flight.settle(self._run, owed)
+        except (RedisError, OSError, AttributeError) as exc:
+            # AttributeError: the channel is closed, and the worker is about to connect again.
+            logger.debug("%s: an acknowledgement has to wait: %s", self.queue, exc)
+        else:
+            self._owed.difference_update(owed)
+
+    def _give_back_but(self, running: Collection[str], connection: int) -> None:
+        kept = [*running, *self._owed]
+        given = self._in_flight.give_back_but(self._run, kept, connection)
+        self._held = {tag: came for tag, came in self._held.items() if tag in running}
+        if given:
+            logger.info("%s: %d fetched message(s) given back", self.queue, given)
+
+    def _on_refusal(self, why: str) -> None:
+        assert self._term is not None
+        if why == "refused":
+            self._refused_term = self._term
+        elif why == "missing":
+            self._pause(_MISSING_PAUSE)
+        if why != "replaced":
+            self._runtime.participation.lease_rejected(
+                self._candidate, self._term, gone=why == "missing"
+            )
+
+    def _report(self, fetched: Fetched) -> None:
+        if fetched.given_back:
+            logger.info(
+                "%s: %d message(s) that a lost worker had fetched are in the queue again",
+                self.queue,
+                fetched.given_back,
+            )
+        if fetched.damaged:
+            logger.error(
+                "%s: %d line(s) of the hash %s make no sense and are left there",
+                self.queue,
+                fetched.damaged,
+                self._keys.in_flight,
+            )
+        if fetched.unreadable:
+            logger.error(
+                "%s: %d message(s) that are no messages were set aside in the list %s",
+                self.queue,
+                fetched.unreadable,
+                self._keys.unreadable,
+            )
+
+    def _pause(self, seconds: float) -> None:
+        self._paused = True
+        self._state.consumer.timer.call_after(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        self._paused = False
