@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from queue import Empty
 from typing import Any
 
@@ -167,22 +167,24 @@ def channel_beside(channel: Any, mixin: type) -> Any:
     return beside
 
 
-@contextlib.contextmanager
-def stop_polling(channel: Any) -> Iterator[None]:
-    """Have kombu's poller forget the sockets of ``channel``, which closes meanwhile.
+def stop_polling(channel: Any, hub: Any) -> None:
+    """Have the worker forget the sockets of ``channel``, which closes while others go on.
 
-    With an event loop kombu does that itself. Without one it leaves that to the end of the whole
-    connection.
+    ``hub``: the worker's event loop, if it has one. kombu 5.5 would end the polling of all channels
+    when one of them loses its connection, so it is not told.
     """
     cycle = channel.connection.cycle
     sockets = attribute(cycle, "_chan_to_sock", _FETCH)
-    own = {key: sock.fileno() for key, sock in sockets.items() if key[0] is channel}
-    yield
-    for key, fileno in own.items():
-        if sockets.pop(key, None) is not None:
-            cycle._fd_to_chan.pop(fileno, None)
-            with contextlib.suppress(KeyError, ValueError, OSError):
+    for key, sock in [item for item in sockets.items() if item[0][0] is channel]:
+        fileno = sock.fileno()
+        del sockets[key]
+        attribute(cycle, "_fd_to_chan", _FETCH).pop(fileno, None)
+        with contextlib.suppress(KeyError, ValueError, OSError):
+            if hub is None:
                 cycle.poller.unregister(fileno)
+            else:
+                hub.remove(fileno)
+    channel._registered = False
 
 
 def renew_credentials(channel: Any) -> None:

@@ -28,7 +28,7 @@ from celery_leader.store.in_flight import (
     read_fetched,
 )
 
-from .leader_channel import Credit, LeaderChannel, leader_channel
+from .leader_channel import LeaderChannel, leader_channel
 from .state import WorkerState
 
 logger = get_logger(__name__)
@@ -105,7 +105,7 @@ class Fetcher:
         """Fetch from now on, while this worker leads."""
         if self._channel is None:
             beside = self._task_consumer.channel
-            self._channel = leader_channel(beside, self, Credit(beside), self._most)
+            self._channel = leader_channel(beside, self, self._most, self._state.consumer.hub)
 
     def end(self) -> None:
         """Fetch no more. What was fetched stays until it is settled or given back."""

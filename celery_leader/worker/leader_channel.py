@@ -86,9 +86,10 @@ class LeaderChannel:
     do_restore = False
     source: Source
 
-    def attach(self, source: Source, credit: Credit, most: Callable[[], int]) -> None:
+    def attach(self, source: Source, credit: Credit, most: Callable[[], int], hub: Any) -> None:
         """Begin to fetch for ``source``, at most ``most()`` messages at once."""
         self.source = source
+        self._hub = hub
         self._qos = credit
         self._most = most
         self._asked = 0
@@ -182,16 +183,18 @@ class LeaderChannel:
         # kombu would first wait for the answer, and a message would come to a channel that closes.
         # What is fetched and never read is given back by the source.
         self._in_poll = None
-        with stop_polling(self):
-            super().close()  # type: ignore[misc]
+        if not self.closed:  # type: ignore[attr-defined]
+            stop_polling(self, self._hub)
+        super().close()  # type: ignore[misc]
 
 
-def leader_channel(
-    beside: Any, source: Source, credit: Credit, most: Callable[[], int]
-) -> LeaderChannel:
-    """A channel that fetches for ``source``, on the connection of the channel ``beside``."""
+def leader_channel(beside: Any, source: Source, most: Callable[[], int], hub: Any) -> LeaderChannel:
+    """A channel that fetches for ``source``, on the connection of the channel ``beside``.
+
+    ``hub``: the worker's event loop, if it has one.
+    """
     channel: LeaderChannel = channel_beside(beside, LeaderChannel)
-    channel.attach(source, credit, most)
+    channel.attach(source, Credit(beside), most, hub)
     return channel
 
 
