@@ -25,7 +25,6 @@ from celery_leader.store.in_flight import (
 from celery_leader.store.lease_store import RedisLeaseStore
 from tests.support.fixtures import PREFIX, MakeStore
 from tests.support.lease_requests import LONG, NAME, acquire, release, renew
-from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
 QUEUE = "celery.leader"
@@ -62,9 +61,7 @@ class Life:
 
     def lead(self, lease: float = LONG, **more: Any) -> Life:
         self.attempt += 1
-        request = acquire(
-            self.node, self.attempt, nonce=self.nonce, lease_duration=lease, **more
-        )
+        request = acquire(self.node, self.attempt, nonce=self.nonce, lease_duration=lease, **more)
         reply = self.queue.leases.perform([request])[0]
         assert isinstance(reply, Granted), reply
         self.term = reply.term
@@ -327,7 +324,9 @@ def test_messages_of_a_life_that_nobody_knows_are_found(queue: LeaderQueue) -> N
     assert b.names(all_lives=True) == ["1"]
 
 
-@pytest.mark.parametrize("headers", [{}, {"task": "t"}, {"redelivered": False, "headers": {"a": 1}}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"task": "t"}, {"redelivered": False, "headers": {"a": 1}}]
+)
 def test_what_was_given_back_is_marked_as_redelivered_and_else_unchanged(
     headers: dict[str, Any], queue: LeaderQueue
 ) -> None:
@@ -381,10 +380,6 @@ def test_a_line_in_flight_that_makes_no_sense_is_named_and_left(
     assert fetched.damaged == 1
     assert len(fetched.messages) == 1
     assert queue.redis.hget(queue.keys.in_flight, "tag") == line.encode()
-
-
-def test_a_full_redis_loses_nothing(make_store: MakeStore, own_redis: RedisServer) -> None:
-    pytest.skip("see test_fetching")
 
 
 def test_wherever_a_message_is_it_is_there_once(queue: LeaderQueue) -> None:
@@ -466,7 +461,9 @@ class Course:
         assert everywhere == Counter(str(number + 1) for number in range(self.sent))
 
     def _next_leader(self) -> Life:
-        life = Life(self.queue, f"{self.chance.choice('abc')}/{len(self.lives)}-{self.sent}-{id(self)}")
+        life = Life(
+            self.queue, f"{self.chance.choice('abc')}/{len(self.lives)}-{self.sent}-{id(self)}"
+        )
         life.nonce += str(self.chance.randrange(2**60))
         life.in_flight = InFlight(self.queue.keys, life.nonce, life.node)
         self.lives.append(life)

@@ -18,9 +18,9 @@ local function in_flight(tag)
   local value = redis.call('HGET', KEYS[3], tag)
   if not value then return nil end
   local number, list, fetched, nonce, node = string.match(value, '^(%d+) (%d+) (%d+) (%S+) (.*)$')
-  list = KEYS[FIRST_LIST - 1 + (tonumber(list) or 0)]
-  if not list or tonumber(number) > 2 ^ 53 then return {unreadable = true} end
-  return {tag = tag, number = tonumber(number), list = list, nonce = nonce, node = node}
+  local at = FIRST_LIST - 1 + (tonumber(list) or 0)
+  if at < FIRST_LIST or at > #KEYS or #number > 15 then return {unreadable = true} end
+  return {tag = tag, number = tonumber(number), list = KEYS[at], nonce = nonce, node = node}
 end
 
 local function settle(tag)
