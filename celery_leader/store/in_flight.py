@@ -31,7 +31,8 @@ def _on_messages(verb: str) -> Script:
 
 FETCH, GIVE_BACK, SETTLE = map(_on_messages, ("fetch", "give_back", "settle"))
 
-#: The number of a connection that comes after all others: its life fetches no more.
+#: The number of a connection that comes after all others: its life fetches no more. Stands in
+#: ``give_back.lua``, too.
 LAST_CONNECTION = 2**53
 
 

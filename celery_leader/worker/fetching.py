@@ -15,6 +15,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from celery_leader.compat.celery_worker import SoloPool
 from celery_leader.compat.kombu import queue_lists, receive, run_command, unacked_keys
 from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.local_candidate import LocalCandidate
@@ -78,6 +79,11 @@ class Fetcher:
         self._paused = False
 
     @property
+    def fetches(self) -> bool:
+        """Whether messages are fetched, as soon as there are some and this worker leads."""
+        return self._channel is not None
+
+    @property
     def held(self) -> int:
         """How many messages this worker has to settle."""
         return len(self._held)
@@ -119,6 +125,7 @@ class Fetcher:
         ``for_good``: this worker fetches no more.
         """
         if self._connection and (self._held or for_good):
+            self._settle(())
             self._connection += 1
             self._give_back_but(running, LAST_CONNECTION if for_good else self._connection)
 
@@ -175,6 +182,12 @@ class Fetcher:
         self._connection += 1
         self._give_back_but(list(self._held), self._connection)
 
+    def owe(self, message: Any) -> None:
+        """``message`` is done, and is acknowledged in a moment; Celery asks its event loop to."""
+        tag = message.delivery_tag
+        if self._held.get(tag) is message.channel:
+            self._owed.add(tag)
+
     def acknowledge(self, channel: LeaderChannel, tag: str) -> None:
         """A message is done. What cannot be told to Redis now is told when it answers again."""
         if self._held.get(tag) is channel:
@@ -219,7 +232,8 @@ class Fetcher:
 
     def _most(self) -> int:
         """How many messages the next fetch may bring."""
-        if self._runtime.app.conf.worker_disable_prefetch:
+        solo = isinstance(self._state.consumer.pool, SoloPool)  # each body holds up the event loop
+        if solo or self._runtime.app.conf.worker_disable_prefetch:
             return 1
         room = self._room()
         return _MOST if room is None else max(1, min(_MOST, room))

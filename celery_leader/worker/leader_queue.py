@@ -113,8 +113,10 @@ class LeaderQueues:
 
         Celery's consumer is asked, since remote control and the message guard change it too.
         """
-        task_consumer = self._state.task_consumer
+        task_consumer, fetcher = self._state.task_consumer, self._state.fetchers.get(election)
         queue = self._runtime.queue(election)
+        if fetcher is not None and not fetcher.fetches:
+            return False
         return task_consumer is not None and bool(task_consumer.consuming_from(queue))
 
     def _begin(self, election: str) -> None:

@@ -136,6 +136,8 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
 
     def acknowledge(self) -> None:
         """The broker may forget the message."""
+        if is_fetched(self.message) and not self.acknowledged:
+            self.message.channel.source.owe(self.message)
         super().acknowledge()
         self._waits_no_more()
 

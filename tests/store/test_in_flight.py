@@ -306,11 +306,23 @@ def test_a_fetch_over_an_earlier_connection_is_refused(queue: LeaderQueue) -> No
     assert a.fetch().refused == "replaced"
     a.connection += 1
     assert a.names() == ["1", "2"]
-    a.give_back_but(for_good=True)
+    a.settle("2")
+    a.give_back_but("1", for_good=True)
     assert a.fetch().refused == "replaced"
     a.renew()
     assert a.fetch().refused == "replaced"
-    assert queue.waiting == ["1", "2"]
+    assert queue.held == {"1": a.nonce}
+
+
+def test_a_life_that_ends_leaves_nothing_behind(queue: LeaderQueue) -> None:
+    queue.send("1", "2")
+    a = Life(queue, "a").lead()
+    a.fetch()
+    a.settle("1")
+    a.give_back_but(for_good=True)
+    _, lives, in_flight, unacked, *_ = queue.keys.all
+    assert [queue.redis.exists(key) for key in (lives, in_flight, unacked)] == [0, 0, 0]
+    assert queue.waiting == ["2"]
 
 
 def test_messages_of_a_life_that_nobody_knows_are_found(queue: LeaderQueue) -> None:

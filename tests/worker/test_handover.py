@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -137,7 +136,7 @@ def test_after_a_kill_the_lead_passes_on_when_the_lease_has_run_out(pair: Fleet)
     pair.assert_beliefs_never_overlapped()
 
 
-def test_a_frozen_leader_is_a_follower_when_it_thaws_and_forwards_what_it_holds(
+def test_a_frozen_leader_is_a_follower_when_it_thaws_and_what_it_held_ran_elsewhere(
     pair: Fleet,
 ) -> None:
     leader, follower = leader_and_follower(pair)
@@ -157,7 +156,7 @@ def test_a_frozen_leader_is_a_follower_when_it_thaws_and_forwards_what_it_holds(
 
     for result in held:
         seen = result.get(timeout=30)
-        assert (seen["node"], seen["hops"]) == (follower.node, 1)
+        assert (seen["node"], seen["hops"]) == (follower.node, 0)
         assert seen["term"] > old_term
         assert seen["id"] == result.id
     assert len(pair.records("ran", "held")) == 2
@@ -180,7 +179,7 @@ def test_a_task_whose_eta_outlives_the_term_runs_on_the_next_leader(pair: Fleet)
     pair.leader(other_than=leader)
     leader.thaw()
     seen = result.get(timeout=30)
-    assert (seen["node"], seen["hops"]) == (follower.node, 1)
+    assert (seen["node"], seen["hops"]) == (follower.node, 0)
     assert seen["at"] >= eta.timestamp() * 1e6
     assert datetime.fromisoformat(seen["eta"]) == eta
     assert len(pair.records("ran", "later")) == 1
@@ -304,22 +303,13 @@ def test_a_fetched_task_does_not_start_once_the_shutdown_has_begun(
 
 
 def test_with_late_acknowledgement_a_killed_leader_loses_no_task(new_fleet: NewFleet) -> None:
-    quickly_visible = {"visibility_timeout": 3}
-    fleet = new_fleet(conf={"broker_transport_options": quickly_visible})
-    workers = fleet.workers("w1", "w2")
+    """With kombu's default visibility timeout, which is an hour."""
+    fleet = new_fleet()
+    fleet.workers("w1", "w2")
     sent = [fleet.app.tasks["fleet.work_late"].delay("work") for _ in range(30)]
     fleet.saw("finished", "work", count=5)
     leader = fleet.leader()
     leader.kill()
-    assert leader in workers
-
-    def visible_again() -> bool:
-        held = fleet.redis.zrange("unacked_index", 0, -1, withscores=True)
-        return bool(held) and all(score < time.time() - 3 for _, score in held)
-
-    # Celery looks for such messages when a worker starts, and seldom afterwards.
-    wait_until(visible_again, what="the visibility timeout")
-    fleet.worker("w3").says(" ready.")
     for result in sent:
         result.get(timeout=30)
     finished = [seen["id"] for seen in fleet.records("finished", "work")]
@@ -419,22 +409,3 @@ def test_what_was_given_back_does_not_start_when_its_time_has_come_though_the_le
         assert election.wait_until_leader(timeout=30)
         assert [message["id"] for message in fleet.messages("celery.leader")] == [sent.id]
         assert fleet.records("ran", "later") == []
-
-
-def test_the_nudge_of_a_worker_that_is_killed_before_it_takes_it_does_not_stay(
-    new_fleet: NewFleet,
-) -> None:
-    fleet = new_fleet()
-    with LeaderElection(fleet.app, "worker", node="other") as election:
-        assert election.wait_until_leader(timeout=30)
-        worker = fleet.worker("w1").says(" ready.")
-        fleet.takes_part(worker)
-        # More than it fetches: it does not wait for messages while it has as many as it may.
-        for number in range(6):
-            fleet.send("hold_plain", str(number), queue="w1")
-        wait_until(lambda: fleet.redis.hlen("unacked") == 4, what="a full prefetch")
-    assert fleet.leader() is worker
-    nudge = f"celery-leader:celery:nudge:{worker.node}"
-    wait_until(lambda: fleet.redis.ttl(nudge) > 0, what="a nudge that is not taken")
-    worker.kill()
-    assert 0 < fleet.redis.ttl(nudge) <= 60

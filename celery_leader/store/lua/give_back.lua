@@ -5,10 +5,12 @@
 --          push: RPUSH to put them in front of their lists, LPUSH to put them behind
 --          connection: a number, for all but these messages; a fetch over an earlier connection is
 --          refused from now on. Empty: for these messages only
+--          LAST: the life fetches no more, and is forgotten when it holds nothing
 -- returns  {given back, left to give back, damaged}
 
 local nonce, suffix, push, connection = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
+local LAST = '9007199254740992'
 local tags, named = {}, {}
 for i = 5, #ARGV do
   tags[#tags + 1] = ARGV[i]
@@ -22,4 +24,9 @@ if connection == '' then return {give_back_all(tags, is_named, suffix, push)} en
 local known = redis.call('HGET', KEYS[2], nonce)
 local till = known and string.match(known, '^%d+') or '0'
 redis.call('HSET', KEYS[2], nonce, till .. ' ' .. connection)
-return {give_back_all(redis.call('HKEYS', KEYS[3]), is_another, suffix, push)}
+local given, left, damaged = give_back_all(redis.call('HKEYS', KEYS[3]), is_another, suffix, push)
+if connection == LAST and left == 0 and #tags == 0 then
+  redis.call('HDEL', KEYS[2], nonce)
+  if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('HDEL', KEYS[2], 'fetched') end
+end
+return {given, left, damaged}
