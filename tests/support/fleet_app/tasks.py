@@ -76,6 +76,13 @@ def define_tasks(app: Celery, recorder: Recorder) -> None:
         recorder.wait_at_gate(label)
         return saw(self, "finished", label=label)
 
+    @task(name="fleet.hold_late", acks_late=True)
+    @leader_only
+    def hold_late(self: Any, label: str) -> Any:
+        saw(self, "started", label=label)
+        recorder.wait_at_gate(label)
+        return saw(self, "finished", label=label)
+
     def endure(self: Any, label: str) -> Any:
         saw(self, "started", label=label)
         try:
