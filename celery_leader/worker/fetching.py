@@ -77,6 +77,7 @@ class Fetcher:
         self._refused_term: int | None = None
         self._cleared_term: int | None = None
         self._paused = False
+        self._retries = False
 
     @property
     def fetches(self) -> bool:
@@ -96,7 +97,8 @@ class Fetcher:
         ``running``: the tags of the messages whose bodies run.
         """
         channel = task_consumer.channel
-        self._task_consumer, self._channel, self._paused = task_consumer, None, False
+        self._task_consumer, self._channel = task_consumer, None
+        self._paused = self._retries = False  # Celery has dropped the timers
         self.lists = queue_lists(channel, self.queue)
         self._unacked = unacked_keys(channel)
         self._connection += 1
@@ -167,7 +169,7 @@ class Fetcher:
         return len(fetched.messages), fetched.came_from
 
     def failed(self, exc: ResponseError) -> None:
-        """Redis refused a fetch: say so, and try on in a moment."""
+        """Redis refused a fetch, or the queue: say so, and try on in a moment."""
         text = str(exc)
         advice = "leader-only tasks wait until that is mended"
         if "unknown command" in text.lower():
@@ -271,8 +273,15 @@ class Fetcher:
         except (RedisError, OSError, AttributeError) as exc:
             # AttributeError: the channel is closed, and the worker is about to connect again.
             logger.debug("%s: an acknowledgement has to wait: %s", self.queue, exc)
+            if not self._retries:
+                self._retries = True
+                self._state.consumer.timer.call_after(_PAUSE, self._settle_again)
         else:
             self._owed.difference_update(owed)
+
+    def _settle_again(self) -> None:
+        self._retries = False
+        self._settle(())
 
     def _give_back_but(self, running: Collection[str], connection: int) -> None:
         kept = [*running, *self._owed]
@@ -320,3 +329,4 @@ class Fetcher:
 
     def _go_on(self) -> None:
         self._paused = False
+        self._state.wake()

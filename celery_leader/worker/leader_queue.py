@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kombu.common import ignore_errors, maybe_declare
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from celery_leader.compat.kombu import credit_left, keeps_lists, leave_out, share_credit
 from celery_leader.runtime.app_runtime import AppRuntime
@@ -121,10 +121,17 @@ class LeaderQueues:
 
     def _begin(self, election: str) -> None:
         queue = leader_queue(self._runtime.app, election)
-        self._state.task_consumer.add_queue(queue)
-        self._state.task_consumer.consume()
-        if election in self._state.fetchers:
-            self._state.fetchers[election].begin()
+        fetcher = self._state.fetchers.get(election)
+        try:
+            self._state.task_consumer.add_queue(queue)
+            self._state.task_consumer.consume()
+        except ResponseError as exc:
+            if fetcher is None:
+                raise
+            fetcher.failed(exc)
+            return
+        if fetcher is not None:
+            fetcher.begin()
         logger.info("%s: consuming from %s", election, queue.name)
         if self._nudge is not None:
             self._nudge.send()
