@@ -13,6 +13,7 @@ _CORE = ("tests/core/test_election.py", "tests/simulation")
 _STORE = ("tests/store/test_lease_store_contract.py", "tests/store/test_lease_store.py")
 _THREAD = ("tests/runtime/test_election_thread.py",)
 _DISPATCH = ("tests/store/test_schedule_store.py",)
+_IN_FLIGHT = ("tests/store/test_in_flight.py",)
 _PLAN = ("tests/beat/test_plan.py",)
 _FORKS = ("tests/runtime/test_forks.py",)
 _IDENTITIES = ("tests/core/test_namesakes.py",)
@@ -67,6 +68,10 @@ def _election(name: str, old: str, new: str) -> Mutant:
 
 def _script(verb: str, name: str, old: str, new: str) -> Mutant:
     return Mutant(name, f"store/lua/{verb}.lua", old, new, _STORE)
+
+
+def _in_flight(verb: str, name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, f"store/lua/{verb}.lua", old, new, _IN_FLIGHT)
 
 
 def _dispatch(verb: str, name: str, old: str, new: str) -> Mutant:
@@ -499,6 +504,92 @@ MUTANTS = (
         "            cells[self._term] = float(term)",
         ("tests/runtime/test_shared_memory.py",),
     ),
+    # -- messages in flight ---------------------------------------------------------------
+    _in_flight("fetch", "who does not lead fetches", "if refused then return {refused} end", ""),
+    _in_flight(
+        "fetch",
+        "what dead lives held is not given back",
+        "if till <= now then",
+        "if false then",
+    ),
+    _in_flight(
+        "fetch",
+        "what living lives hold is given back",
+        "if till <= now then",
+        "if true then",
+    ),
+    _in_flight(
+        "fetch",
+        "a new leader fetches before everything is back",
+        "if left > 0 then return reply end",
+        "",
+    ),
+    _in_flight(
+        "fetch",
+        "a connection that was replaced fetches",
+        "> tonumber(connection) then\n  return {'replaced'}\nend",
+        "> tonumber(connection) then\nend",
+    ),
+    _in_flight(
+        "fetch",
+        "nobody notes who has a message",
+        "      redis.call('HSET', KEYS[3], tag, number",
+        "      redis.call('ECHO', tag .. number",
+    ),
+    _in_flight(
+        "fetch",
+        "a message is fetched and stays",
+        "redis.call('RPOP', KEYS[list])",
+        "most = most - 1",
+    ),
+    _in_flight(
+        "fetch",
+        "a message that came twice is one",
+        "if redis.call('HEXISTS', KEYS[4], tag) == 1 then",
+        "if false then",
+    ),
+    _in_flight(
+        "in_flight",
+        "what goes back stands in the wrong order",
+        "return a.number > b.number",
+        "return a.number < b.number",
+    ),
+    _in_flight(
+        "in_flight",
+        "what goes back is not marked as redelivered",
+        "with_mark(with_mark(text, 'headers'), 'delivery_info')",
+        "text",
+    ),
+    _in_flight(
+        "in_flight",
+        "what was given back is still in flight",
+        "  settle(each.tag)\n  return value ~= false",
+        "  return value ~= false",
+    ),
+    _in_flight(
+        "settle",
+        "a message of another life is settled",
+        "if each and each.nonce == ARGV[1] then",
+        "if each then",
+    ),
+    _in_flight(
+        "give_back",
+        "a message of another life is given back",
+        "local function is_named(each) return each.nonce == nonce end",
+        "local function is_named(each) return true end",
+    ),
+    _in_flight(
+        "renew",
+        "a renewal does not keep what the leader holds",
+        "keep_in_flight(nonce, lease)",
+        "",
+    ),
+    _in_flight(
+        "acquire",
+        "a deposed life that is heard of keeps nothing",
+        "keep_in_flight(nonce, 2 * lease)",
+        "",
+    ),
     # -- dispatch ---------------------------------------------------------------------------
     _dispatch(
         "record",
@@ -671,7 +762,9 @@ MUTANTS = (
         "tasks/guarded_task.py",
         "options is not None\n            and not admission(",
         "False\n            and not admission(",
-        (_WAYS + "what_a_worker_held_when_it_lost_the_lead_is_refused_when_it_would_start",),
+        (
+            "tests/worker/test_pools.py::test_nothing_starts_with_the_old_term_on_a_leader_that_was_frozen",
+        ),
     ),
     Mutant(
         "a follower lets leader-only messages in",
