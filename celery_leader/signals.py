@@ -7,7 +7,8 @@ signal tells what *has* happened, a little later. Decide and fence nothing by it
 
 Receivers must take ``**kwargs``, because later versions may add arguments. ``sender`` is the
 app, or the task for ``task_forwarded`` and ``task_skipped``. ``node`` is the candidate of this
-process that the signal is about.
+process that the signal is about. ``leader`` and ``reason`` can come from Redis, and are passed on
+as they stand there: anybody who can write to Redis can have written them.
 """
 
 from __future__ import annotations

@@ -97,6 +97,9 @@ def test_a_fleet_does_all_it_does_with_the_rights_of_the_readme(
     fleet.leader("beat")
     assert int(fleet.record("beat")["term"]) > int(before)
     fleet.saw("ran", "tick", len(fleet.records("ran", "tick")) + 2)
+    # Given back when its worker ends.
+    later = fleet.send("lead", "later", countdown=900)
+    fleet.leader().says(f"[{later.id}] received")
     for process in fleet.processes:
         if process.alive:
             assert process.terminate() == 0

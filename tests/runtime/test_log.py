@@ -124,7 +124,7 @@ def test_no_log_line_and_no_command_is_forged_by_what_stands_in_redis(
         with redis_server.client() as client:
             client.hset("celery-leader:celery:election:reports", "asked", hostile)
             client.hset("celery-leader:celery:election:reports", "asked_for", hostile)
-        wait_until(says("reports: to give way"), what="to be asked to give way")
+        wait_until(says("reports: to step down"), what="to be asked to give way")
         shown_by_every_command(app)
 
 
