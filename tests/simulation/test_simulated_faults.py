@@ -31,6 +31,9 @@ from tests.simulation.schedule import (
 from tests.simulation.shrinking import shrink, violation_of
 from tests.simulation.simulation import ONE_LEADER, Simulation
 
+#: They only compute, however slow the machine is.
+pytestmark = pytest.mark.timeout(600)
+
 SCHEDULES = 400
 SEED_VARIABLE = "CELERY_LEADER_TEST_SEED"
 

@@ -11,6 +11,9 @@ from tests.simulation.beats import World
 from tests.simulation.test_simulated_faults import SEED_VARIABLE
 from tests.simulation.ticks import Broken
 
+#: They only compute, however slow the machine is.
+pytestmark = pytest.mark.timeout(600)
+
 #: The same in each run: the judge allows what is ambiguous, and could still be wrong about a world
 #: that nobody has seen. `python -m tests.simulation.beats --worlds N` looks at others.
 FIRST, WORLDS = 1_000, 300
