@@ -21,6 +21,7 @@ from tests.support.waiting import wait_until
 LIBRARY = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), "")
 OFTEN = {"tick": {"task": "plain", "every": 1}}
 HOUR, YEAR = timedelta(hours=1), timedelta(days=365)
+_LONG = 90.0  # seconds; a process whose clock is faked needs many times the work of another
 
 
 class Clock:
@@ -119,7 +120,7 @@ def test_a_leader_whose_clock_goes_wrong_sends_nothing_more_and_gives_its_lease_
     fleet = new_fleet(schedule=OFTEN, conf=LASTING if speed == 1.0 else QUICK)
     clock.set()
     leader = clock.beat(fleet, "leader")
-    wait_until(lambda: len(sent(fleet)) >= 2, what="ticks of the first leader")
+    wait_until(lambda: len(sent(fleet)) >= 2, _LONG, "ticks of the first leader")
     follower = fleet.beat("follower")
     fleet.takes_part(follower, "beat")
     clock.set(HOUR, speed)
@@ -141,7 +142,7 @@ def test_what_a_leader_of_the_future_wrote_does_not_silence_the_next(
     clock.set(ahead)
     # As a beat of before: it leads with whatever clock it has.
     wrong = clock.beat(fleet, "wrong", "-S", scheduler, conf={"leader_beat_clock_tolerance": 0})
-    wait_until(lambda: len(sent(fleet)) >= 2, what="ticks of the wrong beat")
+    wait_until(lambda: len(sent(fleet)) >= 2, _LONG, "ticks of the wrong beat")
     assert wrong.terminate() == 0
     count = len(sent(fleet))
     right = fleet.beat("right", "-S", scheduler)

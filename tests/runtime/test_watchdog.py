@@ -182,6 +182,6 @@ def test_a_beat_with_many_entries_due_at_once_is_not_taken_for_one_that_stands(
 ) -> None:
     fleet = new_fleet(conf={**WATCHED, "leader_watchdog": 5.0}, entries=10_000)
     (beat,) = fleet.beats("b1")
-    fleet.arrived(3000)
+    fleet.arrived(3000, timeout=100)
     assert "stood still" not in beat.log
     assert len(fleet.history("beat")) == 1

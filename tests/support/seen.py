@@ -13,7 +13,7 @@ import redis
 from tests.support.fleet_app.extras import SIGNALLED
 from tests.support.fleet_app.recorder import BELIEFS, RECORDS
 from tests.support.process import Process
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +200,11 @@ class Seen:
         raw = self.redis.lrange(f"{self.prefix}{queue}", 0, -1)
         return [json.loads(text)["headers"] for text in reversed(raw)]
 
-    def arrived(self, count: int, queue: str = "celery") -> list[dict[str, Any]]:
+    def arrived(
+        self, count: int, queue: str = "celery", timeout: float = PATIENCE
+    ) -> list[dict[str, Any]]:
         """Wait until ``count`` messages wait in ``queue``."""
-        wait_until(lambda: self._queued(queue) >= count, what=f"{count} messages in {queue}")
+        wait_until(lambda: self._queued(queue) >= count, timeout, f"{count} messages in {queue}")
         return self.messages(queue)
 
     def of(self, task: str | None = None) -> list[dict[str, Any]]:
