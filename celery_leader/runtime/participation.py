@@ -10,7 +10,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from celery_leader.core.candidate_info import CandidateInfo
@@ -40,6 +40,20 @@ _LONGEST_FAREWELL = 10.0  # seconds; a process must end soon, however long its l
 _FOREIGN_INTERVAL = 3600.0  # seconds between two log lines about another project
 
 
+@dataclass(slots=True)
+class SteppingDown:
+    """How far this process is with giving up one lease.
+
+    Attributes:
+        request: why, and in favour of which node.
+        closing: whether no further body starts. Before that, those that ran when the request came
+            are waited for, and others go on.
+    """
+
+    request: StepDownRequested
+    closing: bool = False
+
+
 class Participation:
     """Enters elections, and leaves them.
 
@@ -47,7 +61,7 @@ class Participation:
     begins with none of them.
 
     Attributes:
-        stepping_down: elections whose lease is to be given up once no body needs it, and why.
+        stepping_down: elections whose lease this process is to give up, and how far it is.
     """
 
     def __init__(
@@ -67,7 +81,7 @@ class Participation:
         self._candidates: list[LocalCandidate] = []
         self._election_thread: ElectionThread | None = None
         self._foreign_told_at = -math.inf
-        self.stepping_down: dict[str, StepDownRequested] = {}
+        self.stepping_down: dict[str, SteppingDown] = {}
         context.forks.call_in_child(self._after_fork)
 
     # -- beginning ------------------------------------------------------------

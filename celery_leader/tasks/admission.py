@@ -30,8 +30,8 @@ class Admission:
 
     Attributes:
         leads: this process, or the worker it belongs to, leads the election.
-        steps_down: this worker gives the lease up as soon as no leader-only body runs here.
-            Pool processes do not know it.
+        steps_down: this worker gives the lease up as soon as no leader-only body runs here, and
+            starts no more of them. Pool processes do not know it.
         shuts_down: this worker is shutting down.
     """
 
@@ -84,7 +84,7 @@ def admission(app: Celery, election: str) -> Admission:
         leads = runtime.beliefs.term(election) is not None
     except LeaderError:  # no worker starts with such settings, but apply() may be called
         return _NOT_HERE
+    step = runtime.participation.stepping_down.get(election)
+    steps_down = step is not None and step.closing
     # After the term: asking for it tells a pool process which worker's shutdown to look at.
-    return Admission(
-        leads, election in runtime.participation.stepping_down, runtime.beliefs.shutting_down
-    )
+    return Admission(leads, steps_down, runtime.beliefs.shutting_down)

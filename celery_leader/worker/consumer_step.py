@@ -23,6 +23,7 @@ from celery_leader.runtime.app_runtime import AppRuntime, runtime_of
 from celery_leader.runtime.command_line import refusing_clearly
 from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.log import get_logger
+from celery_leader.runtime.participation import SteppingDown
 from celery_leader.runtime.settings import BEAT, WORKER, check_elections, check_priority
 from celery_leader.runtime.spelling import closest
 from celery_leader.tasks.leader_only import adopt_tasks
@@ -80,7 +81,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._events = WorkerEvents()
         candidates: dict[str, LocalCandidate] = {}
         self._queues = LeaderQueues(runtime, self._eligible, state, candidates)
-        self._resigning = Resigning(runtime, state, candidates, self._queues.consumes)
+        self._resigning = Resigning(runtime, state, candidates, self._queues.consumes, self._wake)
         self._takes_part = False
         if self._eligible and getattr(c.pool, "is_green", False):
             _warn_of_bodies_that_cannot_be_aborted(c.app)
@@ -170,13 +171,17 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         stepping_down = self._runtime.participation.stepping_down
         match change:
             case StepDownRequested() if not self._runtime.beliefs.shutting_down:
-                begun = election in stepping_down
-                stepping_down[election] = change
-                if begun:
-                    return  # only the successor or the reason has changed
+                if election in stepping_down:  # only the successor or the reason has changed
+                    stepping_down[election].request = change
+                    return
+                stepping_down[election] = SteppingDown(change)
                 self._resigning.step_down_when_idle(election)
             case Deposed():
                 stepping_down.pop(election, None)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have the worker see now what it may consume."""
         self._loop.wake()
         self._queues.interrupt_pop()
 

@@ -32,8 +32,18 @@ def running_requests(state: WorkerState) -> list[Any]:
     # ``list`` copies in one step, while the main thread goes on. The waiting requests come first:
     # in the other order, a request that becomes active in between would be in neither copy.
     pooled = [request for request in list(state.waiting.values()) if is_in_pool(request)]
-    active = [reference() for reference in list(active_requests.data)]
-    return [request for request in (*pooled, *active) if request is not None]
+    return [*pooled, *_active_requests()]
+
+
+def active_requests_of(election: str) -> list[Any]:
+    """The requests of ``election`` whose bodies run here."""
+    bound = [(each, options_for(each.task, each.args, each.kwargs)) for each in _active_requests()]
+    return [each for each, options in bound if options and options.election == election]
+
+
+def _active_requests() -> list[Any]:
+    found = [reference() for reference in list(active_requests.data)]
+    return [request for request in found if request is not None]
 
 
 def running_elections(state: WorkerState) -> set[str]:

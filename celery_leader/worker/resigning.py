@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.local_candidate import LocalCandidate
 
-from .giving_back import running_elections
+from .giving_back import active_requests_of, running_elections
 from .state import WorkerState
 
 _GLANCE = 0.01  # seconds between looks for a leader-only body that still runs
@@ -24,6 +25,7 @@ class Resigning:
         state: the state of the worker.
         candidates: the worker's candidates, by election.
         consumes: whether the worker still consumes from an election's leader queue.
+        wake: has the worker see what it may consume.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class Resigning:
         state: WorkerState,
         candidates: dict[str, LocalCandidate],
         consumes: Callable[[str], bool],
+        wake: Callable[[], None],
     ) -> None:
         self.candidates = candidates
         self._runtime = runtime
         self._state = state
         self._consumes = consumes
+        self._wake = wake
         self._ended = threading.Event()
 
     def resign_when_idle(self) -> None:
@@ -44,10 +48,15 @@ class Resigning:
         threading.Thread(target=self._resign, name="leader-farewell", daemon=True).start()
 
     def step_down_when_idle(self, election: str) -> None:
-        """Give the lease to its next leader as soon as no body needs it, and campaign on."""
+        """Give the lease to its next leader when no body needs it, and campaign on.
+
+        The bodies that run now are waited for first, and meanwhile others go on to start: one that
+        takes minutes must not keep all others from running. Then no more start, the rest is
+        waited for, and the lease is passed on.
+        """
         threading.Thread(
             target=self._step_down,
-            args=(election,),
+            args=(election, active_requests_of(election)),
             name=f"leader-steps-down-{election}",
             daemon=True,
         ).start()
@@ -66,12 +75,18 @@ class Resigning:
             if self._ended.wait(_GLANCE):
                 return
 
-    def _step_down(self, election: str) -> None:
+    def _step_down(self, election: str, first: list[Any]) -> None:
+        stepping_down = self._runtime.participation.stepping_down
         while not self._ended.wait(_GLANCE):
-            order = self._runtime.participation.stepping_down.get(election)
-            if order is None:
+            step = stepping_down.get(election)
+            if step is None:
                 return
-            if not self._consumes(election) and election not in running_elections(self._state):
-                candidate = self.candidates[election]
-                self._runtime.participation.step_down(candidate, order.successor, order.reason)
+            if not step.closing:
+                running = {id(request) for request in active_requests_of(election)}
+                if running.isdisjoint(map(id, first)):
+                    step.closing = True
+                    self._wake()
+            elif not self._consumes(election) and election not in running_elections(self._state):
+                candidate, request = self.candidates[election], step.request
+                self._runtime.participation.step_down(candidate, request.successor, request.reason)
                 return

@@ -371,20 +371,40 @@ def test_a_worker_steps_down_for_a_higher_priority_between_two_bodies_and_loses_
     waiting = [fleet.send("lead", f"waits{i}") for i in range(3)]
     high = fleet.worker("w2", "--leader-priority", "1").says(" ready.")
     low.says("has a higher priority")
-    low.says("no longer consuming from celery.leader\n")
-    waiting += [fleet.send("lead", "late", queue="w1")]
-    low.says(f"[{waiting[-1].id}] handed to celery.leader")
     fleet.renewed(2)
     assert fleet.leader() is low, "a body of its runs"
     fleet.open("first")
     assert held.get(timeout=30)["node"] == low.node
+    low.says("no longer consuming from celery.leader\n")
     assert fleet.leader(other_than=low) is high
-    assert {result.get(timeout=30)["node"] for result in waiting} == {high.node}
-    assert sorted(seen["label"] for seen in fleet.records("ran")) == [
-        "late",
-        *(f"waits{i}" for i in range(3)),
-    ]
+    for result in waiting:
+        result.get(timeout=30)
+    assert sorted(seen["label"] for seen in fleet.records("ran")) == [f"waits{i}" for i in range(3)]
     assert fleet.history()[-2].kind == "resigned"
+    fleet.assert_beliefs_never_overlapped()
+
+
+def test_a_long_body_keeps_a_leader_that_steps_down_from_no_other_task(
+    new_fleet: NewFleet,
+) -> None:
+    conf = {"leader_renew_interval": 0.5, "leader_preempt": True}
+    fleet = new_fleet(conf=conf, probe=True)
+    low = fleet.worker("w1", "-c", "2").says(" ready.")
+    assert fleet.leader() is low
+    long = fleet.send("hold", "long")
+    fleet.saw("started", "long")
+    high = fleet.worker("w2", "--leader-priority", "1").says(" ready.")
+    low.says("has a higher priority")
+    fleet.outlives_its_lease()
+    meanwhile = [fleet.send("lead", "meanwhile") for _ in range(10)]
+    assert {result.get(timeout=30)["node"] for result in meanwhile} == {low.node}
+    assert fleet.leader() is low
+    fleet.open("long")
+    assert long.get(timeout=30)["node"] == low.node
+    assert fleet.leader(other_than=low) is high
+    assert fleet.send("lead", "afterwards").get(timeout=30)["node"] == high.node
+    (finished,) = fleet.records("finished", "long")
+    assert finished["leads"] is True
     fleet.assert_beliefs_never_overlapped()
 
 
@@ -401,11 +421,15 @@ def test_what_was_given_back_does_not_start_when_its_time_has_come_though_the_le
     low.says(f"[{sent.id}] received")
     higher = fleet.sender(conf={"leader_priority": 1})
     with LeaderElection(higher, "worker", node="higher") as election:
+        low.says("has a higher priority")
+        fleet.send("hold", "second")
+        fleet.saw("started", "second")
+        fleet.open("first")
         low.says("1 waiting leader-only task(s) given back")
         must_have(fleet.moment() < due, "this machine is too slow to tell")
         wait_until(lambda: fleet.moment() > due + 1, what="its time")
         assert fleet.leader() is low
-        fleet.open("first")
+        fleet.open("second")
         assert election.wait_until_leader(timeout=30)
         assert [message["id"] for message in fleet.messages("celery.leader")] == [sent.id]
         assert fleet.records("ran", "later") == []
