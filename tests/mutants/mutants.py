@@ -549,7 +549,7 @@ MUTANTS = (
     _in_flight(
         "fetch",
         "a message that came twice is one",
-        "if redis.call('HEXISTS', KEYS[4], tag) == 1 then",
+        "if redis.call('HGET', KEYS[4], tag) then",
         "if false then",
     ),
     _in_flight(

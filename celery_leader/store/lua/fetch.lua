@@ -58,7 +58,7 @@ for list = FIRST_LIST, #KEYS do
     if tag then
       local number = whole(redis.call('HINCRBY', KEYS[2], 'fetched', 1))
       -- A topic may have put one message, with one tag, into several leader queues.
-      if redis.call('HEXISTS', KEYS[4], tag) == 1 then
+      if redis.call('HGET', KEYS[4], tag) then
         local first, last = string.find(text, '"' .. tag .. '"', 1, true)
         tag = tag .. '.' .. number
         text = string.sub(text, 1, first) .. tag .. string.sub(text, last)
