@@ -48,6 +48,7 @@ class Fetcher:
         candidates: the worker's candidates, by election.
         state: the state of the worker.
         room: how many more messages the worker may receive; ``None``: any number.
+        running: the tags of the messages whose bodies run here.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Fetcher:
         candidates: Mapping[str, LocalCandidate],
         state: WorkerState,
         room: Callable[[], int | None],
+        running: Callable[[], Collection[str]],
     ) -> None:
         self.queue = runtime.queue(election)
         self.lists: Sequence[str] = ()
@@ -65,6 +67,7 @@ class Fetcher:
         self._candidates = candidates
         self._state = state
         self._room = room
+        self._running = running
         self._task_consumer: Any = None
         self._unacked: Sequence[str] = ()
         self._channel: LeaderChannel | None = None
@@ -91,11 +94,8 @@ class Fetcher:
 
     # -- called by the worker -------------------------------------------------------------
 
-    def connected(self, task_consumer: Any, running: Collection[str]) -> None:
-        """The worker has a new connection: settle what is owed, give back what it does not run.
-
-        ``running``: the tags of the messages whose bodies run.
-        """
+    def connected(self, task_consumer: Any) -> None:
+        """The worker has a new connection: settle what is owed, give back what it does not run."""
         channel = task_consumer.channel
         self._task_consumer, self._channel = task_consumer, None
         self._paused = self._retries = False  # Celery has dropped the timers
@@ -105,7 +105,7 @@ class Fetcher:
         if self._connection > 1:
             self._settle(())
             try:
-                self._give_back_but(running, self._connection)
+                self._give_back_but(self._running(), self._connection)
             except ResponseError as exc:
                 logger.error("%s: messages cannot be given back: %s", self.queue, exc)
 
@@ -121,15 +121,18 @@ class Fetcher:
         if channel is not None:
             channel.close()
 
-    def give_back_but(self, running: Collection[str], *, for_good: bool = False) -> None:
-        """Give back all messages but those that run, in front of the queue and in their order.
-
-        ``for_good``: this worker fetches no more.
-        """
-        if self._connection and (self._held or for_good):
+    def give_back_but_running(self) -> None:
+        """Give back all messages whose bodies do not run, in front of the queue and in order."""
+        if self._held:
             self._settle(())
             self._connection += 1
-            self._give_back_but(running, LAST_CONNECTION if for_good else self._connection)
+            self._give_back_but(self._running(), self._connection)
+
+    def finish(self) -> None:
+        """The worker ends: give back everything, and fetch no more."""
+        if self._connection:
+            self._settle(())
+            self._give_back_but((), LAST_CONNECTION)
 
     def give_back(self, message: Any, *, behind: bool = False) -> None:
         """Give back one message, unless that has happened already.
@@ -235,7 +238,7 @@ class Fetcher:
     def _most(self) -> int:
         """How many messages the next fetch may bring."""
         solo = isinstance(self._state.consumer.pool, SoloPool)  # each body holds up the event loop
-        if solo or self._runtime.app.conf.worker_disable_prefetch:
+        if solo or self._runtime.app.conf.get("worker_disable_prefetch"):
             return 1
         room = self._room()
         return _MOST if room is None else max(1, min(_MOST, room))

@@ -79,7 +79,7 @@ def _give_back_fetched(state: WorkerState, election: str) -> None:
         return
     waiting = [each for each in _waiting(state, [election]) if is_fetched(each.message)]
     try:
-        fetcher.give_back_but(running_tags(state))
+        fetcher.give_back_but_running()
     except (RedisError, OSError) as exc:
         logger.warning("%s: fetched messages cannot be given back yet: %s", election, exc)
         return

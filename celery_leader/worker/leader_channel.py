@@ -85,6 +85,7 @@ class LeaderChannel:
     #: No message of another queue, no fanout, nothing to restore.
     do_restore = False
     source: Source
+    closed: bool
 
     def attach(self, source: Source, credit: Credit, most: Callable[[], int], hub: Any) -> None:
         """Begin to fetch for ``source``, at most ``most()`` messages at once."""
@@ -183,7 +184,7 @@ class LeaderChannel:
         # kombu would first wait for the answer, and a message would come to a channel that closes.
         # What is fetched and never read is given back by the source.
         self._in_poll = None
-        if not self.closed:  # type: ignore[attr-defined]
+        if not self.closed:
             stop_polling(self, self._hub)
         super().close()  # type: ignore[misc]
 

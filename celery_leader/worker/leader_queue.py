@@ -87,7 +87,6 @@ class LeaderQueues:
             return sum(fetcher.held for fetcher in fetchers.values())
 
         share_credit(channel, held)
-        running = running_tags(self._state)
         for election in fetched.intersection(self._eligible):
             if election not in fetchers:
                 fetchers[election] = Fetcher(
@@ -96,8 +95,9 @@ class LeaderQueues:
                     self._candidates,
                     self._state,
                     lambda: credit_left(self._state.task_consumer.channel, held()),
+                    lambda: running_tags(self._state),
                 )
-            fetchers[election].connected(c.task_consumer, running)
+            fetchers[election].connected(c.task_consumer)
 
     def update(self) -> None:
         """Consume the leader queues of the led elections, no others; in the worker's thread."""
@@ -163,6 +163,6 @@ class LeaderQueues:
         """The worker ends: leave nothing behind in Redis."""
         for fetcher in self._state.fetchers.values():
             with contextlib.suppress(RedisError, OSError):
-                fetcher.give_back_but((), for_good=True)
+                fetcher.finish()
         if self._nudge is not None:
             self._nudge.remove()
