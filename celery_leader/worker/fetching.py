@@ -9,15 +9,18 @@ run twice if the worker was given up for dead and runs on.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from celery_leader.compat.celery_worker import SoloPool
 from celery_leader.compat.kombu import queue_lists, receive, run_command, unacked_keys
 from celery_leader.runtime.app_runtime import AppRuntime
+from celery_leader.runtime.clock import now
 from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.log import get_logger
 from celery_leader.store.client import Script
@@ -36,6 +39,7 @@ logger = get_logger(__name__)
 
 _MOST = 10  # messages in one fetch
 _PAUSE = 1.0  # seconds after a refusal that has to do with Redis or with the queue
+_SILENCE = 60.0  # seconds between two log lines about one trouble
 _MISSING_PAUSE = 0.2  # seconds; a leader writes a record that is missing anew at once
 
 
@@ -81,6 +85,8 @@ class Fetcher:
         self._cleared_term: int | None = None
         self._paused = False
         self._retries = False
+        self._trouble = ""
+        self._told_at = 0.0
 
     @property
     def fetches(self) -> bool:
@@ -108,6 +114,7 @@ class Fetcher:
                 self._give_back_but(self._running(), self._connection)
             except ResponseError as exc:
                 logger.error("%s: messages cannot be given back: %s", self.queue, exc)
+            self._watch_kept(set())
 
     def begin(self) -> None:
         """Fetch from now on, while this worker leads."""
@@ -141,6 +148,20 @@ class Fetcher:
         """
         self.reject(message.channel, message.delivery_tag, requeue=True, behind=behind)
 
+    def _watch_kept(self, ended: Collection[str]) -> None:
+        """Give back what came over an earlier connection and does not run any more.
+
+        Celery may end such a body without an acknowledgement, and rely on the broker to deliver
+        its message again. ``ended``: those that had ended at the last look; an acknowledgement may
+        be under way.
+        """
+        kept = {tag for tag, came in self._held.items() if came.closed}
+        ended_now = kept.difference(self._running(), self._owed)
+        for tag in ended_now.intersection(ended):
+            self.reject(self._held[tag], tag, requeue=True, behind=False)
+        if kept:
+            self._state.consumer.timer.call_after(_PAUSE, partial(self._watch_kept, ended_now))
+
     # -- called by the channel ------------------------------------------------------------
 
     def may_fetch(self) -> bool:
@@ -163,24 +184,29 @@ class Fetcher:
         if fetched.refused:
             self._on_refusal(fetched.refused)
             return 0, None
-        self._report(fetched)
+        _report(self.queue, self._keys, fetched)
         if fetched.more_to_give_back:
             return _MOST, None  # the next fetch must not wait
         self._cleared_term = self._term
+        channel = self._channel
+        assert channel is not None
         for text in fetched.messages:
-            self._deliver(text)
+            self._deliver(channel, text)
         return len(fetched.messages), fetched.came_from
 
     def failed(self, exc: ResponseError) -> None:
         """Redis refused a fetch, or the queue: say so, and try on in a moment."""
+        self._pause(_PAUSE)
         text = str(exc)
+        if text == self._trouble and now() < self._told_at + _SILENCE:
+            return
+        self._trouble, self._told_at = text, now()
         advice = "leader-only tasks wait until that is mended"
         if "unknown command" in text.lower():
             advice = "this server is older than Redis 6.2, which leader-only tasks need"
         elif "WRONGTYPE" in text:
             advice = "the queue, or a key of its election, is of another type; delete that key"
         logger.error("%s cannot be fetched from: %s; %s", self.queue, text, advice)
-        self._pause(_PAUSE)
 
     def answer_lost(self) -> None:
         """Give back what a fetch has brought whose answer was lost."""
@@ -230,6 +256,8 @@ class Fetcher:
 
     def _run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         channel = self._task_consumer.channel
+        if channel.connection is None:
+            raise RedisConnectionError("the worker is about to connect again")
         try:
             return run_command(channel, script.by_sha(keys, args))
         except NoScriptError:
@@ -243,9 +271,7 @@ class Fetcher:
         room = self._room()
         return _MOST if room is None else max(1, min(_MOST, room))
 
-    def _deliver(self, text: bytes) -> None:
-        channel = self._channel
-        assert channel is not None
+    def _deliver(self, channel: LeaderChannel, text: bytes) -> None:
         try:
             message = channel.Message(loads(bytes_to_str(text)), channel=channel)  # type: ignore[attr-defined]
         except Exception as exc:
@@ -273,8 +299,7 @@ class Fetcher:
         owed = list(self._owed)
         try:
             self._in_flight.settle(self._run, owed)
-        except (RedisError, OSError, AttributeError) as exc:
-            # AttributeError: the channel is closed, and the worker is about to connect again.
+        except (RedisError, OSError) as exc:
             logger.debug("%s: an acknowledgement has to wait: %s", self.queue, exc)
             if not self._retries:
                 self._retries = True
@@ -304,28 +329,6 @@ class Fetcher:
                 self._candidate, self._term, gone=why == "missing"
             )
 
-    def _report(self, fetched: Fetched) -> None:
-        if fetched.given_back:
-            logger.info(
-                "%s: %d message(s) that a lost worker had fetched are in the queue again",
-                self.queue,
-                fetched.given_back,
-            )
-        if fetched.damaged:
-            logger.error(
-                "%s: %d line(s) of the hash %s make no sense and are left there",
-                self.queue,
-                fetched.damaged,
-                self._keys.in_flight,
-            )
-        if fetched.unreadable:
-            logger.error(
-                "%s: %d message(s) that are no messages were set aside in the list %s",
-                self.queue,
-                fetched.unreadable,
-                self._keys.unreadable,
-            )
-
     def _pause(self, seconds: float) -> None:
         self._paused = True
         self._state.consumer.timer.call_after(seconds, self._go_on)
@@ -333,3 +336,26 @@ class Fetcher:
     def _go_on(self) -> None:
         self._paused = False
         self._state.wake()
+
+
+def _report(queue: str, keys: QueueKeys, fetched: Fetched) -> None:
+    if fetched.given_back:
+        logger.info(
+            "%s: %d message(s) that a lost worker had fetched are in the queue again",
+            queue,
+            fetched.given_back,
+        )
+    if fetched.damaged:
+        logger.error(
+            "%s: %d line(s) of the hash %s make no sense and are left there",
+            queue,
+            fetched.damaged,
+            keys.in_flight,
+        )
+    if fetched.unreadable:
+        logger.error(
+            "%s: %d message(s) that are no messages were set aside in the list %s",
+            queue,
+            fetched.unreadable,
+            keys.unreadable,
+        )

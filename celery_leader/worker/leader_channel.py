@@ -132,7 +132,7 @@ class LeaderChannel:
         """Take in what was fetched."""
         waited, self._waits = self._waits, True
         try:
-            answer = self._read_answers(2 if waited else 1)
+            *before, answer = self._read_answers(2 if waited else 1)
             self._unanswered = False
         finally:
             self._in_poll = None
@@ -140,24 +140,27 @@ class LeaderChannel:
         if isinstance(answer, NoScriptError):
             self._text_wanted, self._waits = True, False
             raise Empty
-        if isinstance(answer, ResponseError):
-            self.source.failed(answer)
-            raise Empty
         self._text_wanted = False
-        count, came_from = self.source.take_in(answer)
-        if came_from is not None:
-            self._wait_for = came_from
-            self._seen.add(came_from)
-        # If there was less than asked for, the queue is empty now.
-        self._waits = count < self._asked
+        refusals = [each for each in (answer, *before) if isinstance(each, ResponseError)]
+        count = 0
+        if answer not in refusals:
+            # Also if the wait was refused: what was fetched is this worker's.
+            count, came_from = self.source.take_in(answer)
+            if came_from is not None:
+                self._wait_for = came_from
+                self._seen.add(came_from)
+            # If there was less than asked for, the queue is empty now.
+            self._waits = count < self._asked
+        if refusals:
+            self.source.failed(refusals[0])
         if not count:
             raise Empty
         return True
 
-    def _read_answers(self, count: int) -> Any:
-        """The last of so many answers; an error if it, or one before it, is one."""
+    def _read_answers(self, count: int) -> list[Any]:
+        """So many answers; a refusal is an answer."""
         connection = self.client.connection  # type: ignore[attr-defined]
-        answers = []
+        answers: list[Any] = []
         for _ in range(count):
             try:
                 answers.append(connection.read_response())
@@ -166,8 +169,7 @@ class LeaderChannel:
             except self.connection_errors:  # type: ignore[attr-defined]
                 connection.disconnect()
                 raise
-        errors = [each for each in answers if isinstance(each, ResponseError)]
-        return errors[0] if errors else answers[-1]
+        return answers
 
     # -- called by messages and by Celery -------------------------------------------------
 

@@ -25,6 +25,7 @@ from celery_leader.store.in_flight import (
 from celery_leader.store.lease_store import RedisLeaseStore
 from tests.support.fixtures import PREFIX, MakeStore
 from tests.support.lease_requests import LONG, NAME, acquire, release, renew
+from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
 QUEUE = "celery.leader"
@@ -392,6 +393,23 @@ def test_a_line_in_flight_that_makes_no_sense_is_named_and_left(
     assert fetched.damaged == 1
     assert len(fetched.messages) == 1
     assert queue.redis.hget(queue.keys.in_flight, "tag") == line.encode()
+
+
+@pytest.mark.parametrize("step", ["fetch", "give back"])
+def test_a_full_redis_loses_nothing(
+    make_store: MakeStore, own_redis: RedisServer, step: str
+) -> None:
+    queue = LeaderQueue(make_store(own_redis.url), own_redis.url)
+    queue.send("1", "2", "3")
+    a = Life(queue, "a").lead()
+    a.fetch(1)
+    queue.redis.config_set("maxmemory", 1)
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        a.fetch() if step == "fetch" else a.give_back("1")
+    queue.redis.config_set("maxmemory", 0)
+    assert queue.held == {"1": a.nonce}
+    assert queue.waiting == ["2", "3"]
+    assert a.names() == ["2", "3"]
 
 
 def test_wherever_a_message_is_it_is_there_once(queue: LeaderQueue) -> None:

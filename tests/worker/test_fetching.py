@@ -250,6 +250,21 @@ def test_a_queue_of_another_type_is_named_once_a_second_and_mended(new_fleet: Ne
     assert fleet.app.tasks["fleet.lead"].delay("good").get(timeout=30)["node"] == leader.node
 
 
+def test_what_is_fetched_is_received_though_the_wait_for_it_is_refused(
+    new_fleet: NewFleet, own_redis: RedisServer
+) -> None:
+    with own_redis.client() as client:
+        client.execute_command("ACL", "SETUSER", "default", "-blmove")
+    fleet = new_fleet(broker=own_redis.url, conf=LASTING)
+    leader = leading_worker(fleet)
+    for number in range(3):
+        result = fleet.app.tasks["fleet.lead"].delay(str(number))
+        assert result.get(timeout=30)["node"] == leader.node
+    leader.says("celery.leader cannot be fetched from")
+    assert leader.log.count("celery.leader cannot be fetched from") == 1
+    wait_until(lambda: in_flight(fleet) == 0, what="everything to be settled")
+
+
 def test_messages_of_every_priority_arrive(new_fleet: NewFleet) -> None:
     fleet = new_fleet(conf=LASTING)
     leading_worker(fleet)
