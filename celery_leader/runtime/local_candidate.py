@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from celery_leader.core.candidate_info import CandidateInfo
 from celery_leader.core.election import Election
-from celery_leader.core.events import Change, Deposed, Elected, Observer
+from celery_leader.core.events import Change, Deposed, Elected, Observer, StepDownRequested
 from celery_leader.core.watchdog import Requirement
 
 from .answer_checks import AnswerChecks
@@ -39,6 +39,8 @@ class Standing:
         priority: the candidate's priority.
         eligible: whether it wants the lease.
         giving_way: whether it steps down: it keeps the lease until its running work has ended.
+        giving_way_for: seconds since it was asked to; ``None`` if it was not.
+        waits_for: the ids of the tasks whose bodies must end first.
     """
 
     election: str
@@ -53,11 +55,31 @@ class Standing:
     priority: int
     eligible: bool
     giving_way: bool
+    giving_way_for: float | None = None
+    waits_for: tuple[str, ...] = ()
 
     @property
     def leading(self) -> bool:
         """Whether it leads."""
         return self.term is not None
+
+
+@dataclass(slots=True)
+class SteppingDown:
+    """How far this process is with giving up one lease.
+
+    Attributes:
+        request: why, and in favour of which node.
+        since: when it was asked to.
+        closing: whether no further body starts. Before that, those that ran when the request came
+            are waited for, and others go on.
+        waits_for: the ids of the tasks whose bodies must end first.
+    """
+
+    request: StepDownRequested
+    since: float
+    closing: bool = False
+    waits_for: tuple[str, ...] = ()
 
 
 class LocalCandidate:
@@ -100,7 +122,9 @@ class LocalCandidate:
         """The term this process leads with at this moment, or ``None``; no I/O."""
         return self.view.term()
 
-    def standing(self, last_contact: float | None, *, stepping_down: bool) -> Standing:
+    def standing(
+        self, last_contact: float | None, stepping_down: SteppingDown | None = None
+    ) -> Standing:
         """How this candidate stands at this moment, for people to see; no I/O."""
         moment, election, term = now(), self.election, self.term()
         known, renewed_at = election.observed.leader, election.renewed_at
@@ -116,7 +140,9 @@ class LocalCandidate:
             leaderless_seconds=known.vacant_seconds(moment),
             priority=election.requester.priority,
             eligible=election.campaigning,
-            giving_way=stepping_down,
+            giving_way=stepping_down is not None,
+            giving_way_for=moment - stepping_down.since if stepping_down else None,
+            waits_for=stepping_down.waits_for if stepping_down else (),
         )
 
     # -- in the election's thread ---------------------------------------------

@@ -10,12 +10,12 @@ import threading
 import uuid
 import weakref
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from celery_leader.core.candidate_info import CandidateInfo
 from celery_leader.core.election import Election
-from celery_leader.core.events import Elected, StepDownRequested
+from celery_leader.core.events import Elected
 from celery_leader.core.kinship import Kin, called, kinship
 from celery_leader.core.lease import Record
 from celery_leader.core.names import check_name, check_node
@@ -28,7 +28,7 @@ from .beliefs import Beliefs
 from .clock import now
 from .context import ALWAYS_TERM, AppContext
 from .election_thread import ElectionThread
-from .local_candidate import Listener, LocalCandidate, Standing
+from .local_candidate import Listener, LocalCandidate, Standing, SteppingDown
 from .log import get_logger
 from .node_names import NodeNames
 from .observers import Observers
@@ -38,20 +38,6 @@ logger = get_logger(__name__)
 
 _LONGEST_FAREWELL = 10.0  # seconds; a process must end soon, however long its lease is
 _FOREIGN_INTERVAL = 3600.0  # seconds between two log lines about another project
-
-
-@dataclass(slots=True)
-class SteppingDown:
-    """How far this process is with giving up one lease.
-
-    Attributes:
-        request: why, and in favour of which node.
-        closing: whether no further body starts. Before that, those that ran when the request came
-            are waited for, and others go on.
-    """
-
-    request: StepDownRequested
-    closing: bool = False
 
 
 class Participation:
@@ -148,7 +134,7 @@ class Participation:
         """How each candidate of this process stands at this moment; no I/O."""
         contact = self._election_thread.last_contact if self._election_thread is not None else None
         return [
-            candidate.standing(contact, stepping_down=candidate.name in self.stepping_down)
+            candidate.standing(contact, self.stepping_down.get(candidate.name))
             for candidate in list(self._candidates)
         ]
 

@@ -20,10 +20,10 @@ from celery_leader.core.events import Change, Deposed, Event, StepDownRequested
 from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime import remote_control
 from celery_leader.runtime.app_runtime import AppRuntime, runtime_of
+from celery_leader.runtime.clock import now
 from celery_leader.runtime.command_line import refusing_clearly
-from celery_leader.runtime.local_candidate import LocalCandidate
+from celery_leader.runtime.local_candidate import LocalCandidate, SteppingDown
 from celery_leader.runtime.log import get_logger
-from celery_leader.runtime.participation import SteppingDown
 from celery_leader.runtime.settings import BEAT, WORKER, check_elections, check_priority
 from celery_leader.runtime.spelling import closest
 from celery_leader.tasks.leader_only import adopt_tasks
@@ -174,7 +174,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 if election in stepping_down:  # only the successor or the reason has changed
                     stepping_down[election].request = change
                     return
-                stepping_down[election] = SteppingDown(change)
+                stepping_down[election] = SteppingDown(change, now())
                 self._resigning.step_down_when_idle(election)
             case Deposed():
                 stepping_down.pop(election, None)

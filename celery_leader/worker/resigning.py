@@ -81,12 +81,16 @@ class Resigning:
             step = stepping_down.get(election)
             if step is None:
                 return
+            running = active_requests_of(election)
             if not step.closing:
-                running = {id(request) for request in active_requests_of(election)}
-                if running.isdisjoint(map(id, first)):
+                awaited = [request for request in running if request in first]
+                step.waits_for = tuple(request.id for request in awaited)
+                if not awaited:
                     step.closing = True
                     self._wake()
-            elif not self._consumes(election) and election not in running_elections(self._state):
+                continue
+            step.waits_for = tuple(request.id for request in running)
+            if not self._consumes(election) and election not in running_elections(self._state):
                 candidate, request = self.candidates[election], step.request
                 self._runtime.participation.step_down(candidate, request.successor, request.reason)
                 return

@@ -59,14 +59,17 @@ def test_control_leader_resign_waits_for_a_body_and_then_another_leads(
     fleet = new_fleet(conf=LASTING)
     fleet.workers("w1", "w2")
     leader = fleet.leader()
-    fleet.send("hold", "body")
+    body = fleet.send("hold", "body")
     fleet.saw("started", "body")
     done = fleet.run("control", "leader_resign", "--timeout", "5", "-d", leader.node)
     assert "gives worker up" in done.stdout, done
-    leader.says("no longer consuming from celery.leader")
+    leader.says("to step down")
     assert fleet.leader() is leader
     found = fleet.app.control.inspect([leader.node], timeout=10, limit=1)._request("leader")
-    assert found[leader.node]["worker"]["giving_way"] is True
+    standing = found[leader.node]["worker"]
+    assert standing["giving_way"] is True
+    assert standing["giving_way_for"] >= 0
+    assert standing["waits_for"] == [body.id]
     fleet.open("body")
     other = fleet.leader(other_than=leader)
     fleet.saw("finished", "body")

@@ -351,7 +351,7 @@ def test_an_observer_is_told_of_each_attempt_without_an_answer(fleet: Fleet) -> 
 
 def test_how_a_candidate_stands_can_be_asked_at_any_time(fleet: Fleet) -> None:
     thread, candidate = fleet.leader("a")
-    standing = candidate.standing(thread.last_contact, stepping_down=False)
+    standing = candidate.standing(thread.last_contact)
     assert standing.leading
     assert (standing.leader, standing.term) == ("a", candidate.term())
     assert standing.leader_term == standing.term
@@ -361,7 +361,7 @@ def test_how_a_candidate_stands_can_be_asked_at_any_time(fleet: Fleet) -> None:
     assert standing.last_contact >= 0
     assert standing.eligible
     assert thread.resign(candidate).wait(PATIENCE)
-    standing = candidate.standing(thread.last_contact, stepping_down=False)
+    standing = candidate.standing(thread.last_contact)
     assert (standing.leading, standing.leader, standing.eligible) == (False, None, False)
     assert standing.leaderless_seconds >= 0
 
