@@ -125,7 +125,8 @@ class ElectionThread:
 
     def lease_rejected(self, candidate: LocalCandidate, term: int, *, gone: bool) -> None:
         """Redis refused an act done with ``term``: another leads, or the record is ``gone``."""
-        if not gone:
+        # The act may have begun in an earlier term, and this process may lead again.
+        if not gone and candidate.view.term() == term:
             candidate.view.withdraw()
         self._call(lambda: candidate.election.lease_rejected(term, now(), gone=gone))
 

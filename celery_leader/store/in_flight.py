@@ -135,9 +135,9 @@ class InFlight:
         ]
         return self._keys.all, arguments
 
-    def settle(self, run: RunScript, tags: Collection[str]) -> None:
-        """Acknowledge messages; nothing happens to those that are not this life's any more."""
-        run(SETTLE, self._keys.all, [self._nonce, *tags])
+    def settle(self, run: RunScript, tags: Collection[str]) -> set[str]:
+        """Acknowledge messages; returns the tags of those that are not this life's any more."""
+        return {tag.decode() for tag in run(SETTLE, self._keys.all, [self._nonce, *tags])}
 
     def give_back(self, run: RunScript, tags: Collection[str], *, behind: bool = False) -> int:
         """Give back these messages; returns how many this life still had.

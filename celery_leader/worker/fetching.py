@@ -8,6 +8,7 @@ run twice if the worker was given up for dead and runs on.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -79,6 +80,8 @@ class Fetcher:
         #: message that comes again has the same tag, and comes over another channel.
         self._held: dict[str, LeaderChannel] = {}
         self._owed: set[str] = set()
+        #: Messages that were another worker's when they were acknowledged here.
+        self._lost: deque[str] = deque(maxlen=1000)
         self._connection = 0
         self._term: int | None = None
         self._refused_term: int | None = None
@@ -141,12 +144,19 @@ class Fetcher:
             self._settle(())
             self._give_back_but((), LAST_CONNECTION)
 
-    def give_back(self, message: Any, *, behind: bool = False) -> None:
-        """Give back one message, unless that has happened already.
+    def give_back(self, message: Any, *, behind: bool = False) -> bool:
+        """Give back one message, also if its acknowledgement is under way.
 
-        ``behind``: behind the others in the queue, and not in front of them.
+        ``behind``: behind the others in the queue, and not in front of them. Returns whether the
+        message is in the queue, or was given back before. If not, it was acknowledged already.
         """
-        self.reject(message.channel, message.delivery_tag, requeue=True, behind=behind)
+        tag: str = message.delivery_tag
+        channel: LeaderChannel = message.channel
+        if self._held.get(tag) is channel:
+            self._owed.discard(tag)
+            self.reject(channel, tag, requeue=True, behind=behind)
+            return True
+        return tag in self._lost
 
     def _watch_kept(self, ended: Collection[str]) -> None:
         """Give back what came over an earlier connection and does not run any more.
@@ -201,12 +211,7 @@ class Fetcher:
         if text == self._trouble and now() < self._told_at + _SILENCE:
             return
         self._trouble, self._told_at = text, now()
-        advice = "leader-only tasks wait until that is mended"
-        if "unknown command" in text.lower():
-            advice = "this server is older than Redis 6.2, which leader-only tasks need"
-        elif "WRONGTYPE" in text:
-            advice = "the queue, or a key of its election, is of another type; delete that key"
-        logger.error("%s cannot be fetched from: %s; %s", self.queue, text, advice)
+        logger.error("%s cannot be fetched from: %s; %s", self.queue, text, _advice(text))
 
     def answer_lost(self) -> None:
         """Give back what a fetch has brought whose answer was lost."""
@@ -298,7 +303,7 @@ class Fetcher:
             return
         owed = list(self._owed)
         try:
-            self._in_flight.settle(self._run, owed)
+            lost = self._in_flight.settle(self._run, owed)
         except (RedisError, OSError) as exc:
             logger.debug("%s: an acknowledgement has to wait: %s", self.queue, exc)
             if not self._retries:
@@ -306,6 +311,7 @@ class Fetcher:
                 self._state.consumer.timer.call_after(_PAUSE, self._settle_again)
         else:
             self._owed.difference_update(owed)
+            self._lost.extend(lost)
 
     def _settle_again(self) -> None:
         self._retries = False
@@ -324,7 +330,8 @@ class Fetcher:
             self._refused_term = self._term
         elif why == "missing":
             self._pause(_MISSING_PAUSE)
-        if why != "replaced":
+        # A wait may have begun with an earlier term, whose end this worker knows.
+        if why != "replaced" and self._term == self._candidate.term():
             self._runtime.participation.lease_rejected(
                 self._candidate, self._term, gone=why == "missing"
             )
@@ -359,3 +366,12 @@ def _report(queue: str, keys: QueueKeys, fetched: Fetched) -> None:
             fetched.unreadable,
             keys.unreadable,
         )
+
+
+def _advice(refusal: str) -> str:
+    """What helps against a refusal of Redis."""
+    if "unknown command" in refusal.lower():
+        return "this server is older than Redis 6.2, which leader-only tasks need"
+    if "WRONGTYPE" in refusal:
+        return "the queue, or a key of its election, is of another type; delete that key"
+    return "leader-only tasks wait until that is mended"

@@ -68,12 +68,13 @@ def give_back_next(state: WorkerState, elections: Collection[str]) -> None:
     place in that order.
     """
     for election in elections:
-        _give_back_fetched(state, election)
+        give_back_fetched(state, election)
     waiting = _popped(state, elections)
     _put_in_front([each for each in waiting if _came_from_its_queue(each) and not each.eta])
 
 
-def _give_back_fetched(state: WorkerState, election: str) -> None:
+def give_back_fetched(state: WorkerState, election: str) -> None:
+    """Give back the fetched messages of ``election`` whose bodies do not run."""
     fetcher = state.fetchers.get(election)
     if fetcher is None:
         return

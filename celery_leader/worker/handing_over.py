@@ -101,8 +101,7 @@ def hand_over(stray: Stray) -> None:
     Raises:
         Exception: the connection to the broker is lost; Celery makes a new one.
     """
-    if is_fetched(stray.message) and not stray.is_ours_alone:
-        _give_back(stray)
+    if is_fetched(stray.message) and _give_back(stray):
         return
     try:
         _pass_on(stray)
@@ -121,14 +120,16 @@ def hand_over(stray: Stray) -> None:
     stray.acknowledge()
 
 
-def _give_back(stray: Stray) -> None:
-    """Put a fetched message back into its queue, in one step."""
+def _give_back(stray: Stray) -> bool:
+    """Put a fetched message back into its queue, in one step; whether that is settled now."""
     try:
         # A leader that does not know the task tries the other messages first.
-        stray.message.channel.source.give_back(stray.message, behind=stray.unknown)
+        given = stray.message.channel.source.give_back(stray.message, behind=stray.unknown)
     except ResponseError as exc:
         logger.warning("%s: %s cannot be given back yet: %s", stray.election, stray.task, exc)
         hand_over_later(stray)
+        return True
+    return given or not stray.is_ours_alone
 
 
 def _pass_on(stray: Stray, producer: Producer | None = None) -> None:

@@ -24,7 +24,7 @@ from celery_leader.tasks.admission import admission
 from celery_leader.tasks.routing import leader_queue, leader_queues
 
 from .fetching import Fetcher
-from .giving_back import give_back_all, running_tags
+from .giving_back import give_back_all, give_back_fetched, running_tags
 from .nudge import Nudge, nudge_of
 from .state import WorkerState
 
@@ -142,8 +142,10 @@ class LeaderQueues:
         fetcher = self._state.fetchers.get(election)
         if fetcher is not None:
             fetcher.end()
-        if fetcher is not None or election in self._runtime.participation.stepping_down:
+        if election in self._runtime.participation.stepping_down:
             give_back_all(self._state, [election])
+        else:
+            give_back_fetched(self._state, election)
         logger.info("%s: no longer consuming from %s", election, queue)
 
     def interrupt_pop(self) -> None:

@@ -283,6 +283,14 @@ def test_a_leader_whose_lease_was_rejected_stops_at_once_and_asks(fleet: Fleet) 
     wait_until(lambda: (candidate.term() or 0) > term, what="a higher term")
 
 
+def test_a_leader_whose_earlier_lease_was_rejected_leads_on(fleet: Fleet) -> None:
+    thread, candidate = fleet.leader("a")
+    term = candidate.term()
+    assert term is not None
+    thread.lease_rejected(candidate, term - 1, gone=False)
+    assert candidate.term() == term
+
+
 def test_the_answer_to_a_resignation_comes_for_each_who_asked(fleet: Fleet) -> None:
     thread, candidate = fleet.leader("a")
     farewells = [thread.resign(candidate) for _ in range(3)]

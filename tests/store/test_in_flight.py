@@ -94,8 +94,9 @@ class Life:
     def names(self, most: int = 10, **how: bool) -> list[str]:
         return [name_of(text) for text in self.fetch(most, **how).messages]
 
-    def settle(self, *names: str) -> None:
-        self.in_flight.settle(self.queue.run, [f"tag of {name}" for name in names])
+    def settle(self, *names: str) -> set[str]:
+        """The tags of those that it does not hold."""
+        return self.in_flight.settle(self.queue.run, [f"tag of {name}" for name in names])
 
     def give_back(self, *names: str, behind: bool = False) -> int:
         tags = [f"tag of {name}" for name in names]
@@ -248,7 +249,7 @@ def test_a_late_acknowledgement_takes_nothing_from_the_next_life(queue: LeaderQu
     a.release()
     b = Life(queue, "b").lead()
     assert b.names() == ["1"]
-    a.settle("1")
+    assert a.settle("1") == {"tag of 1"}
     assert a.give_back("1") == 0
     assert queue.held == {"1": b.nonce}
 

@@ -23,7 +23,8 @@ def seen() -> dict[str, Any]:
         "path": sys.path,
         "flags": list(sys.flags),
         "directory": str(Path.cwd()),
-        "environment": dict(os.environ),
+        # Sentry adds such a variable of its own to each process that is started.
+        "environment": {k: v for k, v in os.environ.items() if not k.startswith("SUBPROCESS_")},
         "main": [main.__name__, main.__spec__ and main.__spec__.name, main.__file__],
         "group and session": [os.getpgid(0) == os.getpid(), os.getsid(0) == os.getpid()],
         "files": {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in _open_files()},

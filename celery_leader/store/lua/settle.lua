@@ -2,14 +2,15 @@
 --
 -- KEYS     see in_flight.lua
 -- ARGV     nonce, then delivery tags
--- returns  how many it held
+-- returns  the tags of the others
 
-local held = 0
+local others = {}
 for i = 2, #ARGV do
   local each = in_flight(ARGV[i])
   if each and each.nonce == ARGV[1] then
     settle(each.tag)
-    held = held + 1
+  else
+    others[#others + 1] = ARGV[i]
   end
 end
-return held
+return others
