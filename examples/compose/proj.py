@@ -32,7 +32,8 @@ app.conf.update(
     task_acks_late=True,
     worker_prefetch_multiplier=1,
     broker_transport_options={
-        # Longer than the longest task; what a killed worker had in hand comes back after it.
+        # For plain tasks: longer than the longest of them. What a killed worker had in hand comes
+        # back after it. Leader-only tasks come back as soon as there is another leader.
         "visibility_timeout": 60,
         # Look for that more often than every 100 seconds.
         "unacked_restore_interval": 10,

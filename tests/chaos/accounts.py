@@ -75,15 +75,17 @@ class Trace:
     queued: int = 0
     taken: int = 0
     queued_at: int = 0  # microseconds, for the last time
+    for_leader: bool = False  # whether the last queue was the leader's
 
     @property
     def lost_on_its_way(self) -> bool:
         """Whether the broker gave it to a connection at whose other end nobody took it.
 
         That is BRPOP: Redis forgets the message when it writes the reply, and plain Celery
-        loses it the same way.
+        loses it the same way. The leader queue is not read by BRPOP: nothing excuses what it
+        loses.
         """
-        return self.queued > self.taken
+        return self.queued > self.taken and not self.for_leader
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from celery import Celery, chain, chord, group, uuid
 
 from tests.chaos.accounts import Sent
 
+_BETWEEN_LONG = 10.0  # seconds; more of them would leave no room for others
 _AT_MOST_OPEN = 250  # ids that are sent and not yet ended, or the run would only pile up
 
 
@@ -36,6 +38,8 @@ class Sender:
         self._body = app.tasks["chaos.body"]
         self._again = app.tasks["chaos.again"]
         self._skipped = app.tasks["chaos.skipped"]
+        self._long_body = app.tasks["chaos.long"]
+        self._next_long = 0.0
         self._stranger = stranger
         self._queues = queues
         self._chance = random.Random(seed)
@@ -71,6 +75,7 @@ class Sender:
             "retry": self._retry,
             "link": self._link,
             "skip": self._skip,
+            "long": self._long,
         }
         # Nobody waits for results here, one by one; each thread has a backend of its own.
         backend = self._body.app.backend
@@ -78,9 +83,9 @@ class Sender:
         try:
             while not self._over.is_set():
                 for way in self._chance.sample(list(ways), len(ways)):
-                    ids = ways[way]()
-                    self.sent.append(Sent(way, ids))
-                    self._ids += len(ids)
+                    if ids := ways[way]():
+                        self.sent.append(Sent(way, ids))
+                        self._ids += len(ids)
                 while self._ids - self._ended() > _AT_MOST_OPEN:
                     if self._over.wait(0.05):
                         return
@@ -133,6 +138,12 @@ class Sender:
 
     def _skip(self) -> tuple[str, ...]:
         return (self._skipped.apply_async(queue=self._chance.choice(self._queues)).id,)
+
+    def _long(self) -> tuple[str, ...]:
+        if time.monotonic() < self._next_long:
+            return ()
+        self._next_long = time.monotonic() + _BETWEEN_LONG
+        return (self._long_body.delay().id,)
 
     def _steps(self, count: int) -> tuple[tuple[str, ...], list[Any]]:
         ids = tuple(uuid() for _ in range(count))

@@ -21,10 +21,14 @@ from celery_leader import install, leader_only
 VARIABLE = "CELERY_LEADER_CHAOS_TASKS"
 RUNS = "chaos:runs"
 RECORD = "celery-leader:celery:election:worker"
+LEADER_QUEUE = "celery.leader"
 
-VISIBILITY = 6  # seconds until what a killed worker had in hand is delivered again
+# Seconds until what a killed worker had in hand of a *plain* queue is delivered again. Messages
+# of the leader queue do not depend on it: the run sees that none can be delivered by it.
+VISIBILITY = 6
 RESTORE_EVERY = 1  # seconds between two looks for what is to be delivered again
 BODY = 0.01  # seconds a body takes
+LONG_BODY = 7.0  # seconds; longer than the lease and than the visibility timeout
 
 #: What the tasks are: leader-only, marked for nobody, or those of an app without the package.
 GUARDED, UNMARKED, PLAIN = "guarded", "unmarked", "plain"
@@ -130,13 +134,20 @@ def define(app: Celery, records: Records, mark: Any, mark_skip: Any) -> None:
     def skipped(self: Any) -> int:
         return body(self)
 
+    def long(self: Any) -> int:
+        records.started(self.request)
+        time.sleep(LONG_BODY)
+        records.ended(self.request)
+        return 1
+
     def again(self: Any) -> int:
         if self.request.retries:
             return body(self)
         records.started(self.request)
         raise self.retry(countdown=0.3)
 
-    for function, marked in ((body, mark), (skipped, mark_skip), (again, mark)):
+    marks = ((body, mark), (long, mark), (skipped, mark_skip), (again, mark))
+    for function, marked in marks:
         name = f"chaos.{function.__name__}"
         marked(app.task(name=name, bind=True, base=Noted, shared=False)(function))
 

@@ -95,11 +95,12 @@ def run(options: argparse.Namespace, seed: int, plan: Plan, logs: Path) -> tuple
 
         patience = (
             task_app.VISIBILITY
+            + task_app.LONG_BODY
             + 2 * task_app.RESTORE_EVERY
             + options.lease
             + max(_STARTS_WITHIN, Worker.ends_within)
         )
-        stuck = wait_for_rest(witness, [*queues, "celery", "celery.leader"], open_, patience)
+        stuck = wait_for_rest(witness, [*queues, "celery", task_app.LEADER_QUEUE], open_, patience)
         states = witness.states(ids)
         deaths = workers.deaths
     for watcher in (journal, witness, sender):
@@ -111,6 +112,8 @@ def run(options: argparse.Namespace, seed: int, plan: Plan, logs: Path) -> tuple
     report = accounts.of_ids(sender.sent)
     if options.how != task_app.PLAIN:
         accounts.judge_starts(report)
+    if timed := journal.fetched & journal.timed:
+        report.violations.append(f"{len(timed)} x fetched, and in kombu's visibility timeout")
     report.violations += unrecovered
     if stuck:
         report.violations.append(stuck)
@@ -119,6 +122,13 @@ def run(options: argparse.Namespace, seed: int, plan: Plan, logs: Path) -> tuple
         f"\n{report.starts} bodies started, {report.on_followers} on a follower;"
         f" {report.excused} more were paused between their check and their first act"
     ]
+    if options.how == task_app.GUARDED:
+        if not journal.fetched:
+            report.violations.append("nothing was fetched from the leader queue")
+        notes.append(
+            f"{len(journal.fetched)} messages fetched from the leader queue; excused is only what"
+            " a plain queue lost"
+        )
     notes += [f"lost {loss}" for loss in report.lost]
     return report, notes + [_of(death) for death in deaths if death.told]
 

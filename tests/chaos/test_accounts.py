@@ -153,8 +153,27 @@ def test_the_journal_reads_what_was_done_to_a_message():
         (b'"HSET" "other" "tag" ', second),
     ):
         journal._read(b'+1.5 [0 lua] %b"%b"\r\n' % (command, header % (task_id, second)))
-    assert journal.traces[first.decode()] == Trace(queued=1, taken=1, queued_at=1_500_000)
-    assert journal.traces[second.decode()] == Trace(queued=1, taken=0, queued_at=1_500_000)
+    when = 1_500_000
+    assert journal.traces[first.decode()] == Trace(1, 1, queued_at=when, for_leader=True)
+    assert journal.traces[second.decode()] == Trace(1, 0, queued_at=when, for_leader=True)
+    assert (journal.fetched, journal.timed) == ({b"tag"}, set())
+
+
+def test_the_journal_sees_a_fetched_message_that_kombu_can_deliver_again():
+    journal = Journal(0)
+    journal._read(b'+1.5 [0 lua] "HSET" "unacked" "ours" "text"\r\n')
+    journal._read(b'+1.5 [0 127.0.0.1:1] "HSET" "unacked" "theirs" "text"\r\n')
+    for tag in (b"ours", b"theirs"):
+        journal._read(b'+1.5 [0 127.0.0.1:1] "ZADD" "unacked_index" "1.5" "%b"\r\n' % tag)
+    assert journal.fetched & journal.timed == {b"ours"}
+
+
+def test_nothing_excuses_what_the_leader_queue_has_lost():
+    plain = judged(ended="", traces={"a": Trace(queued=1)})
+    assert (plain.rows[0].lost_by_celery, plain.violations) == (1, [])
+    leader = judged(ended="", traces={"a": Trace(queued=1, for_leader=True)})
+    assert leader.rows[0].lost_by_celery == 0
+    assert "1 x unfinished: delay a" in leader.violations[0]
 
 
 def test_each_kind_of_fault_comes_once_in_a_round():

@@ -13,12 +13,13 @@ from typing import Any
 import redis
 
 from tests.chaos.accounts import Start, Trace
-from tests.chaos.task_app import RUNS
+from tests.chaos.task_app import LEADER_QUEUE, RUNS
 
 _STEP = 0.05
 _ID = re.compile(rb'\\"id\\": \\"([0-9a-f-]{36})\\"')
-_QUEUED = re.compile(rb'^\+[\d.]+ \[[^\]]*\] "[LR]PUSH" "[^"]*" "(.*)"\r?$')
-_TAKEN = re.compile(rb'^\+[\d.]+ \[[^\]]*\] "HSET" "unacked" "[^"]*" "(.*)"\r?$')
+_QUEUED = re.compile(rb'^\+[\d.]+ \[[^\]]*\] "[LR]PUSH" "([^"]*)" "(.*)"\r?$')
+_TAKEN = re.compile(rb'^\+[\d.]+ \[([^\]]*)\] "HSET" "unacked" "([^"]*)" "(.*)"\r?$')
+_TIMED = re.compile(rb'^\+[\d.]+ \[[^\]]*\] "ZADD" "unacked_index" "[^"]*" "([^"]*)"\r?$')
 
 
 class Witness:
@@ -101,6 +102,10 @@ class Journal:
         self._port = port
         self.traces: dict[str, Trace] = defaultdict(Trace)
         self.error: BaseException | None = None
+        #: Tags of messages that were fetched from the leader queue, and of those that kombu's
+        #: visibility timeout can deliver again.
+        self.fetched: set[bytes] = set()
+        self.timed: set[bytes] = set()
         self._over = False
 
     def __enter__(self) -> Journal:
@@ -129,16 +134,21 @@ class Journal:
             raise
 
     def _read(self, line: bytes) -> None:
-        if b"PUSH" not in line and b"HSET" not in line:
+        if b"PUSH" not in line and b"HSET" not in line and b"ZADD" not in line:
             return
         if match := _QUEUED.match(line):
-            for task_id in _ID.findall(match[1]):
+            for task_id in _ID.findall(match[2]):
                 trace = self.traces[task_id.decode()]
                 trace.queued += 1
+                trace.for_leader = match[1].startswith(LEADER_QUEUE.encode())
                 trace.queued_at = int(1_000_000 * float(line[1 : line.index(b" ")]))
         elif match := _TAKEN.match(line):
-            for task_id in _ID.findall(match[1]):
+            if match[1].endswith(b" lua"):  # kombu writes it without a script
+                self.fetched.add(match[2])
+            for task_id in _ID.findall(match[3]):
                 self.traces[task_id.decode()].taken += 1
+        elif match := _TIMED.match(line):
+            self.timed.add(match[1])
 
 
 def wait_for_rest(witness: Witness, queues: list[str], open_: Any, patience: float) -> str:

@@ -23,7 +23,9 @@ from tests.smoke import leader_app, leader_tasks, leader_utils
 
 LEASE = 5.0
 TICKS = "ticks"
-VISIBILITY_TIMEOUT = 15  # seconds until what a killed worker had in hand is delivered again
+# Seconds until a *plain* task that a killed worker had in hand is delivered again: each tick is
+# one. Leader-only tasks do not need it.
+VISIBILITY_TIMEOUT = 15
 
 
 class DurableRedisContainer(RedisContainer):
