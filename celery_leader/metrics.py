@@ -94,6 +94,7 @@ class LeaderMetrics(Collector):
         self._forwarded = counter("forwarded", "Messages given to the leader queue.", "task")
         self._skipped = counter("skipped", "Leader-only tasks skipped.", "task", "by")
         self._runtime.observers.add(self._count)
+        self._runtime.counts_backlogs = True
 
     def describe(self) -> Iterator[Metric]:
         """The metrics that ``collect`` yields, without values."""
@@ -101,7 +102,7 @@ class LeaderMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The state of each candidate of this process; no I/O."""
-        leading, term, renewal, contact, leaderless = _families()
+        leading, term, renewal, contact, leaderless, waiting, in_flight = _families()
         for standing in self._runtime.participation.standings():
             labels = (standing.election, standing.node)
             leading.add_metric(labels, float(standing.leading))
@@ -112,7 +113,12 @@ class LeaderMetrics(Collector):
             if standing.last_contact is not None:
                 contact.add_metric(labels, standing.last_contact)
             leaderless.add_metric(labels, self._grown(standing))
-        yield from (leading, term, renewal, contact, leaderless)
+        for election, backlog in list(self._runtime.backlogs.items()):
+            in_flight.add_metric((election, backlog.node), backlog.in_flight())
+            count = backlog.waiting()
+            if count is not None:
+                waiting.add_metric((election, backlog.node), count)
+        yield from (leading, term, renewal, contact, leaderless, waiting, in_flight)
 
     def _grown(self, standing: Standing) -> float:
         """The most leaderless seconds so far.
@@ -177,6 +183,16 @@ def _families() -> tuple[_Family, ...]:
             CounterMetricFamily,
             "leaderless_seconds",
             "For how long, as far as this node knows, nobody led.",
+        ),
+        family(
+            GaugeMetricFamily,
+            "queue_messages",
+            "Messages waiting in the leader queue, as this leader last counted them.",
+        ),
+        family(
+            GaugeMetricFamily,
+            "queue_in_flight",
+            "Messages of the leader queue that this node has fetched and is not done with.",
         ),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from queue import Empty
 from typing import Any
 
@@ -59,24 +59,34 @@ class _NoClient:
         """The first thing that a channel does with its client."""
 
 
-def connection_pool(connection: Any) -> Any:
-    """The redis-py pool that kombu would use for ``connection``; connects to nothing.
+_RESOLVE = "find the Redis of the broker without connecting to it"
 
-    Only a channel knows how TLS, Sentinel and credentials become options of a connection.
-    """
+
+@contextlib.contextmanager
+def unconnected_channel(connection: Any) -> Iterator[Any]:
+    """A channel of ``connection`` that never connects: it only knows names and options."""
     transport = connection.transport
-    why = "find the Redis of the broker without connecting to it"
-    attribute(transport.Channel, "_create_client", why)
+    attribute(transport.Channel, "_create_client", _RESOLVE)
 
     class Unconnected(transport.Channel):  # type: ignore[name-defined, misc]
         def _create_client(self, asynchronous: bool = False) -> _NoClient:
             return _NoClient()
 
     channel = Unconnected(transport)
-    pool = attribute(channel, "pool", why)
-    attribute(transport, "cycle", why).discard(channel)
-    transport.close_channel(channel)
-    return pool
+    try:
+        yield channel
+    finally:
+        attribute(transport, "cycle", _RESOLVE).discard(channel)
+        transport.close_channel(channel)
+
+
+def connection_pool(connection: Any) -> Any:
+    """The redis-py pool that kombu would use for ``connection``; connects to nothing.
+
+    Only a channel knows how TLS, Sentinel and credentials become options of a connection.
+    """
+    with unconnected_channel(connection) as channel:
+        return attribute(channel, "pool", _RESOLVE)
 
 
 # -- a channel of a worker that consumes from Redis -----------------------------------

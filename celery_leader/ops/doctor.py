@@ -15,6 +15,7 @@ from celery_leader.runtime.settings import Settings
 from .findings import CRITICAL, NOTE, SEVERITIES, WARNING, Finding, about_candidates, beats_of
 from .overview import Overview
 from .probe import Server
+from .queue_findings import about_queue
 from .server_findings import about_server
 from .table import Table
 from .words import some
@@ -53,6 +54,7 @@ def examine(server: Server, fleet: Fleet) -> list[Finding]:
         *_own_app(fleet),
         *_elections(fleet),
         *about_candidates(fleet.overviews),
+        *(finding for each in fleet.overviews for finding in about_queue(each)),
         *_schedulers(fleet),
     ]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))

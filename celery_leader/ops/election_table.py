@@ -10,6 +10,7 @@ from celery_leader.store.register import Candidate
 
 from .findings import about_candidates
 from .overview import Overview
+from .queue_lines import queue_lines
 from .table import Table
 from .words import moment, span
 
@@ -72,6 +73,8 @@ def _remarks(overview: Overview) -> Iterator[str]:
             yield f"{node} is {_held(seconds)}, and no candidate at present"
     for finding in about_candidates([overview]):
         yield finding.what
+    if overview.queued is not None:
+        yield from queue_lines(overview.queued)
 
 
 def _held(seconds: float) -> str:

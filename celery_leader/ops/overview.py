@@ -14,6 +14,7 @@ from celery_leader.core.lease import Record
 from celery_leader.core.timing import Timing
 from celery_leader.core.watchdog import UNFIT
 from celery_leader.store.history import PastLeadership
+from celery_leader.store.queued import Queued
 from celery_leader.store.register import Candidate
 
 from .health import patience
@@ -35,6 +36,8 @@ class Overview:
         timing: the durations of this app's candidates.
         leaderships: the latest leaderships, the latest first.
         app: the identity of the app that looks.
+        queued: its leader queue; ``None`` where its messages are not fetched from the Redis of
+            the leases, and nothing is known of them.
     """
 
     election: str
@@ -44,6 +47,7 @@ class Overview:
     timing: Timing = field(default_factory=Timing)
     leaderships: Sequence[PastLeadership] = ()
     app: str = ""
+    queued: Queued | None = None
 
     @property
     def led(self) -> Record | None:
@@ -100,6 +104,7 @@ class Overview:
                 for node, seconds in sorted(self.held.items())
             ],
             "mixed_settings": mixed_settings(self.candidates),
+            "queue": _queue_as_json(self.queued) if self.queued is not None else None,
         }
 
     def _candidate_as_json(self, candidate: Candidate) -> dict[str, Any]:
@@ -120,6 +125,40 @@ class Overview:
             "versions": dict(info.versions) if info else {},
             "settings": dict(info.settings) if info else {},
         }
+
+
+def _queue_as_json(queued: Queued) -> dict[str, Any]:
+    if queued.error:
+        return {"name": queued.queue, "error": queued.error}
+    return {
+        "name": queued.queue,
+        "error": None,
+        "waiting": queued.waiting,
+        "in_flight": queued.in_flight,
+        "unreadable": queued.unreadable,
+        "damaged": queued.damaged,
+        "holders": [
+            {
+                "node": each.node,
+                "life": each.life,
+                "heard_of": each.heard_of,
+                "messages": each.messages,
+                "since": iso(each.since),
+            }
+            for each in queued.holders
+        ],
+        "longest_held": [
+            {
+                "task": each.task or None,
+                "id": each.task_id or None,
+                "node": each.node,
+                "life": each.life,
+                "since": iso(each.since),
+                "seconds": round(queued.held_for(each), 3),
+            }
+            for each in queued.longest
+        ],
+    }
 
 
 def mixed_settings(candidates: Iterable[Candidate]) -> dict[str, dict[str, list[str]]]:

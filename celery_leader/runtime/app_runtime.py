@@ -11,6 +11,7 @@ import weakref
 
 from celery import Celery
 
+from .backlog import Backlog
 from .beliefs import Beliefs
 from .context import AppContext
 from .node_names import NodeNames
@@ -30,6 +31,8 @@ class AppRuntime(AppContext):
         observers: tells of events.
         orders: gives orders to the candidates of any process.
         redis: connections to the Redis that keeps the leases.
+        backlogs: the leader queues that this process fetches from, by election.
+        counts_backlogs: whether anybody wants to know how many messages wait in them.
     """
 
     def __init__(self, app: Celery) -> None:
@@ -42,6 +45,8 @@ class AppRuntime(AppContext):
             self, self.beliefs, self.redis, self.observers, self.node_names
         )
         self.orders = Orders(self, self.redis)
+        self.backlogs: dict[str, Backlog] = {}
+        self.counts_backlogs = False
 
 
 _runtimes: weakref.WeakKeyDictionary[Celery, AppRuntime] = weakref.WeakKeyDictionary()

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from celery_leader.compat.kombu import (
+    keeps_lists,
+    queue_lists,
+    unacked_keys,
+    unconnected_channel,
+)
 from celery_leader.errors import LeaderError
 from celery_leader.store.client import RedisClient
+from celery_leader.store.in_flight import QueueKeys
 from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.scripts import Keys
 
 from .context import AppContext
 from .lease_source import LeaseSource
+from .settings import BEAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +131,26 @@ class LeaseRedis:
         """Whether the leases are on the broker that this app's workers consume from."""
         conf = self._context.app.conf
         return self.is_broker and conf.broker_write_url == conf.broker_read_url
+
+    def queue_keys(self, elections: Iterable[str], keys: Keys) -> dict[str, QueueKeys]:
+        """The keys of leader queues, by election; connects to nothing.
+
+        Empty where workers do not fetch leader-only messages from the Redis of the leases.
+        """
+        if not self.is_consumed_broker:
+            return {}
+        with (
+            self._context.app.connection_for_read() as connection,
+            unconnected_channel(connection) as channel,
+        ):
+            if not keeps_lists(connection.transport):
+                return {}
+            unacked = unacked_keys(channel)
+            queues = {name: self._context.queue(name) for name in elections if name != BEAT}
+            return {
+                name: QueueKeys(name, queue, unacked, queue_lists(channel, queue), keys)
+                for name, queue in queues.items()
+            }
 
     def banner(self, election: str) -> str:
         """One line for banners: which election, and which Redis keeps it."""

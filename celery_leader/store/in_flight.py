@@ -25,11 +25,12 @@ from .scripts import Keys, fenced, lua
 _TYPES = ("hash", "hash", "hash", "hash", "zset", "list")
 
 
-def _on_messages(verb: str) -> Script:
+def on_messages(verb: str) -> Script:
+    """The script of ``verb`` on the keys of a leader queue."""
     return Script(fenced("in_flight") + "\n" + lua(verb), _TYPES, further="list")
 
 
-FETCH, GIVE_BACK, SETTLE = map(_on_messages, ("fetch", "give_back", "settle"))
+FETCH, GIVE_BACK, SETTLE = map(on_messages, ("fetch", "give_back", "settle"))
 
 #: The number of a connection that comes after all others: its life fetches no more. Stands in
 #: ``give_back.lua``, too.

@@ -1,16 +1,18 @@
-"""Everything there is to see of elections, for people: record, register, holds and history."""
+"""Everything there is to see of elections, for people: who leads, who takes part, what waits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from celery_leader.core.lease import Record
 from celery_leader.errors import StoreUnavailable
 
 from .history import PastLeadership, past_leaderships
+from .in_flight import QueueKeys
 from .lease_store import RedisLeaseStore
+from .queued import Queued, queued_call, read_queued
 from .register import Candidate, read_candidates, read_held
 from .scripts import CANDIDATES, HELD, HISTORY
 from .wire import read_announcement, read_record
@@ -28,16 +30,25 @@ class Survey:
         candidates: the candidates heard of lately, the latest first.
         held: the nodes that are kept out of the race, each with the seconds that are left.
         leaderships: the leaderships that are remembered, the latest first.
+        queued: its leader queue; ``None`` if its messages are not fetched from this Redis.
     """
 
     record: Record | None
     candidates: list[Candidate]
     held: dict[str, float]
     leaderships: list[PastLeadership]
+    queued: Queued | None = None
 
 
-def survey(store: RedisLeaseStore, elections: Sequence[str], count: int) -> dict[str, Survey]:
+def survey(
+    store: RedisLeaseStore,
+    elections: Sequence[str],
+    count: int,
+    queues: Mapping[str, QueueKeys] | None = None,
+) -> dict[str, Survey]:
     """Look at ``elections`` in one round trip; at most ``count`` leaderships of each.
+
+    ``queues``: the keys of the leader queues that are to be looked at, too.
 
     Raises:
         StoreUnavailable: Redis did not answer, or a key is damaged.
@@ -48,10 +59,24 @@ def survey(store: RedisLeaseStore, elections: Sequence[str], count: int) -> dict
         for keys in map(store.keys.election, elections)
         for call in ((HISTORY, keys, [most]), (CANDIDATES, keys, []), (HELD, keys, []))
     ]
-    answers = store.client.run(calls)
-    return {
-        name: _surveyed(name, count, answers[3 * i : 3 * i + 3]) for i, name in enumerate(elections)
+    looked_at = {name: keys for name, keys in (queues or {}).items() if name in elections}
+    answers = store.client.run([*calls, *map(queued_call, looked_at.values())])
+    of_queues = answers[len(calls) :]
+    queued = {
+        name: _queued(keys, answer)
+        for (name, keys), answer in zip(looked_at.items(), of_queues, strict=True)
     }
+    return {
+        name: replace(_surveyed(name, count, answers[3 * i : 3 * i + 3]), queued=queued.get(name))
+        for i, name in enumerate(elections)
+    }
+
+
+def _queued(keys: QueueKeys, answer: Any) -> Queued:
+    if isinstance(answer, StoreUnavailable):
+        # The rest of the election is still worth showing.
+        return Queued(keys, error=str(answer))
+    return read_queued(keys, answer)
 
 
 def _surveyed(election: str, count: int, answers: Sequence[Any]) -> Survey:

@@ -32,6 +32,7 @@ from celery_leader.store.in_flight import (
     QueueKeys,
     read_fetched,
 )
+from celery_leader.store.queued import WAITING
 
 from .leader_channel import LeaderChannel, leader_channel
 from .state import WorkerState
@@ -171,6 +172,10 @@ class Fetcher:
             self.reject(self._held[tag], tag, requeue=True, behind=False)
         if kept:
             self._state.consumer.timer.call_after(_PAUSE, partial(self._watch_kept, ended_now))
+
+    def count_waiting(self) -> int:
+        """How many messages wait in the queue."""
+        return int(self._run(WAITING, self._keys.all, []))
 
     # -- called by the channel ------------------------------------------------------------
 

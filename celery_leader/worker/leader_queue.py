@@ -17,6 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from celery_leader.compat.kombu import credit_left, keeps_lists, leave_out, share_credit
 from celery_leader.runtime.app_runtime import AppRuntime
+from celery_leader.runtime.backlog import Backlog
 from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT
@@ -27,6 +28,7 @@ from .fetching import Fetcher
 from .giving_back import give_back_all, give_back_fetched, running_tags
 from .nudge import Nudge, nudge_of
 from .state import WorkerState
+from .waiting_count import WaitingCount
 
 logger = get_logger(__name__)
 
@@ -52,6 +54,7 @@ class LeaderQueues:
         self._eligible = eligible
         self._state = state
         self._candidates = candidates
+        self._counts: dict[str, WaitingCount] = {}
         self._nudge: Nudge | None = None
         self._stopped = False
         # Celery must know the leader queues for what it does with all queues of an app, but must
@@ -97,7 +100,17 @@ class LeaderQueues:
                     lambda: credit_left(self._state.task_consumer.channel, held()),
                     lambda: running_tags(self._state),
                 )
+            if election not in self._counts:
+                self._measure(election, fetchers[election])
             fetchers[election].connected(c.task_consumer)
+
+    def _measure(self, election: str, fetcher: Fetcher) -> None:
+        """Have metrics tell of a leader queue."""
+        count = WaitingCount(self._runtime, self._state, fetcher)
+        self._counts[election] = count
+        self._runtime.backlogs[election] = Backlog(
+            self._state.consumer.hostname, lambda: fetcher.held, lambda: count.waiting
+        )
 
     def update(self) -> None:
         """Consume the leader queues of the led elections, no others; in the worker's thread."""
@@ -132,6 +145,7 @@ class LeaderQueues:
             return
         if fetcher is not None:
             fetcher.begin()
+            self._counts[election].begin()
         logger.info("%s: consuming from %s", election, queue.name)
         if self._nudge is not None:
             self._nudge.send()
@@ -142,6 +156,7 @@ class LeaderQueues:
         fetcher = self._state.fetchers.get(election)
         if fetcher is not None:
             fetcher.end()
+            self._counts[election].end()
         if election in self._runtime.participation.stepping_down:
             give_back_all(self._state, [election])
         else:

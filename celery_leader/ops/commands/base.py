@@ -122,7 +122,17 @@ def overviews_of(
 ) -> list[Overview]:
     """The elections of these names with their latest leaderships, in one round trip."""
     timing, app = runtime.settings.timing, app_identity(runtime.app)
+    queues = runtime.redis.queue_keys(names, session.keys)
     return [
-        Overview(name, each.record, each.candidates, each.held, timing, each.leaderships, app)
-        for name, each in survey(session.store, names, leaderships).items()
+        Overview(
+            name,
+            each.record,
+            each.candidates,
+            each.held,
+            timing,
+            each.leaderships,
+            app,
+            each.queued,
+        )
+        for name, each in survey(session.store, names, leaderships, queues).items()
     ]

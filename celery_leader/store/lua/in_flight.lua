@@ -14,13 +14,25 @@ local FIRST_LIST = 7
 -- Redis does nothing else during a script, so one script gives no more messages back.
 local STEP = 500
 
-local function in_flight(tag)
-  local value = redis.call('HGET', KEYS[3], tag)
-  if not value then return nil end
+-- What a line of the in-flight key says of the message with this tag.
+local function read_line(tag, value)
   local number, list, fetched, nonce, node = string.match(value, '^(%d+) (%d+) (%d+) (%S+) (.*)$')
   local at = FIRST_LIST - 1 + (tonumber(list) or 0)
   if at < FIRST_LIST or at > #KEYS or #number > 15 then return {unreadable = true} end
-  return {tag = tag, number = tonumber(number), list = KEYS[at], nonce = nonce, node = node}
+  return {tag = tag, number = tonumber(number), list = KEYS[at], fetched = fetched, nonce = nonce,
+          node = node}
+end
+
+local function in_flight(tag)
+  local value = redis.call('HGET', KEYS[3], tag)
+  return value and read_line(tag, value) or nil
+end
+
+-- How many messages wait in the queue.
+local function waiting()
+  local count = 0
+  for list = FIRST_LIST, #KEYS do count = count + redis.call('LLEN', KEYS[list]) end
+  return count
 end
 
 local function settle(tag)
