@@ -1,9 +1,9 @@
 """The messages of a leader queue: how many wait, which are in flight, and who has them.
 
-Guaranteed: it is read in one script that writes nothing, and that takes as long for thousands of
-messages as for some hundred. Not guaranteed: with more than about ``LINES`` messages in flight, that
-the one held longest is among those that are read. How long a message has waited is unknown:
-Celery's messages do not say when they were sent.
+Guaranteed: one script reads it and writes nothing. It takes as long for thousands of messages as
+for some hundred. Not guaranteed: with more than about ``LINES`` messages in flight, that the one
+held longest is among those that are read. How long a message has waited is unknown: Celery's
+messages do not say when they were sent.
 """
 
 from __future__ import annotations

@@ -61,5 +61,7 @@ class WaitingCount:
             return self._fetcher.count_waiting()
         except (RedisError, OSError, AttributeError) as exc:
             # AttributeError: the channel is closed, and the worker is about to connect again.
-            logger.debug("%s: the messages that wait cannot be counted: %s", self._fetcher.queue, exc)
+            logger.debug(
+                "%s: the messages that wait cannot be counted: %s", self._fetcher.queue, exc
+            )
             return None
