@@ -10,6 +10,7 @@ from typing import Any
 from kombu.transport.redis import Channel as RedisChannel
 from kombu.transport.virtual import QoS
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from . import attribute, imported
 
@@ -157,14 +158,26 @@ def keeps_lists(transport: Any) -> bool:
 
 
 def leave_out(channel: Any, queues: Collection[str]) -> None:
-    """Have ``channel`` never pop a message of ``queues``, whatever it consumes from."""
+    """Have ``channel`` never pop a message of ``queues``, whatever it consumes from.
+
+    It also closes in one go when its connection is lost. kombu gives up closing if the pop under
+    way fails, and when it closes the channel again, its connection is gone and the worker dies.
+    With another channel that may notice the loss first, that is no rare case.
+    """
     cls = type(channel)
     attribute(cls, "active_queues", _FETCH)
 
     def active_queues(self: Any) -> list[str]:
         return [queue for queue in cls.active_queues.fget(self) if queue not in queues]
 
-    channel.__class__ = type(cls.__name__, (cls,), {"active_queues": property(active_queues)})
+    def close(self: Any) -> None:
+        try:
+            cls.close(self)
+        except self.connection_errors:
+            cls.close(self)  # the pop is over; does nothing if it was not the pop that failed
+
+    own = {"active_queues": property(active_queues), "close": close}
+    channel.__class__ = type(cls.__name__, (cls,), own)
 
 
 def channel_beside(channel: Any, mixin: type) -> Any:
@@ -223,7 +236,12 @@ def run_command(channel: Any, command: Sequence[Any]) -> Any:
     """The answer to ``command``, over a connection of ``channel``; its keys stay as they are.
 
     kombu's clients put the key prefix before some keys of some commands.
+
+    Raises:
+        redis.exceptions.RedisError, OSError: there was no answer, or Redis refused.
     """
+    if channel.closed or channel.connection is None or channel.connection.client is None:
+        raise RedisConnectionError("the worker is not connected")
     with channel.conn_or_acquire() as client:
         return Redis.execute_command(client, *command)
 

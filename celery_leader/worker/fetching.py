@@ -15,7 +15,6 @@ from typing import Any
 
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from celery_leader.compat.celery_worker import SoloPool
@@ -266,8 +265,6 @@ class Fetcher:
 
     def _run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         channel = self._task_consumer.channel
-        if channel.connection is None:
-            raise RedisConnectionError("the worker is about to connect again")
         try:
             return run_command(channel, script.by_sha(keys, args))
         except NoScriptError:

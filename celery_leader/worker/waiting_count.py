@@ -59,8 +59,7 @@ class WaitingCount:
     def _ask(self) -> int | None:
         try:
             return self._fetcher.count_waiting()
-        except (RedisError, OSError, AttributeError) as exc:
-            # AttributeError: the channel is closed, and the worker is about to connect again.
+        except (RedisError, OSError) as exc:
             logger.debug(
                 "%s: the messages that wait cannot be counted: %s", self._fetcher.queue, exc
             )
