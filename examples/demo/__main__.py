@@ -44,8 +44,9 @@ LEADER_ONLY = "proj.on_leader"
 START = 40.0  # seconds within which everybody is up
 TAKEOVER = 20.0  # seconds within which somebody else leads, or a task comes back
 REST = 15.0  # seconds after which a task that is not done is lost
-# A body takes half a second and ticks come every second: this far into a body no message of the
-# plain task is on its way from Redis to the worker. Celery would lose it, or find it after an hour.
+# A leader-only body takes half a second and ticks come every second: this far into one, no message
+# of the plain task is on its way from Redis to the worker. Celery would lose it, or find it after
+# an hour.
 INTO_A_BODY = (150, 350)  # ms
 
 ANOTHER_WAY = "  - name a running one:  REDIS_URL=redis://localhost:6379/0 make demo"
