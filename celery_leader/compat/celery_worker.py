@@ -58,16 +58,16 @@ def context_of(request: Any) -> Any:
     return attribute(request, "_context", "store the result of a task that is skipped")
 
 
-def keep_unknown(c: Any, handle: Callable[[Callable[[], Any], Any], Any]) -> None:
+def keep_unknown(c: Any, handle: Callable[[Callable[[], Any], str, Any], Any]) -> None:
     """Have ``handle`` called for each message of an unknown task.
 
-    Its first argument calls Celery's own handler, which discards the message. Celery's consumer
-    has no signal at which that can be prevented.
+    Its arguments are Celery's own handler, which discards the message, the name of the task, and
+    the message. Celery's consumer has no signal at which that can be prevented.
     """
     why = "keep a leader-only task that this worker does not know"
     stock = attribute(type(c), "on_unknown_task", why)
 
     def on_unknown_task(body: Any, message: Any, exc: Exception) -> Any:
-        return handle(lambda: stock(c, body, message, exc), message)
+        return handle(lambda: stock(c, body, message, exc), str(exc.args[0]), message)
 
     c.on_unknown_task = on_unknown_task

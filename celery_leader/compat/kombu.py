@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from queue import Empty
 from typing import Any
 
+from kombu import Queue
 from kombu.transport.redis import Channel as RedisChannel
 from kombu.transport.virtual import QoS
 from redis import Redis
@@ -35,6 +36,7 @@ MAX_NUMBER_OF_BITS_TO_USE: int = imported(
 _PUBLISHING = ("_connparams", "_put", "_put_fanout", "basic_publish", "conn_or_acquire")
 _PUT_BACK = "put a message back in front of its queue"
 _POP = "end the pop that is under way"
+_ORIGIN = "put a message back into its own queue"
 
 
 def check_publishing(channel_class: type) -> None:
@@ -134,6 +136,18 @@ def take_popped(channel: Any) -> None:
     """Receive the message that the pop under way has taken, as kombu does when it closes."""
     with contextlib.suppress(Empty):
         attribute(channel, "_brpop_read", _POP)()
+
+
+def queue_of(message: Any, task_consumer: Any) -> Queue | None:
+    """The queue, of those consumed, that ``message`` came from; ``None`` if that cannot be told."""
+    delivery = message.delivery_info or {}
+    tags = attribute(task_consumer, "_active_tags", _ORIGIN)
+    names = {name for name, tag in tags.items() if tag == delivery.get("consumer_tag")}
+    if not names:
+        exchange, key = delivery.get("exchange") or "", delivery.get("routing_key") or ""
+        look_up = getattr(message.channel, "_lookup", None)  # not of RabbitMQ, which has tags
+        names = {key} if look_up is None or not exchange else {*look_up(exchange, key)}
+    return next((queue for queue in task_consumer.queues if queue.name in names), None)
 
 
 # -- a channel that fetches instead of popping ------------------------------------------

@@ -2,7 +2,8 @@
 
 ``now()`` counts seconds from an arbitrary moment, is the same in every process
 of the machine, never goes back, and goes on while the machine sleeps.
-It does not tell the time of day. ``wall_clock()`` does, and can be set; it is for people.
+It does not tell the time of day. ``wall_clock()`` does, and can be set; it is for people, and for
+messages that outlive a machine.
 """
 
 from __future__ import annotations

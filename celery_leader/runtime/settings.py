@@ -32,9 +32,13 @@ DEFAULT_WATCHDOG = 60.0
 #: Seconds; the clocks of machines differ by less if something keeps them right.
 DEFAULT_CLOCK_TOLERANCE = 60.0
 
+#: Seconds; as long as Celery keeps results. A deployment may stand half done over a night.
+DEFAULT_UNKNOWN_TASK_TIMEOUT = 86400.0
+
 _PREFIX = "leader_"
 _LEAST_WATCHDOG = 1.0
 _LEAST_TOLERANCE = 0.1
+_LEAST_UNKNOWN = 1.0
 _MOST_PRIORITY = 1000
 _LAST_PORT = 65535
 _MOST = 10**9  # of anything; some thirty years, for durations
@@ -86,6 +90,7 @@ class Settings:
     beat_catch_up_max: int
     beat_clock_tolerance: float
     schedule_retention: float
+    unknown_task_timeout: float
     beat_node: str | None
     metrics_port: int | None
     metrics_address: str
@@ -126,6 +131,12 @@ class Settings:
                 app, "leader_beat_clock_tolerance", DEFAULT_CLOCK_TOLERANCE, least=_LEAST_TOLERANCE
             ),
             schedule_retention=_retention(app),
+            unknown_task_timeout=_seconds_or_off(
+                app,
+                "leader_unknown_task_timeout",
+                DEFAULT_UNKNOWN_TASK_TIMEOUT,
+                least=_LEAST_UNKNOWN,
+            ),
             beat_node=_text(app, "leader_beat_node", "") or None,
             metrics_port=_port(app, "leader_metrics_port"),
             metrics_address=_text(app, "leader_metrics_address", "127.0.0.1"),

@@ -140,12 +140,18 @@ class InFlight:
         """Acknowledge messages; returns the tags of those that are not this life's any more."""
         return {tag.decode() for tag in run(SETTLE, self._keys.all, [self._nonce, *tags])}
 
-    def give_back(self, run: RunScript, tags: Collection[str], *, behind: bool = False) -> int:
+    def give_back(
+        self, run: RunScript, tags: Collection[str], *, behind: bool = False, header: str = ""
+    ) -> int:
         """Give back these messages; returns how many this life still had.
 
-        ``behind``: to the end of the queue, and not to its front.
+        Args:
+            run: runs the script.
+            tags: the delivery tags of the messages.
+            behind: to the end of the queue, and not to its front.
+            header: a header that the messages then have, as JSON.
         """
-        return self._give_back(run, tags, "LPUSH" if behind else "RPUSH", "")
+        return self._give_back(run, tags, "LPUSH" if behind else "RPUSH", header=header)
 
     def give_back_but(self, run: RunScript, kept: Collection[str], connection: int) -> int:
         """Give back all that this life holds but ``kept``; returns how many messages went.
@@ -155,10 +161,17 @@ class InFlight:
         """
         return self._give_back(run, kept, "RPUSH", str(connection))
 
-    def _give_back(self, run: RunScript, tags: Collection[str], push: str, connection: str) -> int:
+    def _give_back(
+        self,
+        run: RunScript,
+        tags: Collection[str],
+        push: str,
+        connection: str = "",
+        header: str = "",
+    ) -> int:
         given, left = 0, 1
         while left:
-            arguments = [self._nonce, self._keys.suffix, push, connection, *tags]
+            arguments = [self._nonce, self._keys.suffix, push, connection, header, *tags]
             went, left, _ = run(GIVE_BACK, self._keys.all, arguments)
             given += went
         return given

@@ -5,6 +5,7 @@ Guaranteed: the user's own routes come first, whatever ``task_routes`` is set to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -19,6 +20,9 @@ from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.settings import BEAT
 
 from .marks import MAPS, mapped_name, options_of
+
+#: The header of a leader-only message: the election whose leader runs it.
+LEADER_ONLY = "leader_only"
 
 
 def leader_queue(app: Celery, election: str) -> Queue:
@@ -60,7 +64,8 @@ class DelayedQueue(Queue):  # type: ignore[misc]
 class LeaderRouting:
     """Routes leader-only tasks to their leader queue; stands before an app's own ``AMQP`` class.
 
-    ``Task.queue`` would overrule the user's ``task_routes``; a last route does not.
+    ``Task.queue`` would overrule the user's ``task_routes``; a last route does not. Also marks the
+    messages, for workers that receive one and do not know its task.
     """
 
     app: Celery
@@ -83,6 +88,23 @@ class LeaderRouting:
         queue = leader_queue(self.app, bound.election)
         # Also in ``declare``: Celery drops the ``queue`` of a message that it delays in RabbitMQ.
         return {"queue": queue, "declare": [queue]}
+
+    @property
+    def create_task_message(self) -> Callable[..., Any]:
+        """Celery's maker of messages, with a header for leader-only ones."""
+        create = super().create_task_message  # type: ignore[misc]
+
+        def create_marked(
+            task_id: str, name: str, args: Any = None, kwargs: Any = None, *more: Any, **rest: Any
+        ) -> Any:
+            message = create(task_id, name, args, kwargs, *more, **rest)
+            run = mapped_name(args, kwargs) if name in MAPS else name
+            bound = options_of(task_named(self.app, run))
+            if bound is not None:
+                message.headers[LEADER_ONLY] = bound.election
+            return message
+
+        return create_marked
 
     def TaskConsumer(self, channel: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
         """Make a task consumer, and declare the leader queues.

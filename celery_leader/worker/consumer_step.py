@@ -37,7 +37,7 @@ from .handing_over import hand_over_kept
 from .leader_queue import LeaderQueues
 from .resigning import Resigning
 from .state import worker_state
-from .unknown_tasks import keep_unknown_tasks
+from .unknown_tasks import UnknownTasks
 
 logger = get_logger(__name__)
 
@@ -82,6 +82,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         candidates: dict[str, LocalCandidate] = {}
         self._queues = LeaderQueues(runtime, self._eligible, state, candidates)
         self._resigning = Resigning(runtime, state, candidates, self._queues.consumes, self._wake)
+        self._unknown = UnknownTasks(runtime, state)
         self._takes_part = False
         if self._eligible and getattr(c.pool, "is_green", False):
             _warn_of_bodies_that_cannot_be_aborted(c.app)
@@ -91,7 +92,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, c: Any) -> None:
         """The worker is connected, for the first time or again."""
         self._state.consumer, self._state.wake = c, self._loop.wake
-        keep_unknown_tasks(c, self._runtime)
+        self._unknown.connected(c)
         self._forget_waiting(c)
         self._queues.connected(c)
         self._runtime.participation.follow(c.connection)
@@ -145,6 +146,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         give_back_next(self._state, self._eligible)
         self._resigning.resign_when_idle()
         # Last, since there may be thousands, and the next leader must not wait for them.
+        self._unknown.put_back_all()
         give_back_all(self._state, self._eligible)
 
     def shutdown(self, c: Any) -> None:

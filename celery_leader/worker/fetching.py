@@ -144,17 +144,18 @@ class Fetcher:
             self._settle(())
             self._give_back_but((), LAST_CONNECTION)
 
-    def give_back(self, message: Any, *, behind: bool = False) -> bool:
+    def give_back(self, message: Any, *, header: str = "") -> bool:
         """Give back one message, also if its acknowledgement is under way.
 
-        ``behind``: behind the others in the queue, and not in front of them. Returns whether the
-        message is in the queue, or was given back before. If not, it was acknowledged already.
+        It goes in front of the others in the queue; with one more ``header``, as JSON, behind
+        them. Returns whether the message is in the queue, or was given back before. If not, it
+        was acknowledged already.
         """
         tag: str = message.delivery_tag
-        channel: LeaderChannel = message.channel
-        if self._held.get(tag) is channel:
+        if self._held.get(tag) is message.channel:
             self._owed.discard(tag)
-            self.reject(channel, tag, requeue=True, behind=behind)
+            self._in_flight.give_back(self._run, [tag], behind=bool(header), header=header)
+            del self._held[tag]
             return True
         return tag in self._lost
 

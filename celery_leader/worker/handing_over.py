@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 HOPS = "leader_hops"
+#: When a worker first did not know the task, in seconds since 1970.
+UNKNOWN_SINCE = "leader_unknown_since"
 
 _PATIENCE = 1.0  # seconds between tries
 _TRIES = 3  # of a message that fails because of its own content
@@ -64,7 +66,7 @@ _OF_PUBLISHING = frozenset(inspect.signature(Producer.publish).parameters)
 
 @dataclass(slots=True, eq=False)
 class Stray:
-    """A received message that belongs in a leader queue.
+    """A received message that this worker must not run.
 
     Attributes:
         app: the worker's app.
@@ -73,7 +75,8 @@ class Stray:
         message: the message.
         acknowledge: acknowledges it.
         request: the request that Celery made of it, if there is one.
-        unknown: whether it came from the leader queue, to a leader that does not know its task.
+        back_to: its own queue, if it is to be put back because nobody here knows its task. If not,
+            it belongs in the leader queue.
         tries: how often it failed because of its own content.
     """
 
@@ -83,7 +86,7 @@ class Stray:
     message: Any
     acknowledge: Callable[[], object]
     request: Request | None = None
-    unknown: bool = False
+    back_to: Queue | None = None
     tries: int = 0
 
     @property
@@ -124,7 +127,7 @@ def _give_back(stray: Stray) -> bool:
     """Put a fetched message back into its queue, in one step; whether that is settled now."""
     try:
         # A leader that does not know the task tries the other messages first.
-        given = stray.message.channel.source.give_back(stray.message, behind=stray.unknown)
+        given = stray.message.channel.source.give_back(stray.message, header=_first_seen(stray))
     except ResponseError as exc:
         logger.warning("%s: %s cannot be given back yet: %s", stray.election, stray.task, exc)
         hand_over_later(stray)
@@ -132,10 +135,17 @@ def _give_back(stray: Stray) -> bool:
     return given or not stray.is_ours_alone
 
 
+def _first_seen(stray: Stray) -> str:
+    """The header that says since when no worker has known the task; empty if this one does."""
+    if stray.back_to is None:
+        return ""
+    return f'"{UNKNOWN_SINCE}": {stray.message.headers[UNKNOWN_SINCE]}'
+
+
 def _pass_on(stray: Stray, producer: Producer | None = None) -> None:
-    queue = leader_queue(stray.app, stray.election)
+    queue = stray.back_to or leader_queue(stray.app, stray.election)
     publish_again(stray.app, stray.message, queue, producer)
-    if stray.unknown:
+    if stray.back_to is not None:
         return
     task_id = stray.message.headers.get("id") or "?"
     logger.info(

@@ -18,14 +18,15 @@ from typing import Any
 from celery.exceptions import TaskRevokedError
 from celery.utils.imports import instantiate, symbol_by_name
 
+from celery_leader.compat.celery import task_named
 from celery_leader.compat.celery_worker import EXECUTE, Request, hybrid_to_proto2, task_ready
 from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.log import get_logger
 from celery_leader.tasks.admission import NotLeading, admission
-from celery_leader.tasks.marks import options_for, options_of
-from celery_leader.tasks.routing import installed
+from celery_leader.tasks.marks import mapped_name, options_for, options_of
+from celery_leader.tasks.routing import LEADER_ONLY, installed
 
-from .handing_over import Stray, hand_over
+from .handing_over import UNKNOWN_SINCE, Stray, hand_over
 from .leader_channel import is_fetched
 from .skipping import skip
 from .state import worker_state
@@ -47,7 +48,12 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
         # if they are damaged: the leader reports that.
         options = options_of(task) or options_for(task, *_arguments(message))
         if options is None:
+            unknown = _unknown_in_map(app, message)
+            if unknown is not None:
+                return consumer.on_unknown_task(None, message, KeyError(unknown))
             return admit(message, body, ack, reject, callbacks)
+        # A retry sends its headers again, and that task is not unknown any more.
+        message.headers.pop(UNKNOWN_SINCE, None)
         here = admission(app, options.election)
         if here.takes:
             return admit(message, body, ack, reject, callbacks)
@@ -73,6 +79,14 @@ def _leave_queue_to_leader(consumer: Any, queue: str) -> None:
     task_consumer = consumer.task_consumer
     if task_consumer is not None and task_consumer.consuming_from(queue):
         consumer.cancel_task_queue(queue)
+
+
+def _unknown_in_map(app: Any, message: Any) -> str | None:
+    """The leader-only task that a map runs, if this worker does not know it."""
+    if LEADER_ONLY not in message.headers:
+        return None
+    name = mapped_name(*_arguments(message))
+    return name if task_named(app, name) is None else None
 
 
 def _arguments(message: Any) -> tuple[Any, Any]:

@@ -453,6 +453,7 @@ def test_a_following_beat_of_celerys_own_sends_plain_tasks_and_no_leader_only_on
     assert fleet.leader("beat") is stock
     fleet.arrived(2, "celery.leader")
     assert {message["task"] for message in fleet.messages("celery.leader")} == {"fleet.lead"}
+    assert {message["leader_only"] for message in fleet.messages("celery.leader")} == {"worker"}
     # Celery's own closes its file in the signal handler, also while a tick reads it: the exit
     # code then says so.
     stock.terminate()

@@ -68,6 +68,7 @@ def test_leader_only_tasks_run_on_the_leading_worker_and_each_tick_has_one_id(
     beat = fleet.leader("beat")
     fleet.saw("ran", "lead", 3)
     assert {each["node"] for each in fleet.records("ran", "lead")} == {leader.node}
+    assert {each["headers"]["leader_only"] for each in fleet.records("ran", "lead")} == {"worker"}
     assert leader.terminate() == 0
     successor = fleet.leader(other_than=leader)
     already = len(fleet.records("ran", "lead"))

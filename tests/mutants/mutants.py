@@ -82,6 +82,12 @@ def _dispatch(verb: str, name: str, old: str, new: str) -> Mutant:
     return Mutant(name, f"store/lua/{verb}.lua", old, new, _DISPATCH)
 
 
+def _unknown(name: str, old: str, new: str) -> Mutant:
+    return Mutant(
+        name, "worker/unknown_tasks.py", old, new, ("tests/worker/test_unknown_tasks.py",)
+    )
+
+
 MUTANTS = (
     # -- the state machine --------------------------------------------------------------
     Mutant(
@@ -561,7 +567,7 @@ MUTANTS = (
     _in_flight(
         "in_flight",
         "what goes back is not marked as redelivered",
-        "with_mark(with_mark(text, 'headers'), 'delivery_info')",
+        "with_mark(with_mark(text, 'headers', REDELIVERED), 'delivery_info', REDELIVERED)",
         "text",
     ),
     _in_flight(
@@ -1087,5 +1093,48 @@ MUTANTS = (
         "        ran = in_zone_of(self.entry, at)\n",
         "        ran = at\n",
         _SCHEDULES,
+    ),
+    _unknown(
+        "an unknown task is kept for ever",
+        "if moment - since >= timeout:",
+        "if False:",
+    ),
+    _unknown(
+        "the time of an unknown task counts anew at each worker",
+        "return since if valid else int(moment)",
+        "return int(moment)",
+    ),
+    _unknown(
+        "unknown tasks fill the prefetch",
+        "if len(self._held) < _MOST else 0",
+        "if False else 0",
+    ),
+    _unknown(
+        "an unknown task that was put back comes back at once",
+        "min(max(_SHORTEST, moment - since), self._longest)",
+        "0.0",
+    ),
+    _unknown(
+        "an unknown task of another queue goes back into that queue",
+        "if election in self._elections and key_of(message) != self._runtime.queue(election):",
+        "if False:",
+    ),
+    _unknown(
+        "a shutdown keeps unknown tasks until its bodies have ended",
+        "for held in list(self._held.values()):",
+        "for held in ():",
+    ),
+    Mutant(
+        "the message of a leader-only task does not say so",
+        "tasks/routing.py",
+        "message.headers[LEADER_ONLY] = bound.election",
+        "pass",
+        ("tests/tasks/test_headers.py",),
+    ),
+    _in_flight(
+        "in_flight",
+        "a header is written once more each time",
+        "if header and not string.find(text, header, 1, true) then",
+        "if header then",
     ),
 )

@@ -17,7 +17,7 @@ import pytest
 from celery import Celery, _state, current_app
 from celery.app.amqp import AMQP
 from celery.worker.consumer import Consumer
-from kombu import Connection
+from kombu import Connection, Exchange, Queue
 from kombu.transport import redis as redis_transport
 from kombu.transport.virtual import Message
 from redis import Connection as RedisConnection
@@ -144,9 +144,30 @@ def test_an_unknown_task_is_handled_here_before_celery_discards_it() -> None:
             told.append(("stock", message))
 
     c = Stock()
-    celery_worker.keep_unknown(c, lambda stock, message: (told.append(message), stock()))
-    c.on_unknown_task(b"", "message", KeyError())
-    assert told == ["message", ("stock", "message")]
+    celery_worker.keep_unknown(c, lambda stock, name, message: (told.append(name), stock()))
+    c.on_unknown_task(b"", "message", KeyError("proj.new"))
+    assert told == ["proj.new", ("stock", "message")]
+
+
+def test_the_queue_that_a_message_came_from_is_found() -> None:
+    """On RabbitMQ by the tag of its consumer, else by its exchange and routing key."""
+    with Connection("memory://") as connection:
+        channel = connection.channel()
+        topic = Exchange("jobs", type="topic")
+        queues = [Queue("plain"), Queue("all", topic, routing_key="#")]
+        consumer = connection.Consumer(queues, channel=channel)
+        consumer.consume()
+
+        def found(message_channel: Any = channel, **delivery: str) -> Any:
+            message = SimpleNamespace(channel=message_channel, delivery_info=delivery)
+            queue = kombu.queue_of(message, consumer)
+            return queue and queue.name
+
+        assert found(exchange="", routing_key="plain") == "plain"
+        assert found(exchange="jobs", routing_key="a.b") == "all"
+        assert found(exchange="", routing_key="of-others") is None
+        tag = consumer._active_tags["all"]
+        assert found(object(), consumer_tag=tag, exchange="x", routing_key="y") == "all"
 
 
 def test_a_pool_is_found_without_connecting() -> None:
@@ -216,6 +237,9 @@ GONE: dict[str, Callable[[], object]] = {
     "_apply_result": lambda: celery_worker.is_in_pool(lacking("_apply_result")),
     "_context": lambda: celery_worker.context_of(lacking("_context")),
     "on_unknown_task": lambda: celery_worker.keep_unknown(lacking("on_unknown_task"), print),
+    "_active_tags": lambda: kombu.queue_of(
+        SimpleNamespace(delivery_info={}), lacking("_active_tags")
+    ),
     "_raw": lambda: kombu.raw_message(lacking("_raw")),
     "_get_message_priority": lambda: kombu.list_key(lacking("_get_message_priority"), "q", {}),
     "_in_poll": lambda: kombu.is_popping(lacking("_in_poll")),

@@ -47,6 +47,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"conf": {"leader_wait_replicas": -1}},
         "leader_wait_replicas is -1: it must be a whole number, 0 or more",
     ),
+    "less than no time for unknown tasks": (
+        {"conf": {"leader_unknown_task_timeout": -1}},
+        "leader_unknown_task_timeout is -1: it must be 1 seconds or more, or 0 to turn it off",
+    ),
     "a leader_queue that everybody consumes": (
         {"conf": {"leader_queue": "celery"}},
         "leader_queue is 'celery': it must be the name of a queue of its own",

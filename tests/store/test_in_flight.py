@@ -98,9 +98,9 @@ class Life:
         """The tags of those that it does not hold."""
         return self.in_flight.settle(self.queue.run, [f"tag of {name}" for name in names])
 
-    def give_back(self, *names: str, behind: bool = False) -> int:
+    def give_back(self, *names: str, behind: bool = False, header: str = "") -> int:
         tags = [f"tag of {name}" for name in names]
-        return self.in_flight.give_back(self.queue.run, tags, behind=behind)
+        return self.in_flight.give_back(self.queue.run, tags, behind=behind, header=header)
 
     def give_back_but(self, *names: str, for_good: bool = False) -> int:
         self.connection += 1
@@ -264,6 +264,25 @@ def test_a_message_is_given_back_in_front_or_behind(queue: LeaderQueue) -> None:
     assert queue.waiting == ["2", "3", "1"]
     assert a.give_back("1") == 0
     assert queue.held == {}
+
+
+def test_a_message_is_given_back_with_one_more_header_which_is_written_once(
+    queue: LeaderQueue,
+) -> None:
+    queue.send("1", "2")
+    a = Life(queue, "a").lead()
+    sizes = set()
+    for _ in range(5):
+        a.fetch()
+        a.give_back("1", behind=True, header='"since": 5')
+        a.give_back("2", behind=True)
+        texts = queue.redis.lrange(queue.lists[0], 0, -1)
+        sizes.add(len(texts[1]))
+        first, second = (json.loads(text) for text in reversed(texts))
+        assert (first["headers"]["since"], first["headers"]["redelivered"]) == (5, True)
+        assert "since" not in second["headers"]
+        assert queue.waiting == ["1", "2"]
+    assert len(sizes) == 1
 
 
 def test_a_message_goes_back_to_the_list_of_its_priority(queue: LeaderQueue) -> None:

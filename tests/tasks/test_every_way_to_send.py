@@ -302,6 +302,7 @@ def test_a_retry_is_sent_to_the_leader_queue_even_if_the_attempt_came_by_another
     assert first["delivery"]["routing_key"] == leader.name
     assert second["delivery"]["routing_key"] == "celery.leader"
     assert second["id"] == first["id"] == sent.id
+    assert second["headers"]["leader_only"] == "worker"
 
 
 # -- handing over ---------------------------------------------------------------------------

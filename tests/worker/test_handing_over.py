@@ -148,7 +148,7 @@ def test_an_unknown_task_is_put_back_over_the_connection_that_it_came_on_or_not_
     consumer.connect("now")
     here, before = Message("now"), Message("before")
     for message in (here, before):
-        hand_over_later(stray(task, message, unknown=True))
+        hand_over_later(stray(task, message, back_to=BACK))
     assert put_back == [], "not at once"
     consumer.ring()
     assert put_back == [here]
