@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kombu import Connection
 
-from tests.beat.conftest import NewOnRabbit
+from tests.support.fixtures import NewOnRabbit
 from tests.support.fleet import Fleet
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ

@@ -13,7 +13,7 @@ import pytest
 from kombu import Connection
 
 from celery_leader import leader_only
-from tests.beat.conftest import NewOnRabbit
+from tests.support.fixtures import NewOnRabbit
 from tests.support.fleet import Fleet
 from tests.support.waiting import wait_until
 

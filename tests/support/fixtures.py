@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,9 +22,11 @@ from celery_leader.store.client import RedisClient
 from celery_leader.store.lease_store import RedisLeaseStore
 from celery_leader.store.scripts import Keys
 from examples.machine import how_to_get_redis_server
+from examples.rabbitmq.server import rabbitmq_binary
 from tests.support import ROOT
 from tests.support import fleet as fleets
 from tests.support.fleet import Fleet
+from tests.support.rabbitmq import RabbitMQ
 from tests.support.redis_server import RedisServer, redis_binary
 from tests.support.services import must_have
 
@@ -33,6 +36,7 @@ SETTING = "broker_url"
 MakeApp = Callable[..., Celery]
 MakeStore = Callable[..., RedisLeaseStore]
 NewFleet = Callable[..., Fleet]
+NewOnRabbit = Callable[..., Fleet]
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -126,6 +130,31 @@ def new_fleet(redis_url: str, tmp_path: Path) -> Iterator[NewFleet]:
 def fleet(new_fleet: NewFleet) -> Fleet:
     """A fleet over an emptied Redis."""
     return new_fleet()
+
+
+@pytest.fixture(scope="module")
+def rabbitmq(real: None) -> Iterator[RabbitMQ]:
+    """A RabbitMQ of these tests, which may be restarted."""
+    must_have(rabbitmq_binary(), "there is no rabbitmq-server here")
+    server = RabbitMQ()
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def new_on_rabbit(new_fleet: NewFleet, rabbitmq: RabbitMQ, redis_url: str) -> NewOnRabbit:
+    """Makes fleets whose broker is RabbitMQ; each has queues of its own."""
+
+    def new(schedule: dict[str, Any], **conf: Any) -> Fleet:
+        own = {"task_default_queue": f"queue-{uuid.uuid4().hex[:8]}", "leader_url": redis_url}
+        conf = {"leader_lease_duration": 2.0, **own, **conf}
+        fleet = new_fleet(schedule=schedule, conf=conf, backend=redis_url)
+        fleet.config["broker"] = rabbitmq.url
+        return fleet
+
+    return new
 
 
 @pytest.fixture
