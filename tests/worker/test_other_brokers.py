@@ -5,6 +5,7 @@ There the broker itself gives back what a worker had, as soon as its connection 
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 
 from tests.support.fixtures import NewOnRabbit
 from tests.support.fleet import QUICK, Fleet, Process
+from tests.support.proxy import Proxy
+from tests.support.rabbitmq import RabbitMQ
 
 KINDS: dict[str, dict[str, Any]] = {
     "classic": {},
@@ -154,3 +157,34 @@ def test_what_an_old_leader_does_not_know_waits_for_one_that_does(
     assert [result.get(timeout=30)["node"] for result in sent] == [new.node] * 30
     assert len(fleet.records("ran", "new")) == 30
     assert "Received unregistered task" not in old.log
+
+
+def test_what_a_leader_had_that_fell_silent_comes_back_after_some_heartbeats(
+    new_on_rabbit: NewOnRabbit, rabbitmq: RabbitMQ
+) -> None:
+    fleet = new_on_rabbit({}, **{**QUICK, "leader_lease_duration": 3.0}, broker_heartbeat=4)
+    queue = fleet.config["conf"]["task_default_queue"]
+    port = urllib.parse.urlsplit(rabbitmq.url).port
+    assert port is not None
+    with Proxy(port) as proxy:
+        behind = f"amqp://guest:guest@127.0.0.1:{proxy.port}//"
+        leader = fleet.worker("w1", "-Q", queue, broker=behind).says("consuming from")
+        assert fleet.leader() is leader
+        follower = fleet.worker("w2", "-Q", queue).says(" ready.")
+        fleet.takes_part(follower)
+        running = fleet.app.tasks["fleet.hold_late"].delay("running")
+        fleet.saw("started", "running")
+        fetched = [fleet.app.tasks["fleet.lead_late"].delay("fetched") for _ in range(3)]
+        for result in fetched:
+            leader.says(f"[{result.id}] received")
+        cut_at = fleet.moment()
+        proxy.stall()
+        assert fleet.leader(other_than=leader) is follower
+        _, again = fleet.saw("started", "running", count=2)
+        assert again["node"] == follower.node
+        # RabbitMQ looks once a heartbeat, and forgives one silence.
+        assert again["at"] / 1e6 - cut_at < 3 * 4 + 10
+        for _ in range(2):
+            fleet.open("running")
+        running.get(timeout=30)
+        assert {each.get(timeout=30)["node"] for each in fetched} == {follower.node}
