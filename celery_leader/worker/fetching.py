@@ -34,6 +34,7 @@ from celery_leader.store.in_flight import (
 from celery_leader.store.queued import WAITING
 
 from .leader_channel import LeaderChannel, leader_channel
+from .message_check import check_message
 from .state import WorkerState
 
 logger = get_logger(__name__)
@@ -282,6 +283,8 @@ class Fetcher:
     def _deliver(self, channel: LeaderChannel, text: bytes) -> None:
         try:
             message = channel.Message(loads(bytes_to_str(text)), channel=channel)  # type: ignore[attr-defined]
+            message.accept = self._task_consumer.accept
+            check_message(message)
         except Exception as exc:
             self._set_aside(text, exc)
             return

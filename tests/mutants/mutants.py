@@ -1137,4 +1137,26 @@ MUTANTS = (
         "if header and not string.find(text, header, 1, true) then",
         "if header then",
     ),
+    _in_flight(
+        "fetch",
+        "a fetch of large messages keeps Redis from everything else",
+        "while #reply < 6 + most and bytes < MOST_BYTES do",
+        "while #reply < 6 + most do",
+    ),
+    Mutant(
+        "a fetched message may be of any content type",
+        "worker/fetching.py",
+        "            message.accept = self._task_consumer.accept\n",
+        "",
+        ("tests/worker/test_message_check.py",),
+    ),
+    Mutant(
+        "a message that ends the worker ends one leader after the other",
+        "worker/fetching.py",
+        "            check_message(message)\n",
+        "",
+        (
+            "tests/worker/test_fetching.py::test_what_is_no_message_is_set_aside_and_the_others_go_on",
+        ),
+    ),
 )

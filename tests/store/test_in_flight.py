@@ -254,6 +254,17 @@ def test_a_late_acknowledgement_takes_nothing_from_the_next_life(queue: LeaderQu
     assert queue.held == {"1": b.nonce}
 
 
+def test_of_large_messages_a_fetch_brings_as_many_as_redis_is_quick_with(
+    queue: LeaderQueue,
+) -> None:
+    for name in ("1", "2", "3", "4"):
+        queue.redis.lpush(queue.lists[0], message(name, mine="x" * 600_000))
+    a = Life(queue, "a").lead()
+    assert [a.names(), a.names(), a.names()] == [["1", "2"], ["3", "4"], []]
+    queue.redis.lpush(queue.lists[0], message("huge", mine="x" * 3_000_000))
+    assert a.names() == ["huge"]
+
+
 def test_a_message_is_given_back_in_front_or_behind(queue: LeaderQueue) -> None:
     queue.send("1", "2", "3")
     a = Life(queue, "a").lead()

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+import redis
 from celery import VERSION
 
 from celery_leader import LeaderElection
@@ -226,17 +227,64 @@ def test_an_acknowledgement_that_an_outage_swallowed_is_made_good(
 # -- what a leader queue may hold, and what Redis may refuse --------------------------------
 
 
+def no_messages() -> dict[str, bytes]:
+    """What somebody may write into a leader queue, and no worker can read."""
+    sound: dict[str, Any] = {
+        "body": "e30=",
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": "fleet.lead", "id": "1"},
+        "properties": {"delivery_tag": "1", "body_encoding": "base64"},
+    }
+
+    def but(**changes: Any) -> bytes:
+        return json.dumps({**sound, **changes}).encode()
+
+    return {
+        "no JSON": b"no JSON",
+        "an id, as celery-redis-plus has": b"6f1c0e9b-7a2b-4bb0-8d7f-000000000000",
+        "nothing": b"",
+        "no UTF-8": b"\xff\xfe\x00",
+        "a list": b"[1, 2, 3]",
+        "a number": b"17",
+        "no object": b"null",
+        "nested deeply": b"[" * 5000 + b"]" * 5000,
+        "an object nested deeply": but(headers=0)[:-1]
+        + b', "x": '
+        + b"[" * 3000
+        + b"]" * 3000
+        + b"}",
+        "20 MB without a tag": b'{"body": "' + b"A" * 20_000_000 + b'"}',
+        "no tag": but(properties={}),
+        "a tag that is a number": but(properties={"delivery_tag": 1}),
+        "headers that are none": but(headers=7, properties={"delivery_tag": "2"}),
+        "a body that is no text": but(body=7, properties={"delivery_tag": "3"}),
+        "a body that is no base64": but(body="!!! ???"),
+        "no id": but(headers={"task": "fleet.lead"}),
+        "a body of another shape": but(body="W10="),
+    }
+
+
 def test_what_is_no_message_is_set_aside_and_the_others_go_on(new_fleet: NewFleet) -> None:
-    fleet = new_fleet(conf=LASTING)
+    patient = {"leader_operation_timeout": 5.0}  # 20 MB take their time
+    fleet = new_fleet(conf={**LASTING, **patient})
     leader = leading_worker(fleet)
-    bad = [b"no JSON", b'{"properties": {"delivery_tag": "1"}, "headers": 7, "body": 7}']
-    for each in bad:
-        fleet.redis.lpush("celery.leader", each)
-    assert fleet.app.tasks["fleet.lead"].delay("good").get(timeout=30)["node"] == leader.node
-    leader.says("set aside in the list celery-leader:celery:unreadable:worker")
+    aside = fleet.key("unreadable", "worker")
+    for number, (kind, text) in enumerate(no_messages().items()):
+        fleet.redis.lpush("celery.leader", text)
+        good = fleet.app.tasks["fleet.lead"].delay("good")
+        assert good.get(timeout=30)["node"] == leader.node, kind
+        wait_until(
+            lambda n=number: fleet.redis.llen(aside) == n + 1, what=f"{kind} to be set aside"
+        )  # type: ignore[misc]
+        errors = [line for line in leader.log.splitlines() if "set aside in the list" in line]
+        assert len(errors) == number + 1, kind
+        assert "ERROR/MainProcess] celery.leader: " in errors[-1]
+        assert errors[-1].endswith(aside)
     wait_until(lambda: in_flight(fleet) == 0, what="everything to be settled")
-    aside = fleet.redis.lrange(fleet.key("unreadable", "worker"), 0, -1)
-    assert {each.encode() if isinstance(each, str) else each for each in aside} == set(bad)
+    assert fleet.redis.hlen("unacked") == 0
+    with redis.Redis.from_url(fleet.config["broker"]) as client:
+        assert set(client.lrange(aside, 0, -1)) == set(no_messages().values())
     assert leader.alive
 
 

@@ -49,10 +49,13 @@ end
 -- What it holds is kept for it as long as its lease; each renewal prolongs both.
 local kept = record.expires_at .. ' ' .. connection
 if known ~= kept then redis.call('HSET', KEYS[2], nonce, kept) end
+-- Redis does nothing else meanwhile, and 1 MB takes some 20 ms. One message is fetched of any size.
+local MOST_BYTES, bytes = 1000000, 0
 for list = FIRST_LIST, #KEYS do
-  while #reply < 6 + most do
+  while #reply < 6 + most and bytes < MOST_BYTES do
     local text = redis.call('LINDEX', KEYS[list], -1)
     if not text then break end
+    bytes = bytes + #text
     local tag = tag_of(text)
     -- Written before it is popped: Redis takes nothing back when a write is refused.
     if tag then
