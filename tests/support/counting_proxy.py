@@ -134,13 +134,17 @@ class CountingProxy(Proxy):
 
         self._order(arm)
 
-    def spare(self) -> None:
-        """Do nothing more to anybody, unless it was begun."""
+    def spare(self) -> int:
+        """Do nothing more to anybody, unless it was begun. Returns how many cuts are not."""
+        left = 0
 
         def disarm() -> None:
+            nonlocal left
+            left = self._armed.times if self._armed is not None else 0
             self._armed = None
 
         self._order(disarm)
+        return left
 
     # -- in the thread -------------------------------------------------------
 
