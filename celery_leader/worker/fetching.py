@@ -8,6 +8,7 @@ run twice if the worker was given up for dead and runs on.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -81,6 +82,8 @@ class Fetcher:
         #: message that comes again has the same tag, and comes over another channel.
         self._held: dict[str, LeaderChannel] = {}
         self._owed: set[str] = set()
+        #: Whether Redis may have messages in flight here that this worker does not know.
+        self._astray = False
         #: Messages that were another worker's when they were acknowledged here.
         self._lost: deque[str] = deque(maxlen=1000)
         self._connection = 0
@@ -105,20 +108,15 @@ class Fetcher:
     # -- called by the worker -------------------------------------------------------------
 
     def connected(self, task_consumer: Any) -> None:
-        """The worker has a new connection: settle what is owed, give back what it does not run."""
+        """The worker has a new connection. What it does not run is to be given back now."""
         channel = task_consumer.channel
         self._task_consumer, self._channel = task_consumer, None
         self._paused = self._retries = False  # Celery has dropped the timers
         self.lists = queue_lists(channel, self.queue)
         self._unacked = unacked_keys(channel)
+        self._astray = self._connection > 0
         self._connection += 1
-        if self._connection > 1:
-            self._settle(())
-            try:
-                self._give_back_but(self._running(), self._connection)
-            except ResponseError as exc:
-                logger.error("%s: messages cannot be given back: %s", self.queue, exc)
-            self._watch_kept(set())
+        self._watch_kept(set())
 
     def begin(self) -> None:
         """Fetch from now on, while this worker leads."""
@@ -130,20 +128,28 @@ class Fetcher:
         """Fetch no more. What was fetched stays until it is settled or given back."""
         channel, self._channel = self._channel, None
         if channel is not None:
+            self._astray = self._astray or channel.awaits_answer
             channel.close()
 
     def give_back_but_running(self) -> None:
-        """Give back all messages whose bodies do not run, in front of the queue and in order."""
-        if self._held:
+        """Give back all messages whose bodies do not run, in front of the queue and in order.
+
+        If that fails, nobody knows whether they are in their queue again. So they are not this
+        worker's any more, and are to be given back once more.
+        """
+        if self._held or self._astray:
+            running = self._running()
+            self._held = {tag: came for tag, came in self._held.items() if tag in running}
+            self._astray = True
             self._settle(())
-            self._connection += 1
-            self._give_back_but(self._running(), self._connection)
+            self._give_back_astray()
 
     def finish(self) -> None:
         """The worker ends: give back everything, and fetch no more."""
         if self._connection:
+            self._held.clear()
             self._settle(())
-            self._give_back_but((), LAST_CONNECTION)
+            self._give_back_but_held(LAST_CONNECTION)
 
     def give_back(self, message: Any, *, header: str = "") -> bool:
         """Give back one message, also if its acknowledgement is under way.
@@ -170,7 +176,8 @@ class Fetcher:
         kept = {tag for tag, came in self._held.items() if came.closed}
         ended_now = kept.difference(self._running(), self._owed)
         for tag in ended_now.intersection(ended):
-            self.reject(self._held[tag], tag, requeue=True, behind=False)
+            with contextlib.suppress(RedisError, OSError):  # at the next look, then
+                self.reject(self._held[tag], tag, requeue=True, behind=False)
         if kept:
             self._state.consumer.timer.call_after(_PAUSE, partial(self._watch_kept, ended_now))
 
@@ -189,6 +196,11 @@ class Fetcher:
 
     def fetch_arguments(self, most: int) -> tuple[list[str], list[Any]]:
         """Keys and arguments of the next fetch."""
+        if self._astray:
+            try:
+                self._give_back_astray()
+            except ResponseError as exc:
+                self.failed(exc)
         self._term = self._candidate.term() or 0
         return self._in_flight.fetch_arguments(
             self._term, self._connection, most, all_lives=self._term != self._cleared_term
@@ -220,9 +232,8 @@ class Fetcher:
         logger.error("%s cannot be fetched from: %s; %s", self.queue, text, _advice(text))
 
     def answer_lost(self) -> None:
-        """Give back what a fetch has brought whose answer was lost."""
-        self._connection += 1
-        self._give_back_but(list(self._held), self._connection)
+        """What the last fetch has brought will never be read."""
+        self._astray = True
 
     def owe(self, message: Any) -> None:
         """``message`` is done, and is acknowledged in a moment; Celery asks its event loop to."""
@@ -323,10 +334,13 @@ class Fetcher:
         self._retries = False
         self._settle(())
 
-    def _give_back_but(self, running: Collection[str], connection: int) -> None:
-        kept = [*running, *self._owed]
-        given = self._in_flight.give_back_but(self._run, kept, connection)
-        self._held = {tag: came for tag, came in self._held.items() if tag in running}
+    def _give_back_astray(self) -> None:
+        self._connection += 1
+        self._give_back_but_held(self._connection)
+
+    def _give_back_but_held(self, connection: int) -> None:
+        given = self._in_flight.give_back_but(self._run, [*self._held, *self._owed], connection)
+        self._astray = False
         if given:
             logger.info("%s: %d fetched message(s) given back", self.queue, given)
 

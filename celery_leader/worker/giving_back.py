@@ -8,6 +8,7 @@ unacknowledged, and the broker gives it to another worker later.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -25,6 +26,8 @@ from .message_guard import LeaderOnlyRequest
 from .state import WorkerState
 
 logger = get_logger(__name__)
+
+_PAUSE = 1.0  # seconds until Redis is asked again
 
 
 def running_requests(state: WorkerState) -> list[Any]:
@@ -83,9 +86,16 @@ def give_back_fetched(state: WorkerState, election: str) -> None:
         fetcher.give_back_but_running()
     except (RedisError, OSError) as exc:
         logger.warning("%s: fetched messages cannot be given back yet: %s", election, exc)
-        return
+        state.consumer.timer.call_after(_PAUSE, partial(_give_back_again, state, election))
+    # They may be in the queue even if the answer was lost, so they must not run here.
     for request in waiting:
         request.was_given_back()
+
+
+def _give_back_again(state: WorkerState, election: str) -> None:
+    # The next fetch of a worker that leads again begins with that.
+    if not state.fetchers[election].fetches:
+        give_back_fetched(state, election)
 
 
 def give_back_all(state: WorkerState, elections: Collection[str]) -> None:

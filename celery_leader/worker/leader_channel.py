@@ -49,7 +49,7 @@ class Source(Protocol):
         """Redis refused the fetch or the wait."""
 
     def answer_lost(self) -> None:
-        """The answer to a fetch will never be read."""
+        """The answer to the last fetch will never be read."""
 
     def acknowledge(self, channel: LeaderChannel, tag: str) -> None:
         """A message that came over ``channel`` is done."""
@@ -102,6 +102,11 @@ class LeaderChannel:
         self.brpop_timeout = _WAIT + _LATE
 
     # -- called by kombu's event loop -----------------------------------------------------
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether a fetch is under way, or its answer was lost."""
+        return self._unanswered
 
     @property
     def active_queues(self) -> list[str]:

@@ -103,6 +103,7 @@ class LeaderQueues:
             if election not in self._counts:
                 self._measure(election, fetchers[election])
             fetchers[election].connected(c.task_consumer)
+            give_back_fetched(self._state, election)
 
     def _measure(self, election: str, fetcher: Fetcher) -> None:
         """Have metrics tell of a leader queue."""
