@@ -9,8 +9,7 @@ run twice if the worker was given up for dead and runs on.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,6 +35,7 @@ from celery_leader.store.queued import WAITING
 
 from .leader_channel import LeaderChannel, leader_channel
 from .message_check import check_message
+from .settling import Settling
 from .state import WorkerState
 
 logger = get_logger(__name__)
@@ -81,17 +81,14 @@ class Fetcher:
         #: Each message that this worker has to settle, by its tag: the channel it came over. A
         #: message that comes again has the same tag, and comes over another channel.
         self._held: dict[str, LeaderChannel] = {}
-        self._owed: set[str] = set()
+        self._settling = Settling(self.queue, self._settle, self._call_after)
         #: Whether Redis may have messages in flight here that this worker does not know.
         self._astray = False
-        #: Messages that were another worker's when they were acknowledged here.
-        self._lost: deque[str] = deque(maxlen=1000)
         self._connection = 0
         self._term: int | None = None
         self._refused_term: int | None = None
         self._cleared_term: int | None = None
         self._paused = False
-        self._retries = False
         self._trouble = ""
         self._told_at = 0.0
 
@@ -111,7 +108,8 @@ class Fetcher:
         """The worker has a new connection. What it does not run is to be given back now."""
         channel = task_consumer.channel
         self._task_consumer, self._channel = task_consumer, None
-        self._paused = self._retries = False  # Celery has dropped the timers
+        self._paused = False  # Celery has dropped the timers
+        self._settling.connected()
         self.lists = queue_lists(channel, self.queue)
         self._unacked = unacked_keys(channel)
         self._astray = self._connection > 0
@@ -141,14 +139,14 @@ class Fetcher:
             running = self._running()
             self._held = {tag: came for tag, came in self._held.items() if tag in running}
             self._astray = True
-            self._settle(())
-            self._give_back_astray()
+            self._settling.tell()
+            self._give_back_but_held(self._connection + 1)
 
     def finish(self) -> None:
         """The worker ends: give back everything, and fetch no more."""
         if self._connection:
             self._held.clear()
-            self._settle(())
+            self._settling.tell()
             self._give_back_but_held(LAST_CONNECTION)
 
     def give_back(self, message: Any, *, header: str = "") -> bool:
@@ -160,11 +158,11 @@ class Fetcher:
         """
         tag: str = message.delivery_tag
         if self._held.get(tag) is message.channel:
-            self._owed.discard(tag)
+            self._settling.owed.discard(tag)
             self._in_flight.give_back(self._run, [tag], behind=bool(header), header=header)
             del self._held[tag]
             return True
-        return tag in self._lost
+        return self._settling.was_lost(tag)
 
     def _watch_kept(self, ended: Collection[str]) -> None:
         """Give back what came over an earlier connection and does not run any more.
@@ -174,12 +172,12 @@ class Fetcher:
         be under way.
         """
         kept = {tag for tag, came in self._held.items() if came.closed}
-        ended_now = kept.difference(self._running(), self._owed)
+        ended_now = kept.difference(self._running(), self._settling.owed)
         for tag in ended_now.intersection(ended):
             with contextlib.suppress(RedisError, OSError):  # at the next look, then
                 self.reject(self._held[tag], tag, requeue=True, behind=False)
         if kept:
-            self._state.consumer.timer.call_after(_PAUSE, partial(self._watch_kept, ended_now))
+            self._call_after(_PAUSE, partial(self._watch_kept, ended_now))
 
     def count_waiting(self) -> int:
         """How many messages wait in the queue."""
@@ -198,7 +196,7 @@ class Fetcher:
         """Keys and arguments of the next fetch."""
         if self._astray:
             try:
-                self._give_back_astray()
+                self._give_back_but_held(self._connection + 1)
             except ResponseError as exc:
                 self.failed(exc)
         self._term = self._candidate.term() or 0
@@ -239,13 +237,13 @@ class Fetcher:
         """``message`` is done, and is acknowledged in a moment; Celery asks its event loop to."""
         tag = message.delivery_tag
         if self._held.get(tag) is message.channel:
-            self._owed.add(tag)
+            self._settling.owed.add(tag)
 
     def acknowledge(self, channel: LeaderChannel, tag: str) -> None:
         """A message is done. What cannot be told to Redis now is told when it answers again."""
         if self._held.get(tag) is channel:
             del self._held[tag]
-            self._settle([tag])
+            self._settling.tell(tag)
 
     def reject(
         self, channel: LeaderChannel, tag: str, *, requeue: bool, behind: bool = True
@@ -257,8 +255,7 @@ class Fetcher:
             self._in_flight.give_back(self._run, [tag], behind=behind)
             del self._held[tag]
         else:
-            del self._held[tag]
-            self._settle([tag])
+            self.acknowledge(channel, tag)
 
     # -- small parts ----------------------------------------------------------------------
 
@@ -283,6 +280,9 @@ class Fetcher:
         except NoScriptError:
             return run_command(channel, script.by_text(keys, args))
 
+    def _call_after(self, seconds: float, act: Callable[[], None]) -> None:
+        self._state.consumer.timer.call_after(seconds, act)
+
     def _most(self) -> int:
         """How many messages the next fetch may bring."""
         solo = isinstance(self._state.consumer.pool, SoloPool)  # each body holds up the event loop
@@ -305,7 +305,7 @@ class Fetcher:
     def _set_aside(self, text: bytes, exc: Exception) -> None:
         where = self._keys.unreadable
         run_command(self._task_consumer.channel, ["LPUSH", where, text])
-        self._settle([loads(bytes_to_str(text))["properties"]["delivery_tag"]])
+        self._settling.tell(loads(bytes_to_str(text))["properties"]["delivery_tag"])
         logger.error(
             "%s: a message that cannot be read (%s: %s) was set aside in the list %s",
             self.queue,
@@ -314,32 +314,13 @@ class Fetcher:
             where,
         )
 
-    def _settle(self, tags: Iterable[str]) -> None:
-        self._owed.update(tags)
-        if not self._owed:
-            return
-        owed = list(self._owed)
-        try:
-            lost = self._in_flight.settle(self._run, owed)
-        except (RedisError, OSError) as exc:
-            logger.debug("%s: an acknowledgement has to wait: %s", self.queue, exc)
-            if not self._retries:
-                self._retries = True
-                self._state.consumer.timer.call_after(_PAUSE, self._settle_again)
-        else:
-            self._owed.difference_update(owed)
-            self._lost.extend(lost)
-
-    def _settle_again(self) -> None:
-        self._retries = False
-        self._settle(())
-
-    def _give_back_astray(self) -> None:
-        self._connection += 1
-        self._give_back_but_held(self._connection)
+    def _settle(self, tags: Collection[str]) -> set[str]:
+        return self._in_flight.settle(self._run, tags)
 
     def _give_back_but_held(self, connection: int) -> None:
-        given = self._in_flight.give_back_but(self._run, [*self._held, *self._owed], connection)
+        self._connection = connection
+        kept = [*self._held, *self._settling.owed]
+        given = self._in_flight.give_back_but(self._run, kept, connection)
         self._astray = False
         if given:
             logger.info("%s: %d fetched message(s) given back", self.queue, given)
@@ -358,7 +339,7 @@ class Fetcher:
 
     def _pause(self, seconds: float) -> None:
         self._paused = True
-        self._state.consumer.timer.call_after(seconds, self._go_on)
+        self._call_after(seconds, self._go_on)
 
     def _go_on(self) -> None:
         self._paused = False
