@@ -17,7 +17,7 @@ from typing import Any
 from celery import Celery, _state
 
 from tests.support import ROOT, fleet_app
-from tests.support.launching import without_celery_variables
+from tests.support.launching import run_module, without_celery_variables
 from tests.support.process import Process as Process
 from tests.support.seen import Seen
 
@@ -116,26 +116,25 @@ class Fleet(Seen):
 
     def run(self, *arguments: str, **config: Any) -> subprocess.CompletedProcess[str]:
         """Run a ``celery`` command to its end."""
-        return self._python(
-            "-m", "tests.support.lean_celery", "-A", self.process.app, *arguments, **config
-        )
+        command = ["-A", self.process.app, *arguments]
+        return run_module("tests.support.lean_celery", command, self._environment(config), 60)
 
     def python(self, code: str, **config: Any) -> subprocess.CompletedProcess[str]:
         """Run ``code`` to its end, which finds its app in ``proj``."""
-        return self._python("-c", code, **config)
-
-    def _python(self, *arguments: str, **config: Any) -> subprocess.CompletedProcess[str]:
-        configured = {fleet_app.VARIABLE: json.dumps(_merged(self.config, config))}
         return subprocess.run(
-            [sys.executable, *arguments],
+            [sys.executable, "-c", code],
             cwd=ROOT,
-            env=without_celery_variables(**configured),
+            env=self._environment(config),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
+
+    def _environment(self, config: dict[str, Any]) -> dict[str, str]:
+        configured = {fleet_app.VARIABLE: json.dumps(_merged(self.config, config))}
+        return without_celery_variables(PYTHONUNBUFFERED="1", **configured)
 
     def _start(self, name: str, node: str, command: Sequence[str], config: Any) -> Process:
         log = self.directory / f"{name}.{len(self.processes)}.log"

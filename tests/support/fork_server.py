@@ -3,9 +3,10 @@
 ``python -m tests.support.fork_server`` reads requests from its standard input, a line of JSON each,
 and answers each with a line:
 
-``{"module", "arguments", "log", "environment"}``
-    Fork a process that goes on as ``python -m module arguments`` with that environment. Both of its
-    outputs go to the end of ``log``. The answer is its process id.
+``{"module", "arguments", "log", "errors", "environment"}``
+    Fork a process that goes on as ``python -m module arguments`` with that environment. Its output
+    goes to the end of the file ``log``, its errors to that of ``errors``. The answer is its process
+    id.
 ``{"look": pid}``
     The exit status of a process that has ended, which keeps its process id; ``null`` while it runs.
 ``{"reap": pid}``
@@ -67,13 +68,13 @@ def _answer(value: int | None) -> None:
 
 def become(request: dict[str, Any]) -> None:
     """Go on as the process that was asked for."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(nothing, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(nothing)
-    os.close(log)
+    to_the_end = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    for number, (path, flags) in enumerate(
+        [(os.devnull, os.O_RDONLY), (request["log"], to_the_end), (request["errors"], to_the_end)]
+    ):
+        descriptor = os.open(path, flags)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv[1:] = request["arguments"]

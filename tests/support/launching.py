@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.support import ROOT
+from tests.support.waiting import wait_until
 
 #: Set, it has every process of a fleet start as a Python of its own.
 FRESH_VARIABLE = "CELERY_LEADER_TEST_FRESH"
@@ -38,9 +40,13 @@ def launch(
     cwd: Path = ROOT,
     env: Mapping[str, str] | None = None,
     user: str | None = None,
+    errors: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``command`` in a process group of its own; what it says is added to ``log``."""
-    with log.open("ab") as out:
+    """Start ``command`` in a process group of its own; what it says is added to ``log``.
+
+    Its errors, too, unless they have a file of their own.
+    """
+    with log.open("ab") as out, (errors or log).open("ab") as err:
         return subprocess.Popen(
             command,
             cwd=cwd,
@@ -48,7 +54,7 @@ def launch(
             user=user,
             stdin=subprocess.DEVNULL,
             stdout=out,
-            stderr=subprocess.STDOUT,
+            stderr=err,
             start_new_session=True,
         )
 
@@ -79,8 +85,16 @@ class Running(Protocol):
 class _Fresh:
     """A Python of its own."""
 
-    def __init__(self, module: str, arguments: Sequence[str], log: Path, env: Mapping[str, str]):
-        self._popen = launch([sys.executable, "-m", module, *arguments], log, env=env)
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        log: Path,
+        env: Mapping[str, str],
+        errors: Path | None,
+    ):
+        command = [sys.executable, "-m", module, *arguments]
+        self._popen = launch(command, log, env=env, errors=errors)
         self.pid = self._popen.pid
 
     def exit_status(self) -> int | None:
@@ -122,12 +136,23 @@ _fork_server = cache(_ForkServer)
 class _Forked:
     """A fork of the fork server."""
 
-    def __init__(self, module: str, arguments: Sequence[str], log: Path, env: Mapping[str, str]):
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        log: Path,
+        env: Mapping[str, str],
+        errors: Path | None,
+    ):
         log.touch()
         self._reaped = False
         self._server = _fork_server()
         self.pid: int = self._server.ask(
-            module=module, arguments=arguments, log=str(log), environment=dict(env)
+            module=module,
+            arguments=arguments,
+            log=str(log),
+            errors=str(errors or log),
+            environment=dict(env),
         )
 
     def exit_status(self) -> int | None:
@@ -146,17 +171,42 @@ _ENVIRONMENT = without_celery_variables(PYTHONUNBUFFERED="1")
 
 
 def launch_module(
-    module: str, arguments: Sequence[str], log: Path, env: Mapping[str, str]
+    module: str,
+    arguments: Sequence[str],
+    log: Path,
+    env: Mapping[str, str],
+    errors: Path | None = None,
 ) -> Running:
     """Start ``python -m module arguments`` in a group of its own; what it says is added to ``log``.
 
-    It is forked from a process that has imported Celery, unless it depends on how a Python starts
-    or on what happens before Celery is imported.
+    Its errors, too, unless they have a file of their own. It is forked from a process that has
+    imported Celery, unless it depends on how a Python starts or on what happens before Celery is
+    imported.
     """
     fresh = os.environ.get(FRESH_VARIABLE) or not sys.platform.startswith("linux")
     if fresh or set(_BEFORE_CELERY) & set(arguments) or _common(env) != _common(_ENVIRONMENT):
-        return _Fresh(module, arguments, log, env)
-    return _Forked(module, arguments, log, env)
+        return _Fresh(module, arguments, log, env, errors)
+    return _Forked(module, arguments, log, env, errors)
+
+
+def run_module(
+    module: str, arguments: Sequence[str], env: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m module arguments`` to its end, started as ``launch_module`` does."""
+    with tempfile.TemporaryDirectory() as directory:
+        out, err = Path(directory, "out"), Path(directory, "err")
+        process = launch_module(module, arguments, out, env, err)
+        try:
+            wait_until(
+                lambda: process.exit_status() is not None, timeout, f"the end of {arguments}"
+            )
+            status = process.exit_status()
+        finally:
+            process.kill_and_reap()
+        assert status is not None
+        return subprocess.CompletedProcess(
+            [module, *arguments], status, out.read_text(), err.read_text()
+        )
 
 
 def _common(env: Mapping[str, str]) -> dict[str, str]:
