@@ -13,8 +13,10 @@ PYTEST ?=
 # The tests of the package: a folder for each of its rooms, and one for what is in none.
 ROOMS := $(addprefix tests/,core store runtime tasks worker beat ops package)
 # So many tests run side by side; most of their time they wait. With 1 they share pytest's own process.
-WORKERS ?= 6
-SIDE_BY_SIDE = $(if $(filter 0 1,$(WORKERS)),,-n $(WORKERS) --dist loadgroup)
+WORKERS ?= 8
+SIDE_BY_SIDE = $(if $(filter 0 1,$(WORKERS)),,-n $(WORKERS))
+# Tests start hundreds of Pythons, and without bytecode each compiles all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 # An older Python for the oldest Celery, where there is one.
 OLDEST_PYTHON ?= $(shell python3.10 -V >/dev/null 2>&1 && echo python3.10 || echo '$(PYTHON)')
 BENCH ?=

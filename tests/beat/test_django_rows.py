@@ -145,7 +145,7 @@ def new_rows(
 
     def new(scheduler: str, **settings: Any) -> Rows:
         pytest.importorskip("django_celery_beat", reason="leader-django needs django_celery_beat")
-        conf: dict[str, Any] = {"leader_lease_duration": 2.0, "beat_max_loop_interval": 1}
+        conf: dict[str, Any] = {"leader_lease_duration": 2.0, "beat_max_loop_interval": 0.2}
         conf |= settings
         if scheduler == STOCK:
             conf["beat_sync_every"] = 1

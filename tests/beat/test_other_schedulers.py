@@ -22,6 +22,7 @@ from tests.support import ROOT
 from tests.support.fixtures import NewFleet
 from tests.support.fleet import Fleet, Process
 from tests.support.redis_server import RedisServer
+from tests.support.side_by_side import made_once
 from tests.support.waiting import wait_until
 
 KINDS = ("leader-persistent", "leader-redbeat", "leader-django")
@@ -43,12 +44,15 @@ call_command("migrate", verbosity=0)
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite file with the tables of django-celery-beat."""
-    file = tmp_path_factory.mktemp("django") / "empty.sqlite3"
-    subprocess.run([sys.executable, "-c", _MIGRATE, str(file)], cwd=ROOT, check=True, timeout=100)
-    return file
+
+    def migrate(file: Path) -> None:
+        command = [sys.executable, "-c", _MIGRATE, str(file)]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=100)
+
+    return made_once("empty.sqlite3", migrate, tmp_path_factory)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +187,16 @@ def running(
         each.close()
 
 
-def probe(environment: dict[str, str], name: str, kind: str) -> subprocess.CompletedProcess[str]:
+def probes(name: str) -> set[tuple[str, ...]]:
+    """The different commands among the three probes of a deployment."""
     container = deployment(name)["spec"]["template"]["spec"]["containers"][0]
+    kinds = ("startupProbe", "readinessProbe", "livenessProbe")
+    return {tuple(container[kind]["exec"]["command"]) for kind in kinds}
+
+
+def ran(environment: dict[str, str], command: Iterable[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        here(container[kind]["exec"]["command"]),
+        here(list(command)),
         cwd=APP,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -209,10 +215,10 @@ def test_what_is_run_leads_is_well_and_passes_the_lead_on_at_sigterm(
     worker, beat = running
     worker.says("worker: elected")
     beat.says("beat: elected")
-    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-        said = probe(environment, "worker", kind)
+    for command in probes("worker"):
+        said = ran(environment, command)
         assert said.returncode == 0, said.stdout + said.stderr
-    assert socket.gethostname() in said.stdout
+        assert socket.gethostname() in said.stdout
     assert worker.told(signal.SIGTERM) == 0
     assert beat.told(signal.SIGTERM) == 0
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
@@ -220,5 +226,6 @@ def test_what_is_run_leads_is_well_and_passes_the_lead_on_at_sigterm(
             record = client.hgetall(f"celery-leader:celery:election:{election}")
             assert record["state"] == "released", json.dumps(record)
         client.flushall()  # as if it had been silent for long
-    unwell = probe(environment, "worker", "livenessProbe")
-    assert unwell.returncode == 1, unwell.stdout + unwell.stderr
+    for command in probes("worker"):
+        unwell = ran(environment, command)
+        assert unwell.returncode == 1, unwell.stdout + unwell.stderr

@@ -25,6 +25,8 @@ SHOWS = {
     "sentinel": r"promoted redis-replica-.*\n.* the beats\n.*proj\.count ran.*\n.*, 0 of them twice",
 }
 _LINE = re.compile(r"^(?:PLAIN|LARGER)_EXAMPLES := (.*)$", re.MULTILINE)
+#: The one that is asked to stay: it then serves until it is asked to end.
+STAYS = "fastapi"
 #: What ``make`` knows as ``example-…``.
 NAMED = " ".join(_LINE.findall((ROOT / "Makefile").read_text())).split()
 _LONG = 400  # seconds; shows wait for one thing after the other, each with a deadline of its own
@@ -42,9 +44,13 @@ def test_an_example_shows_what_it_is_there_for_and_leaves_nothing(
 ) -> None:
     if example == "rabbitmq":
         must_have(rabbitmq_binary(), "there is no rabbitmq-server here")
-    show = new_show(example)
+    stays = example == STAYS
+    show = new_show(example, *(["--stay"] if stays else []))
     show.says("starting two workers and two beats")
     servers = show.started()
+    if stays:
+        show.says("Ctrl-C ends everything")
+        show.signal(signal.SIGINT)
     assert show.ends() == 0, show.said
     assert re.search(SHOWS[example], show.said), show.said
     assert "Traceback" not in show.said
@@ -73,15 +79,6 @@ def test_a_show_that_is_broken_off_leaves_nothing(
     assert show.ends() == 128 + number, show.said
     assert "Traceback" not in show.said
     wait_until(lambda: not any(map(runs, started)), what="all to be gone")
-    assert show.left_behind() == []
-
-
-@pytest.mark.timeout(_LONG)
-def test_a_show_that_stays_serves_until_it_is_asked_to_end(new_show: NewShow) -> None:
-    show = new_show("fastapi", "--stay")
-    show.says("Ctrl-C ends everything")
-    show.signal(signal.SIGINT)
-    assert show.ends() == 0, show.said
     assert show.left_behind() == []
 
 

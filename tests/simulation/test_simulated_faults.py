@@ -34,7 +34,8 @@ from tests.simulation.simulation import ONE_LEADER, Simulation
 #: They only compute, however slow the machine is.
 pytestmark = pytest.mark.timeout(600)
 
-SCHEDULES = 400
+#: Of each weather; `make simulate` runs as many as one likes.
+SCHEDULES = 150
 SEED_VARIABLE = "CELERY_LEADER_TEST_SEED"
 
 
