@@ -80,7 +80,7 @@ test: $(VENV)/.dev $(VENV)/.examples
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST)
 
 coverage: $(VENV)/.dev $(VENV)/.examples
-	$(BIN)/coverage run -m pytest -q -m 'not real or store'
+	$(BIN)/coverage run -m pytest -q $(SIDE_BY_SIDE) -m 'not real or store'
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
