@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_leader.core.kinship import Kin, called, identity, kinship
@@ -68,6 +68,7 @@ def test_an_identity_of_an_earlier_version_is_compared_by_name_and_digest() -> N
     assert kinship(ours, "other|000000000000") is Kin.OTHER
 
 
+@settings(deadline=None)  # a busy machine takes as long as it takes
 @given(st.text(max_size=400), st.lists(st.text(max_size=40), max_size=200))
 def test_an_identity_fits_into_a_field_and_is_its_own_kin(name: str, names: list[str]) -> None:
     own = identity(
@@ -78,6 +79,7 @@ def test_an_identity_fits_into_a_field_and_is_its_own_kin(name: str, names: list
     assert called(own).isprintable()
 
 
+@settings(deadline=None)  # a busy machine takes as long as it takes
 @given(st.text(max_size=2000))
 def test_whatever_stands_in_a_record_is_compared(written: str) -> None:
     assert kinship(identity("app", tasks("a", 300)), written) in Kin
