@@ -15,6 +15,9 @@ Request: Any = imported(
 #: Celery calls this method to give a request to the pool, in a subclass that Celery makes itself.
 EXECUTE = "execute_using_pool"
 
+#: Celery calls this method when a body has ended, in that subclass.
+ON_SUCCESS = "on_success"
+
 #: Tells Celery that a request is over.
 task_ready: Callable[[Any], None] = imported(
     "celery.worker.state:task_ready", "end a request that does not run"
@@ -37,6 +40,7 @@ SOFTWARE_INFO: Any = imported("celery.worker.state:SOFTWARE_INFO", "send a worke
 SoloPool: Any = imported("celery.concurrency.solo:TaskPool", "know a worker that runs tasks itself")
 
 attribute(Request, EXECUTE, "ask once more before a request is given to the pool")
+attribute(Request, ON_SUCCESS, "know that a body has ended")
 
 
 def is_in_pool(request: Any) -> bool:

@@ -10,6 +10,7 @@ Keys, beside those of kombu: ``celery-leader:{namespace}:lives:{election}``, a h
 until when what it holds is kept, ``celery-leader:{namespace}:in-flight:{election}``, a hash of a
 delivery tag to the life that holds the message, and
 ``celery-leader:{namespace}:unreadable:{election}``, a list of messages that no worker can read.
+For two more see ``slots``.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from typing import Any
 from .client import Script
 from .scripts import Keys, fenced, lua
 
-_TYPES = ("hash", "hash", "hash", "hash", "zset", "list")
+_TYPES = ("hash", "hash", "hash", "hash", "zset", "list", "hash", "zset")
 
 
 def on_messages(verb: str) -> Script:
     """The script of ``verb`` on the keys of a leader queue."""
-    return Script(fenced("in_flight") + "\n" + lua(verb), _TYPES, further="list")
+    text = "\n".join((fenced("in_flight"), lua("slots", "giving_back", verb)))
+    return Script(text, _TYPES, further="list")
 
 
 FETCH, GIVE_BACK, SETTLE = map(on_messages, ("fetch", "give_back", "settle"))
@@ -86,7 +88,8 @@ class QueueKeys:
     def all(self) -> list[str]:
         """The keys that each script is given."""
         own = [self.keys.of(kind, self.election) for kind in ("election", "lives", "in-flight")]
-        return [*own, *self.unacked, self.unreadable, *self.lists]
+        slots, parked = (self.keys.of(kind, self.election) for kind in ("slots", "parked"))
+        return [*own, *self.unacked, self.unreadable, slots, parked, *self.lists]
 
     @property
     def unreadable(self) -> str:

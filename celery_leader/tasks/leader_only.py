@@ -38,7 +38,13 @@ def leader_only(target: T) -> T: ...
 
 @overload
 def leader_only(
-    *, election: str = ..., send_from: str = ..., on_follower: str = ..., on_deposed: str = ...
+    *,
+    election: str = ...,
+    send_from: str = ...,
+    on_follower: str = ...,
+    on_deposed: str = ...,
+    max_running: int | None = ...,
+    on_busy: str = ...,
 ) -> Callable[[T], T]: ...
 
 
@@ -49,6 +55,8 @@ def leader_only(
     send_from: str = "anywhere",
     on_follower: str = "forward",
     on_deposed: str = "finish",
+    max_running: int | None = None,
+    on_busy: str = "wait",
 ) -> Any:
     """Run a task on the leader only. The decorator goes above or below ``@app.task``.
 
@@ -67,13 +75,18 @@ def leader_only(
         on_deposed: what happens to a running body when its worker stops leading:
             ``"finish"``, or ``"abort"``: ``NotLeader`` is raised in the body at once. If it
             goes on, its pool process is killed before the lease can expire.
+        max_running: how many bodies of the task may run at once, counting those that still run on
+            an earlier leader; ``None``: as many as the worker's pool runs. Needs the leases on the
+            Redis that is the broker.
+        on_busy: what happens to a message while so many run: it has to ``"wait"``, and goes on in
+            its order, or the leader will ``"skip"`` it.
 
     A skipped task ends in the state ``REVOKED``: ``get()`` raises ``TaskSkipped``.
 
     Raises:
         LeaderError: an option has a value that it cannot have.
     """
-    options = LeaderOnly(election, send_from, on_follower, on_deposed)
+    options = LeaderOnly(election, send_from, on_follower, on_deposed, max_running, on_busy)
 
     def decorate(target: Any) -> Any:
         _watch_apps()
@@ -108,6 +121,8 @@ class LeaderTask(Task):  # type: ignore[misc]
     send_from = "anywhere"
     on_follower = "forward"
     on_deposed = "finish"
+    max_running: int | None = None
+    on_busy = "wait"
 
     @classmethod
     def leader_options(cls) -> LeaderOnly:
@@ -116,7 +131,14 @@ class LeaderTask(Task):  # type: ignore[misc]
         Raises:
             LeaderError: an option has a value that it cannot have.
         """
-        return LeaderOnly(cls.election, cls.send_from, cls.on_follower, cls.on_deposed)
+        return LeaderOnly(
+            cls.election,
+            cls.send_from,
+            cls.on_follower,
+            cls.on_deposed,
+            cls.max_running,
+            cls.on_busy,
+        )
 
     @classmethod
     def bind(cls, app: Celery) -> Any:

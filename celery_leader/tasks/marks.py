@@ -22,6 +22,7 @@ _MARK = "__leader_only__"
 _SEND_FROM = ("anywhere", "leader")
 _ON_FOLLOWER = ("forward", "skip")
 _ON_DEPOSED = ("finish", "abort")
+_ON_BUSY = ("wait", "skip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class LeaderOnly:
     send_from: str = "anywhere"
     on_follower: str = "forward"
     on_deposed: str = "finish"
+    max_running: int | None = None
+    on_busy: str = "wait"
 
     def __post_init__(self) -> None:
         check_name(self.election)
@@ -48,6 +51,7 @@ class LeaderOnly:
             ("send_from", _SEND_FROM),
             ("on_follower", _ON_FOLLOWER),
             ("on_deposed", _ON_DEPOSED),
+            ("on_busy", _ON_BUSY),
         ):
             value = getattr(self, option)
             if value not in allowed:
@@ -55,6 +59,16 @@ class LeaderOnly:
                     f"leader_only({option}={value!r}): it must be"
                     f" {' or '.join(repr(name) for name in allowed)}"
                 )
+        most = self.max_running
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise LeaderError(
+                f"leader_only(max_running={most!r}): it must be a whole number, 1 or more, or None"
+                " for no limit"
+            )
+        if most is None and self.on_busy == "skip":
+            raise LeaderError(
+                "leader_only(on_busy='skip'): without max_running a task is never busy; set it, too"
+            )
 
 
 def mark(target: Any, options: LeaderOnly) -> None:

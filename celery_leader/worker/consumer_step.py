@@ -34,7 +34,7 @@ from .event_loop import EventLoop
 from .events import WorkerEvents
 from .giving_back import give_back_all, give_back_next
 from .handing_over import hand_over_kept
-from .leader_queue import LeaderQueues
+from .leader_queue import LeaderQueues, check_limits
 from .resigning import Resigning
 from .state import worker_state
 from .unknown_tasks import UnknownTasks
@@ -69,6 +69,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
             eligible = _elections_of(runtime, elections)
             if leader_priority is not None:
                 check_priority(leader_priority, "--leader-priority")
+            check_limits(runtime, eligible)
         self._priority = leader_priority
         self._eligible = [] if no_candidate else eligible
         # Before the pool starts, so that its processes can read the beliefs.

@@ -32,10 +32,12 @@ from celery_leader.store.in_flight import (
     read_fetched,
 )
 from celery_leader.store.queued import WAITING
+from celery_leader.store.slots import Answer, Limit, end_slot, take_slot
 
 from .leader_channel import LeaderChannel, leader_channel
 from .message_check import check_message
 from .settling import Settling
+from .slots import Slots
 from .state import WorkerState
 
 logger = get_logger(__name__)
@@ -65,10 +67,11 @@ class Fetcher:
         candidates: Mapping[str, LocalCandidate],
         state: WorkerState,
         room: Callable[[], int | None],
-        running: Callable[[], Collection[str]],
+        running: Callable[[], set[str]],
     ) -> None:
         self.queue = runtime.queue(election)
         self.lists: Sequence[str] = ()
+        self.slots = Slots(state, self._take_slot, self._end_slot, running)
         self._runtime = runtime
         self._election = election
         self._candidates = candidates
@@ -115,6 +118,7 @@ class Fetcher:
         self._astray = self._connection > 0
         self._connection += 1
         self._watch_kept(set())
+        self.slots.connected()
 
     def begin(self) -> None:
         """Fetch from now on, while this worker leads."""
@@ -137,7 +141,9 @@ class Fetcher:
         """
         if self._held or self._astray:
             running = self._running()
-            self._held = {tag: came for tag, came in self._held.items() if tag in running}
+            for tag in self._held.keys() - running:
+                del self._held[tag]
+                self.slots.gone(tag)
             self._astray = True
             self._settling.tell()
             self._give_back_but_held(self._connection + 1)
@@ -147,6 +153,7 @@ class Fetcher:
         if self._connection:
             self._held.clear()
             self._settling.tell()
+            self.slots.finish()
             self._give_back_but_held(LAST_CONNECTION)
 
     def give_back(self, message: Any, *, header: str = "") -> bool:
@@ -254,6 +261,7 @@ class Fetcher:
         if requeue:
             self._in_flight.give_back(self._run, [tag], behind=behind)
             del self._held[tag]
+            self.slots.gone(tag)
         else:
             self.acknowledge(channel, tag)
 
@@ -282,6 +290,18 @@ class Fetcher:
 
     def _call_after(self, seconds: float, act: Callable[[], None]) -> None:
         self._state.consumer.timer.call_after(seconds, act)
+
+    def _take_slot(self, tag: str, limit: Limit) -> Answer:
+        election = self._candidate.election
+        answer = take_slot(
+            self._run, self._keys, election.requester.nonce, self._candidate.term() or 0, tag, limit
+        )
+        if answer in (Answer.PARKED, Answer.LOST):
+            self._held.pop(tag, None)
+        return answer
+
+    def _end_slot(self, tag: str, limit: Limit) -> None:
+        end_slot(self._run, self._keys, self._candidate.election.requester.nonce, tag, limit)
 
     def _most(self) -> int:
         """How many messages the next fetch may bring."""

@@ -9,19 +9,21 @@ does is handed over.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kombu.common import ignore_errors, maybe_declare
 from redis.exceptions import RedisError, ResponseError
 
 from celery_leader.compat.kombu import credit_left, keeps_lists, leave_out, share_credit
+from celery_leader.errors import LeaderError
 from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.backlog import Backlog
 from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.log import get_logger
 from celery_leader.runtime.settings import BEAT
 from celery_leader.tasks.admission import admission
+from celery_leader.tasks.marks import options_of
 from celery_leader.tasks.routing import leader_queue, leader_queues
 
 from .fetching import Fetcher
@@ -31,6 +33,36 @@ from .state import WorkerState
 from .waiting_count import WaitingCount
 
 logger = get_logger(__name__)
+
+
+def fetches_from(runtime: AppRuntime, connection: Any) -> bool:
+    """Whether messages of leader queues are fetched from the broker of ``connection``."""
+    return runtime.redis.is_consumed_broker and keeps_lists(connection.transport)
+
+
+def check_limits(runtime: AppRuntime, elections: Collection[str]) -> None:
+    """Refuse tasks of these elections with ``max_running`` where it cannot be kept.
+
+    Raises:
+        LeaderError: there is such a task, and leader queues are not fetched from.
+    """
+    if runtime.always_leads():
+        return
+    with runtime.app.connection_for_read() as connection:
+        if fetches_from(runtime, connection):
+            return
+    bound = {name: options_of(task) for name, task in runtime.app.tasks.items()}
+    limited = [
+        name
+        for name, options in sorted(bound.items())
+        if options and options.max_running is not None and options.election in elections
+    ]
+    if limited:
+        raise LeaderError(
+            f"leader_only(max_running=...) of {', '.join(limited)} cannot be kept here: it needs"
+            " the leases on the Redis that is the broker, so no leader_url and no other broker;"
+            " leave max_running out, or change that"
+        )
 
 
 class LeaderQueues:
@@ -72,7 +104,7 @@ class LeaderQueues:
             # and py-amqp loses some of so many answers on one channel.
             for queue in leader_queues(c.app):
                 maybe_declare(queue, c.task_consumer.channel)
-        fetches = self._runtime.redis.is_consumed_broker and keeps_lists(c.connection.transport)
+        fetches = fetches_from(self._runtime, c.connection)
         if fetches:
             self._prepare_to_fetch(c)
         # An event loop looks at its channels again when it is woken.

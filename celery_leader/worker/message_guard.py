@@ -15,18 +15,27 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from billiard.exceptions import TimeLimitExceeded
 from celery.exceptions import TaskRevokedError
 from celery.utils.imports import instantiate, symbol_by_name
+from redis.exceptions import RedisError
 
 from celery_leader.compat.celery import task_named
-from celery_leader.compat.celery_worker import EXECUTE, Request, hybrid_to_proto2, task_ready
+from celery_leader.compat.celery_worker import (
+    EXECUTE,
+    ON_SUCCESS,
+    Request,
+    hybrid_to_proto2,
+    task_ready,
+)
 from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.log import get_logger
+from celery_leader.store.slots import Answer, Limit
 from celery_leader.tasks.admission import NotLeading, admission
-from celery_leader.tasks.marks import mapped_name, options_for, options_of
+from celery_leader.tasks.marks import MAPS, LeaderOnly, mapped_name, options_for, options_of
 from celery_leader.tasks.routing import LEADER_ONLY, installed
 
-from .handing_over import UNKNOWN_SINCE, Stray, hand_over
+from .handing_over import UNKNOWN_SINCE, Stray, hand_over, hand_over_later
 from .leader_channel import is_fetched
 from .skipping import skip
 from .state import worker_state
@@ -55,19 +64,27 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
         # A retry sends its headers again, and that task is not unknown any more.
         message.headers.pop(UNKNOWN_SINCE, None)
         here = admission(app, options.election)
+        acknowledge = functools.partial(ack, logger, consumer.connection_errors)
+        stray = Stray(app, options.election, task.name, message, acknowledge)
         if here.takes:
-            return admit(message, body, ack, reject, callbacks)
+            if _may_wait_here(app, options, message):
+                return admit(message, body, ack, reject, callbacks)
+            return hand_over(stray)
         if not here.steps_down:
             _leave_queue_to_leader(consumer, runtime_of(app).queue(options.election))
-        acknowledge = functools.partial(ack, logger, consumer.connection_errors)
-        if is_fetched(message):  # this worker led a moment ago
-            return hand_over(Stray(app, options.election, task.name, message, acknowledge))
-        if options.on_follower == "skip" and here.skips:
+        # If it was fetched, this worker led a moment ago.
+        if options.on_follower == "skip" and here.skips and not is_fetched(message):
             request = _request_of(task, consumer, message, ack, reject)
             return skip(worker_state(app), options.election, request, acknowledge)
-        return hand_over(Stray(app, options.election, task.name, message, acknowledge))
+        return hand_over(stray)
 
     return on_message
+
+
+def _may_wait_here(app: Any, options: LeaderOnly, message: Any) -> bool:
+    """Whether a leader may keep ``message``: only what was fetched can have a slot."""
+    needs_slot = options.max_running is not None and options.election in worker_state(app).fetchers
+    return is_fetched(message) or not needs_slot
 
 
 def _leave_queue_to_leader(consumer: Any, queue: str) -> None:
@@ -133,14 +150,21 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # Celery makes a subclass for each worker. Its method does not call the one here.
-        own = vars(cls).get(EXECUTE)
-        if own is not None:
-            cls.execute_using_pool = _where_led(own)
+        own = vars(cls)
+        if EXECUTE in own:
+            cls.execute_using_pool = _where_led(own[EXECUTE])
+        if ON_SUCCESS in own:
+            cls.on_success = _then_end_slot(own[ON_SUCCESS])
+
+    @property
+    def options(self) -> LeaderOnly | None:
+        """The leader-only options of the call; ``None`` for a map of an ordinary task."""
+        return options_for(self.task, self.args, self.kwargs)
 
     @property
     def election(self) -> str | None:
         """The election whose leader runs it; ``None`` for a map of an ordinary task."""
-        options = options_for(self.task, self.args, self.kwargs)
+        options = self.options
         return None if options is None else options.election
 
     def on_accepted(self, *args: Any, **kwargs: Any) -> None:
@@ -153,18 +177,23 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
         if is_fetched(self.message) and not self.acknowledged:
             self.message.channel.source.owe(self.message)
         super().acknowledge()
-        self._waits_no_more()
+        self._is_settled()
 
     def reject(self, requeue: bool = False) -> None:
         """The broker may give the message to another worker, or drop it."""
         super().reject(requeue=requeue)
-        self._waits_no_more()
+        self._is_settled()
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """Hand the message over if its body did not start because this worker does not lead."""
         exc = getattr(exc_info.exception, "exc", exc_info.exception)
         if not isinstance(exc, NotLeading):
-            return super().on_failure(exc_info, *args, **kwargs)
+            try:
+                return super().on_failure(exc_info, *args, **kwargs)
+            finally:
+                # The process of a body that has run out of time is killed only after this call.
+                if not isinstance(exc, TimeLimitExceeded):
+                    self.end_slot()
         if self.given_back:
             return task_ready(self)
         return self.leave_to_leader()
@@ -186,9 +215,70 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
         if skips and admission(self.app, election).skips:
             skip(worker_state(self.app), election, self, self.acknowledge)
         else:
-            hand_over(
-                Stray(self.app, election, self.name, self.message, self.acknowledge, request=self)
-            )
+            hand_over(self._stray())
+
+    def take_slot(self) -> bool:
+        """Whether the body may begin, as far as it is for ``max_running`` to say.
+
+        If not, the message waits for a slot, was skipped, or went back.
+        """
+        limit = self._limit
+        if limit is None:
+            return True
+        fetcher = self.message.channel.source
+        try:
+            answer = fetcher.slots.take(self.message.delivery_tag, limit)
+        except (RedisError, OSError) as exc:
+            logger.warning("%s[%s] cannot begin yet: %s", self.name, self.id, exc)
+            task_ready(self)
+            self._waits_no_more()
+            hand_over_later(self._stray())
+            return False
+        match answer:
+            case Answer.TAKEN:
+                return True
+            case Answer.BUSY:
+                task_ready(self)
+                self._waits_no_more()
+                why = f"max_running={limit.slots} and so many run"
+                skip(worker_state(self.app), self._stray().election, self, self.acknowledge, why)
+            case Answer.PARKED | Answer.LOST:
+                self.was_given_back()
+            case _:
+                self.leave_to_leader()
+        return False
+
+    def _is_settled(self) -> None:
+        self._waits_no_more()
+        limit = self._limit
+        if (
+            limit and not self._has_slot and not self.given_back
+        ):  # it expired, say, before its turn came
+            self.message.channel.source.slots.end(self.message.delivery_tag, limit)
+
+    def end_slot(self) -> None:
+        """The body has ended, or will not begin."""
+        limit = self._limit
+        if limit is not None and self._has_slot:
+            self.message.channel.source.slots.end(self.message.delivery_tag, limit)
+
+    @property
+    def _has_slot(self) -> bool:
+        return self.message.delivery_tag in self.message.channel.source.slots
+
+    @property
+    def _limit(self) -> Limit | None:
+        """How many bodies of this task may run at once; ``None``: any number."""
+        options = self.options
+        if options is None or options.max_running is None or not is_fetched(self.message):
+            return None
+        name = self.name if self.name not in MAPS else mapped_name(self.args, self.kwargs)
+        return Limit(name or self.name, options.max_running, options.on_busy == "wait")
+
+    def _stray(self) -> Stray:
+        election = self.election
+        assert election is not None
+        return Stray(self.app, election, self.name, self.message, self.acknowledge, request=self)
 
     def _waits_no_more(self) -> None:
         worker_state(self.app).waiting.pop(id(self), None)
@@ -205,9 +295,29 @@ def _where_led(execute: Callable[..., Any]) -> Callable[..., Any]:
     def execute_using_pool(self: LeaderOnlyRequest, pool: Any, **kwargs: Any) -> Any:
         if not self.given_back:
             election = self.election
-            if election is None or not installed(self.app) or admission(self.app, election).starts:
+            if election is None or not installed(self.app):
                 return execute(self, pool, **kwargs)
-            self.leave_to_leader()
+            if not admission(self.app, election).starts:
+                self.leave_to_leader()
+            elif self.take_slot():
+                try:
+                    return execute(self, pool, **kwargs)
+                except BaseException:  # it was revoked, say
+                    self.end_slot()
+                    raise
         raise TaskRevokedError(self.id)  # Celery then takes the next request
 
     return execute_using_pool
+
+
+def _then_end_slot(end: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``on_success``, which Celery calls at most ends of a body, also of one that failed."""
+
+    @functools.wraps(end)
+    def on_success(self: LeaderOnlyRequest, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return end(self, *args, **kwargs)
+        finally:
+            self.end_slot()
+
+    return on_success

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+#: Why a message is skipped, unless another reason is given.
+NOT_LEADING = "not leading"
+
 _PATIENCE = 1.0  # seconds; how long a message stays unacknowledged while its result is stored
 _PAUSE = 1.0  # seconds between tries while the result backend is away
 _MOST = 10_000  # results that wait in memory, at most
@@ -36,7 +39,11 @@ _TRIES = 5  # of a result that fails while others are stored
 
 
 def skip(
-    state: WorkerState, election: str, request: Request, acknowledge: Callable[[], object]
+    state: WorkerState,
+    election: str,
+    request: Request,
+    acknowledge: Callable[[], object],
+    why: str = NOT_LEADING,
 ) -> None:
     """End a message that this worker must not run, as Celery ends a revoked one.
 
@@ -46,11 +53,13 @@ def skip(
     """
     reason = TaskSkipped(
         f"{request.hostname} does not lead {election!r} and did not run {request.task.name}"
+        if why == NOT_LEADING
+        else f"{request.hostname} did not run {request.task.name}: {why}"
     )
     settle = _once(acknowledge)
 
     def told(stored: bool) -> None:
-        after = functools.partial(_report, election, request, settle) if stored else settle
+        after = functools.partial(_report, election, request, why, settle) if stored else settle
         state.call_in_loop(after)
 
     state.skipped.add(Unstored(request.task, context_of(request), reason, told))
@@ -60,10 +69,10 @@ def skip(
         state.consumer.timer.call_after(_PATIENCE, settle)
 
 
-def _report(election: str, request: Request, settle: Callable[[], None]) -> None:
+def _report(election: str, request: Request, why: str, settle: Callable[[], None]) -> None:
     """The skip is stored: tell monitors and observers."""
     task = request.task
-    logger.info("%s: %s[%s] skipped, not leading", election, task.name, request.id)
+    logger.info("%s: %s[%s] skipped, %s", election, task.name, request.id, why)
     how = {"terminated": False, "signum": None, "expired": False}
     request.send_event("task-revoked", **how)
     signals.task_revoked.send(sender=task, request=context_of(request), **how)

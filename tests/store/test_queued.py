@@ -157,7 +157,7 @@ def test_a_life_that_makes_no_sense_is_told(queue: LeaderQueue, life: Any) -> No
     assert [each.messages for each in looked_at(queue).holders] == [1]
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3, 5, 6, 8])
+@pytest.mark.parametrize("nth", [1, 2, 3, 5, 7, 8, 10])
 def test_a_key_of_another_type_is_one_sentence_and_the_rest_is_told(
     queue: LeaderQueue, nth: int
 ) -> None:

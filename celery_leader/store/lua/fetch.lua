@@ -6,6 +6,8 @@
 -- returns  {fetched, given back, left to give back, damaged, unreadable, number of the list that
 --          the last message came from, message ...} | {refused | missing | replaced}
 
+local TASKS = 20 -- with parked messages that one fetch looks at
+
 local nonce, term, node, connection = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local most, suffix, all_lives = tonumber(ARGV[5]), ARGV[6], ARGV[7] == '1'
 
@@ -34,10 +36,16 @@ if all_lives or #dead > 0 then
   local function is_dead(each) return each.nonce ~= nonce and not lives[each.nonce] end
   local tags = redis.call('HKEYS', KEYS[3])
   given, left, damaged = give_back_all(tags, is_dead, suffix, 'RPUSH')
-  if left == 0 then for _, each in ipairs(dead) do redis.call('HDEL', KEYS[2], each) end end
+  if left == 0 then
+    for _, each in ipairs(dead) do redis.call('HDEL', KEYS[2], each) end
+    leave_dead_slots(nonce)
+  end
 end
 local reply = {'fetched', given, left, damaged, 0, 0}
 if left > 0 then return reply end
+
+local parked = redis.call('ZCARD', KEYS[8])
+if parked > 0 and waiting() == parked then unpark_forgotten(TASKS) end
 
 local function tag_of(text)
   local sound, message = pcall(cjson.decode, text)

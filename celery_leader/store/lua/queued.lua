@@ -29,11 +29,6 @@ local function task_of(tag)
   return text_in(headers, 'task'), text_in(headers, 'id'), text_in(headers, 'eta')
 end
 
-local function is_heard_of(nonce)
-  local till = string.match(redis.call('HGET', KEYS[2], nonce) or '', '^(%d+) ')
-  return till ~= nil and tonumber(till) > now
-end
-
 local held, damaged = {}, 0
 local flat = redis.call('HSCAN', KEYS[3], 0, 'COUNT', most_lines)[2]
 for i = 1, #flat, 2 do
@@ -52,7 +47,7 @@ for _, each in ipairs(held) do
   if not holder then
     -- The public name of a life, as register.lua makes it of the secret nonce.
     local life = string.sub(redis.sha1hex(each.nonce), 1, 16)
-    holder = {each.node, life, is_heard_of(each.nonce) and 1 or 0, 0, each.fetched}
+    holder = {each.node, life, is_kept(each.nonce) and 1 or 0, 0, each.fetched}
     by_nonce[each.nonce] = holder
     holders[#holders + 1] = holder
   end

@@ -10,6 +10,7 @@ from celery import Celery, signature
 
 from celery_leader import LeaderTask, leader_only
 from tests.support.fleet_app.recorder import Recorder
+from tests.support.fleet_app.tasks import own
 
 
 def define_canvas_tasks(app: Celery, recorder: Recorder) -> None:
@@ -29,17 +30,17 @@ def define_canvas_tasks(app: Celery, recorder: Recorder) -> None:
 
     task(name="fleet.step")(step)
     task(name="fleet.total")(total)
-    leader_only(task(_copy(step), name="fleet.lead_step"))
-    leader_only(task(_copy(total), name="fleet.lead_total"))
-    leader_only(on_follower="skip")(task(_copy(step), name="fleet.skip_step"))
-    leader_only(on_follower="skip")(task(_copy(total), name="fleet.skip_total"))
-    leader_only(send_from="leader")(task(_copy(step), name="fleet.own_step"))
-    leader_only(send_from="leader")(task(_copy(total), name="fleet.own_total"))
+    leader_only(task(own(step), name="fleet.lead_step"))
+    leader_only(task(own(total), name="fleet.lead_total"))
+    leader_only(on_follower="skip")(task(own(step), name="fleet.skip_step"))
+    leader_only(on_follower="skip")(task(own(total), name="fleet.skip_total"))
+    leader_only(send_from="leader")(task(own(step), name="fleet.own_step"))
+    leader_only(send_from="leader")(task(own(total), name="fleet.own_total"))
     leader_only(on_follower="skip")(
-        task(_copy(step), name="fleet.skip_silent_step", ignore_result=True)
+        task(own(step), name="fleet.skip_silent_step", ignore_result=True)
     )
-    task(_copy(step), name="fleet.based_step", base=LeaderTask)
-    task(_copy(step), name="fleet.based_skip_step", base=LeaderTask, on_follower="skip")
+    task(own(step), name="fleet.based_step", base=LeaderTask)
+    task(own(step), name="fleet.based_skip_step", base=LeaderTask, on_follower="skip")
 
     class ClassStep(LeaderTask):
         name = "fleet.class_step"
@@ -89,16 +90,6 @@ def define_canvas_tasks(app: Celery, recorder: Recorder) -> None:
     def apply(self: Any, canvas: dict[str, Any], label: str = "") -> Any:
         result = signature(canvas, app=app).apply_async()
         return result.as_tuple()
-
-
-def _copy(function: Any) -> Any:
-    """A function of its own, for what is marked on it."""
-
-    @functools.wraps(function)
-    def copied(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    return copied
 
 
 def _facts(request: Any) -> Any:

@@ -25,6 +25,16 @@ from celery_leader import (
 from tests.support.fleet_app.recorder import GATE_PATIENCE, Recorder
 
 
+def own(function: Any) -> Any:
+    """A function of its own, for what is marked on it."""
+
+    @functools.wraps(function)
+    def copied(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return copied
+
+
 def _checked(election: str) -> Any:
     try:
         return check_leader(election)
@@ -82,6 +92,16 @@ def define_tasks(app: Celery, recorder: Recorder) -> None:
         saw(self, "started", label=label)
         recorder.wait_at_gate(label)
         return saw(self, "finished", label=label)
+
+    def hold_one(self: Any, label: str) -> Any:
+        saw(self, "started", label=label)
+        recorder.wait_at_gate(label)
+        return saw(self, "finished", label=label)
+
+    leader_only(max_running=1)(task(hold_one, name="fleet.one"))
+    leader_only(max_running=1)(task(own(hold_one), name="fleet.one_late", acks_late=True))
+    leader_only(max_running=2)(task(own(hold_one), name="fleet.two"))
+    leader_only(max_running=1, on_busy="skip")(task(own(hold_one), name="fleet.one_or_none"))
 
     def endure(self: Any, label: str) -> Any:
         saw(self, "started", label=label)
