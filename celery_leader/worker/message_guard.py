@@ -15,8 +15,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from billiard.exceptions import TimeLimitExceeded
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from celery.utils.imports import instantiate, symbol_by_name
 from redis.exceptions import RedisError
 

@@ -74,6 +74,10 @@ def _script(verb: str, name: str, old: str, new: str) -> Mutant:
     return Mutant(name, f"store/lua/{verb}.lua", old, new, _STORE)
 
 
+def _slot(verb: str, name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, f"store/lua/{verb}.lua", old, new, ("tests/store/test_slots.py",))
+
+
 def _in_flight(verb: str, name: str, old: str, new: str) -> Mutant:
     return Mutant(name, f"store/lua/{verb}.lua", old, new, _IN_FLIGHT)
 
@@ -514,6 +518,77 @@ MUTANTS = (
         "            cells[self._term] = float(term)",
         ("tests/runtime/test_shared_memory.py",),
     ),
+    # -- slots ----------------------------------------------------------------------------
+    _slot(
+        "take_slot", "a task runs as often as it is sent", "if taken < slots then", "if true then"
+    ),
+    _slot("take_slot", "one more runs than may", "if taken < slots", "if taken <= slots"),
+    _slot("take_slot", "who does not lead gets a slot", "if refused then return refused end", ""),
+    _slot("take_slot", "asking again counts twice", "and slot.tag ~= tag ", ""),
+    _slot(
+        "take_slot",
+        "a message of another life gets a slot",
+        "or each.nonce ~= nonce or not value",
+        "or not value",
+    ),
+    _slot(
+        "take_slot",
+        "the slots of dead lives count",
+        "(slot.nonce == nonce or is_kept(slot.nonce))",
+        "true",
+    ),
+    _slot(
+        "take_slot",
+        "the slots of earlier lives do not count",
+        "(slot.nonce == nonce or is_kept(slot.nonce))",
+        "slot.nonce == nonce",
+    ),
+    _slot("take_slot", "what need not wait is set aside", "if not parks then", "if false then"),
+    _slot("end_slot", "the end of a body lets nobody go on", "unpark(task, free)", ""),
+    _slot("end_slot", "the slot of another life is freed", "and slot.nonce == nonce then", "then"),
+    _slot(
+        "slots",
+        "a parked message is in flight, too",
+        "SEPARATOR))\n  settle(each.tag)",
+        "SEPARATOR))",
+    ),
+    _slot("slots", "what waits again loses its place", "or each.number)", "and each.number)"),
+    _slot(
+        "slots", "a parked message goes on twice", "    redis.call('ZREM', KEYS[8], found[i])\n", ""
+    ),
+    _slot(
+        "slots",
+        "a parked message loses its priority",
+        "FIRST_LIST - 1 + tonumber(list)",
+        "FIRST_LIST",
+    ),
+    _slot(
+        "slots",
+        "a killed life keeps its slots",
+        "leave_slot(slot.tag, true) end",
+        "end",
+    ),
+    _slot(
+        "slots",
+        "after a kill nobody goes on",
+        "leave_slot(slot.tag, true) end",
+        "leave_slot(slot.tag, false) end",
+    ),
+    _slot("slots", "a busy task is taken for forgotten", "if not busy[task] then", "do"),
+    _slot(
+        "giving_back",
+        "what goes back keeps its slot",
+        "  leave_slot(each.tag, push == 'LPUSH')\n",
+        "",
+    ),
+    _slot("giving_back", "what goes back in front is overtaken", "push == 'LPUSH'", "true"),
+    _slot("giving_back", "what goes back behind stops the others", "push == 'LPUSH'", "false"),
+    _slot(
+        "fetch",
+        "a forgotten message waits for ever",
+        "then unpark_forgotten(TASKS) end",
+        "then end",
+    ),
     # -- messages in flight ---------------------------------------------------------------
     _in_flight("fetch", "who does not lead fetches", "if refused then return {refused} end", ""),
     _in_flight(
@@ -559,22 +634,22 @@ MUTANTS = (
         "if false then",
     ),
     _in_flight(
-        "in_flight",
+        "giving_back",
         "what goes back stands in the wrong order",
         "return a.number > b.number",
         "return a.number < b.number",
     ),
     _in_flight(
-        "in_flight",
+        "giving_back",
         "what goes back is not marked as redelivered",
         "with_mark(with_mark(text, 'headers', REDELIVERED), 'delivery_info', REDELIVERED)",
         "text",
     ),
     _in_flight(
-        "in_flight",
+        "giving_back",
         "what was given back is still in flight",
-        "  settle(each.tag)\n  return value ~= false",
-        "  return value ~= false",
+        "  settle(each.tag)\n  leave_slot",
+        "  leave_slot",
     ),
     _in_flight(
         "settle",
@@ -1023,8 +1098,8 @@ MUTANTS = (
     Mutant(
         "a request does not ask before its message can be acknowledged",
         "worker/message_guard.py",
-        "if election is None or not installed(self.app) or admission(self.app, election).starts:",
-        "if True:",
+        "if not admission(self.app, election).starts:",
+        "if False:",
         ("tests/worker/test_message_guard.py",),
     ),
     Mutant(

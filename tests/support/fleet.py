@@ -45,7 +45,7 @@ class Fleet(Seen):
         config: for ``fleet_app.build``: ``conf`` (Celery settings), ``conf_after_install``,
             ``schedule`` (name to ``task``, ``every``, ``args``, ``options``,
             ``unsendable``), ``install``, ``unknown`` (tasks it lacks), ``probe``,
-            ``backend``, ``record``. Values that are given for one process override these.
+            ``backend``, ``record``, ``limited`` (tasks with ``max_running``). Values that are given for one process override these.
     """
 
     #: What its processes are.

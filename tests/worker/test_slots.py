@@ -14,6 +14,7 @@ from celery_leader import LeaderElection, LeaderError, leader_only
 from celery_leader.tasks.skipped import TaskSkipped
 from tests.support.fixtures import NewFleet
 from tests.support.fleet import LASTING, Fleet
+from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.worker.test_fetching import POOLS, leading_worker
 
@@ -44,7 +45,7 @@ def assert_none_overlap(ran: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_one_at_a_time_in_order_and_others_meanwhile(new_fleet: NewFleet, pool: str) -> None:
-    fleet = new_fleet(conf=LASTING)
+    fleet = new_fleet(conf=LASTING, limited=True)
     leading_worker(fleet, "-P", pool, "-c", "4")
     sent = [fleet.app.tasks["fleet.one"].delay("a") for _ in range(4)]
     fleet.saw("started", "a")
@@ -62,7 +63,7 @@ def test_one_at_a_time_in_order_and_others_meanwhile(new_fleet: NewFleet, pool: 
 
 
 def test_two_at_a_time(new_fleet: NewFleet) -> None:
-    fleet = new_fleet(conf=LASTING)
+    fleet = new_fleet(conf=LASTING, limited=True)
     leading_worker(fleet, "-c", "4")
     sent = [fleet.app.tasks["fleet.two"].delay("a") for _ in range(6)]
     fleet.saw("started", "a", count=2)
@@ -85,7 +86,7 @@ def test_two_at_a_time(new_fleet: NewFleet) -> None:
 def test_while_one_runs_another_is_skipped_where_that_is_asked(
     new_fleet: NewFleet, pool: str
 ) -> None:
-    fleet = new_fleet(conf=LASTING)
+    fleet = new_fleet(conf=LASTING, limited=True)
     leader = leading_worker(fleet, "-P", pool, "-c", "4")
     first = fleet.app.tasks["fleet.one_or_none"].delay("a")
     fleet.saw("started", "a")
@@ -106,7 +107,7 @@ def test_while_one_runs_another_is_skipped_where_that_is_asked(
 @pytest.mark.parametrize("task", ["one", "one_late"])
 def test_a_killed_leader_blocks_nobody(new_fleet: NewFleet, task: str) -> None:
     """With early acknowledgement its body is gone; with late, it comes first."""
-    fleet = new_fleet()
+    fleet = new_fleet(limited=True)
     leader = leading_worker(fleet, "-c", "2")
     follower = fleet.worker("w2", "-c", "2").says(" ready.")
     fleet.takes_part(follower)
@@ -124,7 +125,7 @@ def test_a_killed_leader_blocks_nobody(new_fleet: NewFleet, task: str) -> None:
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
 def test_a_deposed_leader_that_is_heard_of_keeps_its_slot(new_fleet: NewFleet, pool: str) -> None:
-    fleet = new_fleet()
+    fleet = new_fleet(limited=True)
     leader = leading_worker(fleet, "-P", pool, "-c", "2")
     first = fleet.app.tasks["fleet.one"].delay("a")
     fleet.saw("started", "a")
@@ -149,7 +150,7 @@ def test_a_deposed_leader_that_is_heard_of_keeps_its_slot(new_fleet: NewFleet, p
 
 
 def test_a_message_that_waits_for_its_eta_has_no_slot(new_fleet: NewFleet) -> None:
-    fleet = new_fleet(conf=LASTING)
+    fleet = new_fleet(conf=LASTING, limited=True)
     leader = leading_worker(fleet, "-c", "2")
     eta = datetime.now(timezone.utc) + timedelta(seconds=4)
     later = fleet.app.tasks["fleet.one"].apply_async(("later",), eta=eta)
@@ -166,7 +167,7 @@ def test_a_message_that_waits_for_its_eta_has_no_slot(new_fleet: NewFleet) -> No
 
 def test_ways_to_end_that_nobody_calls_back_for(new_fleet: NewFleet) -> None:
     """A time limit, a terminated and a revoked task, one that expired: the next one goes on."""
-    fleet = new_fleet(conf=LASTING)
+    fleet = new_fleet(conf=LASTING, limited=True)
     leading_worker(fleet, "-c", "2")
     one = fleet.app.tasks["fleet.one"]
     limited = one.apply_async(("a",), time_limit=2)
@@ -189,7 +190,7 @@ def test_ways_to_end_that_nobody_calls_back_for(new_fleet: NewFleet) -> None:
 
 
 def test_a_killed_pool_process_frees_its_slot(new_fleet: NewFleet) -> None:
-    fleet = new_fleet(conf=LASTING)
+    fleet = new_fleet(conf=LASTING, limited=True)
     leader = leading_worker(fleet, "-c", "2")
     first = fleet.app.tasks["fleet.one_late"].delay("a")
     second = fleet.app.tasks["fleet.one_late"].delay("b")
@@ -205,7 +206,7 @@ def test_a_killed_pool_process_frees_its_slot(new_fleet: NewFleet) -> None:
 def test_a_message_that_went_astray_waits_its_turn_in_the_leader_queue(
     new_fleet: NewFleet,
 ) -> None:
-    fleet = new_fleet(conf=LASTING)
+    fleet = new_fleet(conf=LASTING, limited=True)
     leading_worker(fleet, "-c", "4")
     sent = [fleet.send("one", "a") for _ in range(3)]
     fleet.saw("started", "a")
@@ -218,7 +219,7 @@ def test_a_message_that_went_astray_waits_its_turn_in_the_leader_queue(
 
 
 def test_the_items_of_a_map_are_one_body_with_one_slot(new_fleet: NewFleet) -> None:
-    fleet = new_fleet(conf=LASTING)
+    fleet = new_fleet(conf=LASTING, limited=True)
     leading_worker(fleet, "-c", "4")
     mapped = group(fleet.app.tasks["fleet.one"].map(["a"]), fleet.app.tasks["fleet.one"].s("a"))
     result = mapped.apply_async()
@@ -231,7 +232,7 @@ def test_the_items_of_a_map_are_one_body_with_one_slot(new_fleet: NewFleet) -> N
 
 
 def test_a_step_down_gives_back_what_waits_for_a_slot(new_fleet: NewFleet) -> None:
-    fleet = new_fleet(conf=LASTING)
+    fleet = new_fleet(conf=LASTING, limited=True)
     leader = leading_worker(fleet, "-c", "2")
     follower = fleet.worker("w2", "-c", "2").says(" ready.")
     fleet.takes_part(follower)
@@ -253,3 +254,13 @@ def test_a_step_down_gives_back_what_waits_for_a_slot(new_fleet: NewFleet) -> No
 def test_what_the_options_cannot_be_is_said(options: dict[str, Any]) -> None:
     with pytest.raises(LeaderError, match=r"leader_only\((max_running|on_busy)="):
         leader_only(**options)
+
+
+def test_a_worker_that_cannot_keep_a_limit_says_so_and_does_not_start(
+    new_fleet: NewFleet, own_redis: RedisServer
+) -> None:
+    fleet = new_fleet(limited=True)
+    worker = fleet.worker("w1", conf={"leader_url": own_redis.url})
+    assert worker.wait() == 1
+    worker.says("leader_only(max_running=...) of fleet.one, fleet.one_late, fleet.one_or_none")
+    assert "Traceback" not in worker.log

@@ -20,7 +20,7 @@ from celery_leader import install
 from tests.support.fleet_app.canvas_tasks import define_canvas_tasks
 from tests.support.fleet_app.extras import customise, set_up_result_database
 from tests.support.fleet_app.recorder import Recorder, probe
-from tests.support.fleet_app.tasks import define_tasks
+from tests.support.fleet_app.tasks import define_limited_tasks, define_tasks
 
 VARIABLE = "FLEET"
 
@@ -48,6 +48,8 @@ def build(config: dict[str, Any], *, current: bool = False) -> Celery:
     recorder = Recorder(config["record"])
     define_tasks(app, recorder)
     define_canvas_tasks(app, recorder)
+    if config.get("limited"):
+        define_limited_tasks(app, recorder)
     for name in config.get("unknown", ()):
         app.tasks.unregister(f"fleet.{name}")
     app.conf.update(config.get("conf_after_install", {}))

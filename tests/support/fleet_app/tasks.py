@@ -93,16 +93,6 @@ def define_tasks(app: Celery, recorder: Recorder) -> None:
         recorder.wait_at_gate(label)
         return saw(self, "finished", label=label)
 
-    def hold_one(self: Any, label: str) -> Any:
-        saw(self, "started", label=label)
-        recorder.wait_at_gate(label)
-        return saw(self, "finished", label=label)
-
-    leader_only(max_running=1)(task(hold_one, name="fleet.one"))
-    leader_only(max_running=1)(task(own(hold_one), name="fleet.one_late", acks_late=True))
-    leader_only(max_running=2)(task(own(hold_one), name="fleet.two"))
-    leader_only(max_running=1, on_busy="skip")(task(own(hold_one), name="fleet.one_or_none"))
-
     def endure(self: Any, label: str) -> Any:
         saw(self, "started", label=label)
         try:
@@ -289,6 +279,22 @@ def define_tasks(app: Celery, recorder: Recorder) -> None:
     @task(name="fleet.marked_above")
     def marked_above(self: Any, label: str = "") -> Any:
         return saw(self, "ran", label=label)
+
+
+def define_limited_tasks(app: Celery, recorder: Recorder) -> None:
+    """Give ``app`` tasks of which only so many bodies run at once."""
+    saw = recorder.saw
+    task = functools.partial(app.task, bind=True, shared=False)
+
+    def hold_one(self: Any, label: str) -> Any:
+        saw(self, "started", label=label)
+        recorder.wait_at_gate(label)
+        return saw(self, "finished", label=label)
+
+    leader_only(max_running=1)(task(hold_one, name="fleet.one"))
+    leader_only(max_running=1)(task(own(hold_one), name="fleet.one_late", acks_late=True))
+    leader_only(max_running=2)(task(own(hold_one), name="fleet.two"))
+    leader_only(max_running=1, on_busy="skip")(task(own(hold_one), name="fleet.one_or_none"))
 
 
 # Shared tasks belong to every app of the process, so they are made once.
