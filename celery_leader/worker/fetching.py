@@ -168,6 +168,7 @@ class Fetcher:
             self._settling.owed.discard(tag)
             self._in_flight.give_back(self._run, [tag], behind=bool(header), header=header)
             del self._held[tag]
+            self.slots.gone(tag)
             return True
         return self._settling.was_lost(tag)
 

@@ -1207,7 +1207,7 @@ MUTANTS = (
         ("tests/tasks/test_headers.py",),
     ),
     _in_flight(
-        "in_flight",
+        "giving_back",
         "a header is written once more each time",
         "if header and not string.find(text, header, 1, true) then",
         "if header then",
