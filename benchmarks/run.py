@@ -12,6 +12,7 @@ import platform
 import statistics
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from celery import Celery
 
 from celery_leader import LeaderElection
 from celery_leader.store.scripts import RENEW
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, Process
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
@@ -43,6 +44,8 @@ def main() -> None:
     for measure in (
         is_leader_cost,
         lambda: task_cost(200 if quick else 1000),
+        lambda: throughput(3 if quick else 9),
+        lambda: idle_queues(5 if quick else 20),
         lambda: handover("worker", 3 if quick else 15),
         lambda: handover("beat", 3 if quick else 15),
         lambda: failover(1 if quick else 5),
@@ -130,6 +133,76 @@ def _commands(fleet: Fleet, task: str, queue: str, tasks: int) -> collections.Co
     after = counts()
     after.subtract(before)
     return after
+
+
+_MANY = 2000  # tasks in one round
+
+
+def throughput(rounds: int) -> Rows:
+    """Tasks a second of a leader beside those of a plain worker, two processes each, in turn.
+
+    A worker is stopped while its queue is filled, so the sender is not what is measured.
+    """
+    rates: dict[str, list[float]] = {"leader": [], "plain": []}
+    with new_fleet() as fleet:
+        fleet.config["conf"]["leader_lease_duration"] = 300.0
+        how = ("-c", "2", "-I", "benchmarks.tasks")
+        leader = fleet.worker("leader", *how, "-Q", "leader").says("consuming from celery.leader")
+        plain = fleet.worker("plain", *how, install=False).says(" ready.")
+        for _ in range(rounds):
+            for worker, task, queue in (
+                (leader, "bench.nothing", "celery.leader"),
+                (plain, "bench.plain", "plain"),
+            ):
+                rates[worker.name].append(_tasks_a_second(fleet, worker, task, queue))
+    ratio = statistics.median(a / b for a, b in zip(rates["leader"], rates["plain"], strict=True))
+    figures = {name: f"{statistics.median(found):,.0f}" for name, found in rates.items()}
+    return [
+        (
+            "tasks a second of a leader with `-c 2`, of those of a plain worker",
+            f"{ratio:.2f}; {figures['leader']} and {figures['plain']}, median of {rounds} rounds",
+            ">= 1",
+        )
+    ]
+
+
+def _tasks_a_second(fleet: Fleet, worker: Process, task: str, queue: str) -> float:
+    worker.freeze()
+    for _ in range(_MANY):
+        fleet.stranger.send_task(task, queue=queue, ignore_result=True)
+    began = time.monotonic()
+    worker.thaw()
+    wait_until(
+        lambda: not fleet.redis.llen(queue) and not fleet.redis.hlen("unacked"),
+        120,
+        f"{_MANY} of {task}",
+    )
+    return _MANY / (time.monotonic() - began)
+
+
+def idle_queues(seconds: int) -> Rows:
+    """Commands a second for a leader queue and for a worker's own queues, while nothing comes."""
+    counts: collections.Counter[str] = collections.Counter()
+    with new_fleet() as fleet:
+        fleet.worker("w1", conf={"leader_elections": ["worker"]}).says("consuming from")
+        end = time.monotonic() + seconds
+        with fleet.redis.monitor() as monitor:
+            for line in monitor.listen():
+                if time.monotonic() > end:
+                    break
+                if line["client_type"] == "lua":
+                    continue
+                if line["command"].startswith("BLMOVE") or ":in-flight:" in line["command"]:
+                    counts["leader queue"] += 1
+                elif line["command"].startswith("BRPOP"):
+                    counts["own queues"] += 1
+    return [
+        (
+            "commands a second for a leader queue in which nothing comes",
+            f"{counts['leader queue'] / seconds:.2f}; `BRPOP` {counts['own queues'] / seconds:.2f}",
+            "no more than `BRPOP`",
+        )
+    ]
 
 
 def handover(election: str, times: int) -> Rows:

@@ -47,3 +47,8 @@ def _nothing() -> None:
 
 
 nothing = leader_only(shared_task(name="bench.nothing")(_nothing))
+
+
+@shared_task(name="bench.plain")
+def plain() -> None:
+    """Does nothing, and is not leader-only."""

@@ -70,12 +70,14 @@ class Killed:
 
 @dataclass(slots=True)
 class Trace:
-    """How often the message of one id was put into a queue, taken in hand, and let go."""
+    """How often the message of one id was put into a queue and taken in hand, and its end."""
 
     queued: int = 0
     taken: int = 0
     queued_at: int = 0  # microseconds, for the last time
     for_leader: bool = False  # whether the last queue was the leader's
+    in_hand: bool = False  # whether it was taken last, and not put into a queue
+    acknowledged: bool = False  # whether it was let go when it was in hand
 
     @property
     def lost_on_its_way(self) -> bool:
@@ -97,6 +99,7 @@ class Row:
     ran: int = 0
     twice: int = 0
     skipped: int = 0
+    gone_early: int = 0
     lost_by_celery: int = 0
     unfinished: int = 0
 
@@ -182,6 +185,11 @@ class Accounts:
             else:
                 row.unfinished += 1
                 self._found["skipped though not asked to"].append(f"{unit.way} {task_id}")
+        if unit.way == "early ack":
+            # Acknowledged as it began, and then its worker was killed: gone, as with Celery.
+            gone = [task_id for task_id in open_ if self._acknowledged(task_id)]
+            row.gone_early += len(gone)
+            open_ = [task_id for task_id in open_ if task_id not in gone]
         lost = [task_id for task_id in open_ if self._lost_on_its_way(task_id)]
         never_sent = [task_id for task_id in open_ if task_id not in self._traces]
         row.lost_by_celery += len(lost)
@@ -205,6 +213,10 @@ class Accounts:
     def _lost_on_its_way(self, task_id: str) -> bool:
         trace = self._traces.get(task_id)
         return trace is not None and trace.lost_on_its_way
+
+    def _acknowledged(self, task_id: str) -> bool:
+        trace = self._traces.get(task_id)
+        return trace is not None and trace.acknowledged
 
     def _chord_was_given_up(self, unit: Sent, open_: Sequence[str]) -> bool:
         """Whether a header task was killed when it was to be counted, or to call the body.

@@ -12,8 +12,11 @@ from typing import Any
 from celery import Celery, chain, chord, group, uuid
 
 from tests.chaos.accounts import Sent
+from tests.chaos.task_app import FAR
 
 _BETWEEN_LONG = 10.0  # seconds; more of them would leave no room for others
+_BETWEEN_FAR = 0.5  # seconds; so few wait for a late ETA at once that others are sent
+_PATIENCE = 2.0  # seconds
 _AT_MOST_OPEN = 250  # ids that are sent and not yet ended, or the run would only pile up
 
 
@@ -39,7 +42,8 @@ class Sender:
         self._again = app.tasks["chaos.again"]
         self._skipped = app.tasks["chaos.skipped"]
         self._long_body = app.tasks["chaos.long"]
-        self._next_long = 0.0
+        self._early = app.tasks["chaos.early"]
+        self._next_long = self._next_far = 0.0
         self._stranger = stranger
         self._queues = queues
         self._chance = random.Random(seed)
@@ -67,6 +71,8 @@ class Sender:
             "delay": self._delay,
             "countdown": self._countdown,
             "eta": self._eta,
+            "far eta": self._far_eta,
+            "early ack": self._early_ack,
             "queue of a worker": self._queue,
             "send_task": self._send_task,
             "chain": self._chain,
@@ -86,9 +92,13 @@ class Sender:
                     if ids := ways[way]():
                         self.sent.append(Sent(way, ids))
                         self._ids += len(ids)
+                # What is skipped or gone stays open, so this must not wait for ever.
+                patient_until = time.monotonic() + _PATIENCE
                 while self._ids - self._ended() > _AT_MOST_OPEN:
                     if self._over.wait(0.05):
                         return
+                    if time.monotonic() > patient_until:
+                        break
         except BaseException as exc:
             self.error = exc
             raise
@@ -106,6 +116,15 @@ class Sender:
         return (
             self._body.apply_async(eta=datetime.datetime.now(datetime.timezone.utc) + later).id,
         )
+
+    def _far_eta(self) -> tuple[str, ...]:
+        if time.monotonic() < self._next_far:
+            return ()
+        self._next_far = time.monotonic() + _BETWEEN_FAR
+        return (self._body.apply_async(countdown=self._chance.uniform(FAR / 2, FAR)).id,)
+
+    def _early_ack(self) -> tuple[str, ...]:
+        return (self._early.delay().id,)
 
     def _queue(self) -> tuple[str, ...]:
         return (self._body.apply_async(queue=self._chance.choice(self._queues)).id,)

@@ -154,9 +154,37 @@ def test_the_journal_reads_what_was_done_to_a_message():
     ):
         journal._read(b'+1.5 [0 lua] %b"%b"\r\n' % (command, header % (task_id, second)))
     when = 1_500_000
-    assert journal.traces[first.decode()] == Trace(1, 1, queued_at=when, for_leader=True)
+    taken = Trace(1, 1, queued_at=when, for_leader=True, in_hand=True)
+    assert journal.traces[first.decode()] == taken
     assert journal.traces[second.decode()] == Trace(1, 0, queued_at=when, for_leader=True)
     assert (journal.fetched, journal.timed) == ({b"tag"}, set())
+
+
+def test_the_journal_tells_an_acknowledgement_from_a_message_that_goes_back():
+    journal = Journal(0)
+    (given_back, acknowledged) = (b"%08d-0000-0000-0000-000000000000" % n for n in (1, 2))
+
+    def does(command: bytes, task_id: bytes) -> None:
+        journal._read(b'+1.5 [0 lua] %b "{\\"id\\": \\"%b\\"}"\r\n' % (command, task_id))
+
+    for tag, task_id in ((b'"one"', given_back), (b'"other"', acknowledged)):
+        does(b'"LPUSH" "celery.leader"', task_id)
+        does(b'"HSET" "unacked" %b' % tag, task_id)
+    does(b'"RPUSH" "celery.leader"', given_back)
+    for tag in (b'"one"', b'"other"'):
+        journal._read(b'+1.5 [0 lua] "HDEL" "unacked" %b\r\n' % tag)
+    assert not journal.traces[given_back.decode()].acknowledged
+    assert journal.traces[acknowledged.decode()].acknowledged
+
+
+def test_a_body_that_was_acknowledged_early_may_be_gone_and_nothing_else_of_that_way():
+    early = Sent("early ack", ("a",))
+    gone = judged(sent=early, ended="", traces={"a": Trace(1, 1, acknowledged=True)})
+    assert (gone.rows[0].gone_early, gone.violations) == (1, [])
+    fetched = judged(sent=early, ended="", traces={"a": Trace(1, 1, in_hand=True)})
+    assert "unfinished: early ack a" in fetched.violations[0]
+    late = judged(ended="", traces={"a": Trace(1, 1, acknowledged=True)})
+    assert "unfinished: delay a" in late.violations[0]
 
 
 def test_the_journal_sees_a_fetched_message_that_kombu_can_deliver_again():

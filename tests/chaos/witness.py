@@ -13,12 +13,14 @@ from typing import Any
 import redis
 
 from tests.chaos.accounts import Start, Trace
+from tests.chaos.moments import present
 from tests.chaos.task_app import LEADER_QUEUE, RUNS
 
 _STEP = 0.05
 _ID = re.compile(rb'\\"id\\": \\"([0-9a-f-]{36})\\"')
 _QUEUED = re.compile(rb'^\+[\d.]+ \[[^\]]*\] "[LR]PUSH" "([^"]*)" "(.*)"\r?$')
 _TAKEN = re.compile(rb'^\+[\d.]+ \[([^\]]*)\] "HSET" "unacked" "([^"]*)" "(.*)"\r?$')
+_LET_GO = re.compile(rb'^\+[\d.]+ \[[^\]]*\] "HDEL" "unacked" "([^"]*)"\r?$')
 _TIMED = re.compile(rb'^\+[\d.]+ \[[^\]]*\] "ZADD" "unacked_index" "[^"]*" "([^"]*)"\r?$')
 
 
@@ -72,6 +74,16 @@ class Witness:
             if meta
         }
 
+    def have_an_hour_pass(self, older_than: float) -> None:
+        """Have kombu deliver again what somebody took in hand so many seconds ago, or earlier.
+
+        These are messages of plain queues. Their visibility timeout is an hour, and what a killed
+        worker had would wait for that.
+        """
+        late = self._client.zrangebyscore("unacked_index", 1, present() / 1e6 - older_than)
+        if late:
+            self._client.zadd("unacked_index", dict.fromkeys(late, 0), xx=True)
+
     def at_rest(self, queues: list[str]) -> bool:
         """Whether no message waits, and none is in anybody's hands."""
         with self._client.pipeline(transaction=True) as pipe:
@@ -106,6 +118,7 @@ class Journal:
         #: visibility timeout can deliver again.
         self.fetched: set[bytes] = set()
         self.timed: set[bytes] = set()
+        self._of_tag: dict[bytes, Trace] = {}
         self._over = False
 
     def __enter__(self) -> Journal:
@@ -134,29 +147,40 @@ class Journal:
             raise
 
     def _read(self, line: bytes) -> None:
-        if b"PUSH" not in line and b"HSET" not in line and b"ZADD" not in line:
+        if not any(name in line for name in (b"PUSH", b"HSET", b"HDEL", b"ZADD")):
             return
         if match := _QUEUED.match(line):
             for task_id in _ID.findall(match[2]):
                 trace = self.traces[task_id.decode()]
                 trace.queued += 1
+                trace.in_hand = trace.acknowledged = False
                 trace.for_leader = match[1].startswith(LEADER_QUEUE.encode())
                 trace.queued_at = int(1_000_000 * float(line[1 : line.index(b" ")]))
         elif match := _TAKEN.match(line):
             if match[1].endswith(b" lua"):  # kombu writes it without a script
                 self.fetched.add(match[2])
             for task_id in _ID.findall(match[3]):
-                self.traces[task_id.decode()].taken += 1
+                trace = self.traces[task_id.decode()]
+                trace.taken += 1
+                trace.in_hand, trace.acknowledged = True, False
+                self._of_tag[match[2]] = trace
+        elif match := _LET_GO.match(line):
+            # A message that goes back is pushed first, and let go then.
+            if (trace := self._of_tag.pop(match[1], None)) is not None and trace.in_hand:
+                trace.in_hand, trace.acknowledged = False, True
         elif match := _TIMED.match(line):
             self.timed.add(match[1])
 
 
-def wait_for_rest(witness: Witness, queues: list[str], open_: Any, patience: float) -> str:
+def wait_for_rest(
+    witness: Witness, queues: list[str], open_: Any, patience: float, older_than: float
+) -> str:
     """Wait until no id is open, or nothing can come any more; what stands in the way if not.
 
     Args:
         open_: how many ids are neither done nor skipped.
         patience: seconds without any progress after which there is no hope.
+        older_than: seconds that a message of a plain queue is in hand before its hour is over.
     """
     calm, still_open, changed_at = 0, -1, time.monotonic()
     while time.monotonic() < changed_at + patience:
@@ -165,6 +189,7 @@ def wait_for_rest(witness: Witness, queues: list[str], open_: Any, patience: flo
             return ""
         if now_open != still_open:
             still_open, changed_at = now_open, time.monotonic()
+        witness.have_an_hour_pass(older_than)
         calm = calm + 1 if witness.at_rest(queues) else 0
         if calm >= 10:  # all looks of some seconds: what is on its way is seen in one of them
             return ""
