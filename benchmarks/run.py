@@ -192,7 +192,7 @@ def idle_queues(seconds: int) -> Rows:
                     break
                 if line["client_type"] == "lua":
                     continue
-                if line["command"].startswith("BLMOVE") or ":in-flight:" in line["command"]:
+                if line["command"].startswith("BLMOVE") or ":unreadable:" in line["command"]:
                     counts["leader queue"] += 1
                 elif line["command"].startswith("BRPOP"):
                     counts["own queues"] += 1
