@@ -29,11 +29,11 @@ from celery_leader.runtime.spelling import closest
 from celery_leader.tasks.leader_only import adopt_tasks
 from celery_leader.tasks.marks import options_of
 
+from . import handing_over
 from .broker_link import link_of
 from .event_loop import EventLoop
 from .events import WorkerEvents
 from .giving_back import give_back_all, give_back_next
-from .handing_over import hand_over_kept
 from .leader_queue import LeaderQueues, check_limits
 from .resigning import Resigning
 from .state import worker_state
@@ -94,6 +94,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """The worker is connected, for the first time or again."""
         self._state.consumer, self._state.wake = c, self._loop.wake
         self._unknown.connected(c)
+        handing_over.connected(self._state)
         self._forget_waiting(c)
         self._queues.connected(c)
         self._runtime.participation.follow(c.connection)
@@ -155,7 +156,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._resigning.end()
         if not self._runtime.participation.resign_all():
             logger.warning("the lease could not be given up in time; it will expire")
-        hand_over_kept(self._state)
+        handing_over.hand_over_kept(self._state)
         self._state.skipped.finish(_LAST_RESULTS)
         self._events.send_last(c)
         self._queues.remove()

@@ -184,6 +184,15 @@ def hand_over_later(stray: Stray) -> None:
     state.consumer.timer.call_after(_PATIENCE, functools.partial(_try_again, state, stray))
 
 
+def connected(state: WorkerState) -> None:
+    """The worker is connected again: try the kept messages soon.
+
+    Celery before 5.7 forgets what was to be done later when it loses its connection.
+    """
+    for stray in list(state.kept.values()):
+        hand_over_later(stray)
+
+
 def _try_again(state: WorkerState, stray: Stray) -> None:
     if state.kept.get(id(stray.message)) is not stray:
         return

@@ -122,6 +122,20 @@ def test_what_was_acknowledged_and_cannot_be_handed_over_is_handed_over_after_th
     assert state.kept == {}
 
 
+def test_what_celery_forgets_when_it_loses_its_connection_is_handed_over_all_the_same(
+    task: Any, consumer: Consumer, state: WorkerState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[object] = []
+    monkeypatch.setattr(handing_over, "_pass_on", lambda *_: handed.append("over"))
+    hand_over_later(stray(task, Message("before"), request=Acknowledged()))
+    consumer.timed.clear()  # as Celery before 5.7 does
+    consumer.connect("after")
+    handing_over.connected(state)
+    consumer.ring()
+    assert handed == ["over"]
+    assert state.kept == {}
+
+
 def test_what_is_delivered_again_is_not_handed_over_twice(
     task: Any, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
