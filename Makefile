@@ -15,6 +15,8 @@ ROOMS := $(addprefix tests/,core store runtime tasks worker beat ops package)
 # So many tests run side by side; most of their time they wait. With 1 they share pytest's own process.
 WORKERS ?= 8
 SIDE_BY_SIDE = $(if $(filter 0 1,$(WORKERS)),,-n $(WORKERS))
+# Those that start nothing compute: one for each processor.
+COMPUTING = $(if $(filter 0 1,$(WORKERS)),,-n auto)
 # Tests start hundreds of Pythons, and without bytecode each compiles all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 # An older Python for the oldest Celery, where there is one.
@@ -74,13 +76,13 @@ $(EXAMPLES:%=example-%): example-%:
 	@$(BIN)/python -m examples.$*.show $(EXAMPLE)
 
 check: lint types contract
-	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m 'not real' $(ROOMS)
+	$(BIN)/python -m pytest -q $(COMPUTING) -m 'not real' $(ROOMS)
 
 test: $(VENV)/.dev $(VENV)/.examples
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST)
 
 coverage: $(VENV)/.dev $(VENV)/.examples
-	$(BIN)/coverage run -m pytest -q $(SIDE_BY_SIDE) -m 'not real or store'
+	$(BIN)/coverage run -m pytest -q $(COMPUTING) -m 'not real or store'
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 

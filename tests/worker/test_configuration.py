@@ -58,6 +58,7 @@ def test_every_key_carries_the_key_prefix_of_the_broker(
 ) -> None:
     prefix = {"global_keyprefix": "mine:"}
     conf = {
+        **LASTING,
         "broker_transport_options": prefix,
         "result_backend_transport_options": prefix,
     }

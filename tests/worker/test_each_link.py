@@ -135,6 +135,8 @@ def test_with_the_broker_away_from_all_nobody_leads_until_it_is_back(
     # Each that leads tries for a lease; who has tried does not again before it can connect.
     for beat in beats:
         beat.says("the broker does not answer")
+    # The last of them says so before it gives its lease up.
+    wait_until(lambda: fleet.record("beat")["state"] == "released", what="the last to resign")
     changes = len(fleet.history("beat"))
     seen = fleet.moment()
     wait_until(lambda: fleet.moment() > seen + 2 * LEASE, what="two leases to pass")
