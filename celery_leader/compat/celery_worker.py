@@ -57,6 +57,32 @@ def forgets_requests(pool: Any) -> bool:
     return "flush" in vars(pool)
 
 
+def keep_running_jobs(pool: Any) -> None:
+    """Have ``pool`` hear of the end of its running bodies also when the worker connects again.
+
+    The pool of forked processes of Celery 5.5 and 5.6 forgets them then. Their requests count as
+    running for ever, and what they acknowledge late is never acknowledged.
+    """
+    if not forgets_requests(pool) or isinstance(pool.flush, _Flush):
+        return
+    jobs = attribute(pool._pool, "_cache", "know the bodies that run in the pool")
+    pool.flush = _Flush(pool.flush, jobs)
+
+
+class _Flush:
+    """Drops the jobs of a pool that have not begun, and those only."""
+
+    def __init__(self, flush: Callable[[], None], jobs: dict[int, Any]) -> None:
+        self._flush = flush
+        self._jobs = jobs
+
+    def __call__(self) -> None:
+        running = {number: job for number, job in self._jobs.items() if job.accepted()}
+        self._flush()
+        for number, job in running.items():
+            self._jobs.setdefault(number, job)
+
+
 def context_of(request: Any) -> Any:
     """The context of the task that ``request`` is for, as result backends and signals take it."""
     return attribute(request, "_context", "store the result of a task that is skipped")

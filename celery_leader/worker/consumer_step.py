@@ -15,7 +15,11 @@ from typing import Any
 from billiard import get_start_method
 from celery import bootsteps
 
-from celery_leader.compat.celery_worker import forgets_requests, is_in_pool
+from celery_leader.compat.celery_worker import (
+    forgets_requests,
+    is_in_pool,
+    keep_running_jobs,
+)
 from celery_leader.core.events import Change, Deposed, Event, StepDownRequested
 from celery_leader.metrics_server import serve_metrics
 from celery_leader.runtime import remote_control
@@ -93,6 +97,7 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, c: Any) -> None:
         """The worker is connected, for the first time or again."""
         self._state.consumer, self._state.wake = c, self._loop.wake
+        keep_running_jobs(c.pool)
         self._unknown.connected(c)
         handing_over.connected(self._state)
         self._forget_waiting(c)

@@ -14,6 +14,7 @@ _STORE = ("tests/store/test_lease_store_contract.py", "tests/store/test_lease_st
 _THREAD = ("tests/runtime/test_election_thread.py",)
 _DISPATCH = ("tests/store/test_schedule_store.py",)
 _IN_FLIGHT = ("tests/store/test_in_flight.py",)
+_FETCHER = ("tests/worker/test_fetcher.py",)
 _PLAN = ("tests/beat/test_plan.py",)
 _FORKS = ("tests/runtime/test_forks.py",)
 _IDENTITIES = ("tests/core/test_namesakes.py",)
@@ -80,6 +81,10 @@ def _slot(verb: str, name: str, old: str, new: str) -> Mutant:
 
 def _in_flight(verb: str, name: str, old: str, new: str) -> Mutant:
     return Mutant(name, f"store/lua/{verb}.lua", old, new, _IN_FLIGHT)
+
+
+def _fetcher(file: str, name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, file, old, new, _FETCHER)
 
 
 def _dispatch(verb: str, name: str, old: str, new: str) -> Mutant:
@@ -674,6 +679,320 @@ MUTANTS = (
         "a deposed life that is heard of keeps nothing",
         "keep_in_flight(nonce, 2 * lease)",
         "",
+    ),
+    # -- fetching -----------------------------------------------------------------------------
+    _fetcher(
+        "worker/fetching.py",
+        "an acknowledgement counts for what came again with the same tag",
+        "        if self._held.get(tag) is channel:\n            del self._held[tag]\n",
+        "        if tag in self._held:\n            del self._held[tag]\n",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "a message is rejected that came again with the same tag",
+        "        if self._held.get(tag) is not channel:\n            return\n",
+        "        if tag not in self._held:\n            return\n",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "a message is given back that came again with the same tag",
+        "        if self._held.get(tag) is message.channel:\n            self._settling.owed.discard(tag)\n",
+        "        if tag in self._held:\n            self._settling.owed.discard(tag)\n",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "what is done is owed though it came again",
+        "        if self._held.get(tag) is message.channel:\n            self._settling.owed.add(tag)\n",
+        "        if tag in self._held:\n            self._settling.owed.add(tag)\n",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "what is owed is given back",
+        "kept = [*self._held, *self._settling.owed]",
+        "kept = [*self._held]",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "what an outage swallowed is not told at the next connection",
+        "            self._astray = True\n            self._settling.tell()\n",
+        "            self._astray = True\n",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "what could not be given back is this worker's still",
+        "            self._held = {tag: came for tag, came in self._held.items() if tag in running}\n            self._astray = True\n",
+        "            self._astray = True\n",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "what could not be given back is forgotten",
+        "            self._astray = True\n            self._settling.tell()\n",
+        "            self._settling.tell()\n",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "a fetch that is under way at the end is forgotten",
+        "            self._astray = self._astray or channel.awaits_answer\n",
+        "",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "a fetch whose answer was lost is forgotten",
+        '        """What the last fetch has brought will never be read."""\n        self._astray = True\n',
+        '        """What the last fetch has brought will never be read."""\n',
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "who fetches again does not give back first",
+        "        if self._astray:\n            try:\n",
+        "        if False:\n            try:\n",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "what went astray with a connection is forgotten",
+        "        self._astray = self._connection > 0\n",
+        "",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "a connection is not replaced by a give-back",
+        "        self._connection = connection\n",
+        "",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "nothing that runs is kept",
+        "            running = self._running()\n            self._held",
+        "            running: Collection[str] = ()\n            self._held",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "a worker that ends keeps what runs",
+        "            self._held.clear()\n",
+        "",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "the watch goes by one look",
+        "for tag in ended_now.intersection(ended):",
+        "for tag in ended_now:",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "the watch gives nothing back",
+        "for tag in ended_now.intersection(ended):",
+        "for tag in ended.__class__():",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "the watch takes what is owed for ended",
+        "kept.difference(self._running(), self._settling.owed)",
+        "kept.difference(self._running())",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "the watch looks at this connection too",
+        "if came.closed}",
+        "if came}",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "the watch looks once",
+        "        if kept:\n            self._call_after(",
+        "        if False:\n            self._call_after(",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "a refused term is asked with again",
+        "            self._refused_term = self._term\n",
+        "            pass\n",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "who does not lead asks",
+        "return term is not None and term != self._refused_term",
+        "return term != self._refused_term",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "a refusal of Redis is followed by the next at once",
+        "        self._pause(_PAUSE)\n        text",
+        "        text",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "a missing record is asked for again at once",
+        "            self._pause(_MISSING_PAUSE)\n",
+        "            pass\n",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "a pause never ends",
+        "        self._paused = False\n        self._state.wake()\n",
+        "        self._state.wake()\n",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "a refusal is told each time",
+        "if text == self._trouble and now()",
+        "if not text and now()",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "more is fetched than there is room for",
+        "max(1, min(_MOST, room))",
+        "_MOST",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "nothing is fetched where there is no room",
+        "max(1, min(_MOST, room))",
+        "min(_MOST, room)",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "much is fetched ahead where nothing may be",
+        '        if solo or self._runtime.app.conf.get("worker_disable_prefetch"):\n',
+        "        if solo:\n",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "a solo worker fetches ahead",
+        "        if solo or self._runtime",
+        "        if self._runtime",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "lost lives are looked for each time",
+        "        self._cleared_term = self._term\n",
+        "",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "lost lives are never looked for",
+        "all_lives=self._term != self._cleared_term",
+        "all_lives=False",
+    ),
+    _fetcher(
+        "worker/fetching.py",
+        "what cannot be read stays in flight",
+        "        self._settling.tell(loads(",
+        "        repr(loads(",
+    ),
+    _fetcher(
+        "worker/settling.py",
+        "an acknowledgement that is swallowed is forgotten",
+        "        self.owed.update(tags)\n        if not self.owed:\n            return\n        told = list(self.owed)\n",
+        "        if not tags:\n            return\n        told = list(tags)\n",
+    ),
+    _fetcher(
+        "worker/settling.py",
+        "an acknowledgement that is swallowed is not told again",
+        "                self._call_after(_PAUSE, self._try_again)\n",
+        "                pass\n",
+    ),
+    _fetcher(
+        "worker/settling.py",
+        "each swallowed acknowledgement has a timer of its own",
+        "                self._tries_again = True\n",
+        "                self._tries_again = False\n",
+    ),
+    _fetcher(
+        "worker/settling.py",
+        "a timer is taken for running that was dropped",
+        "        self._tries_again = False\n\n    def tell",
+        "        pass\n\n    def tell",
+    ),
+    _fetcher(
+        "worker/settling.py",
+        "what was told is owed for ever",
+        "            self.owed.difference_update(told)\n",
+        "",
+    ),
+    _fetcher(
+        "worker/settling.py",
+        "what another has is put back too",
+        "            self._lost.extend(lost)\n",
+        "",
+    ),
+    _fetcher(
+        "worker/leader_channel.py",
+        "an answer that is lost is not told",
+        "        if self._unanswered:  # kombu",
+        "        if False:  # kombu",
+    ),
+    _fetcher(
+        "worker/leader_channel.py",
+        "an answer that was read counts as lost",
+        "            self._unanswered = False\n        finally",
+        "            pass\n        finally",
+    ),
+    _fetcher(
+        "worker/leader_channel.py",
+        "a channel that fetches asks for no credit",
+        "        return bool(self._qos.can_consume())\n",
+        "        return True\n",
+    ),
+    _fetcher(
+        "worker/leader_channel.py",
+        "a channel that fetches delivers nothing of others again",
+        "        return self._qos.restore_visible(*args, **kwargs)\n",
+        "        return None\n",
+    ),
+    _fetcher(
+        "worker/leader_channel.py",
+        "a script that Redis does not know is not sent",
+        "            self._text_wanted, self._waits = True, False\n",
+        "            self._waits = False\n",
+    ),
+    _fetcher(
+        "worker/leader_channel.py",
+        "it waits though there may be more",
+        "            self._waits = count < self._asked\n",
+        "",
+    ),
+    _fetcher(
+        "worker/leader_channel.py",
+        "it waits for the first list only",
+        "                self._wait_for = came_from\n",
+        "",
+    ),
+    _fetcher(
+        "worker/leader_channel.py",
+        "a refusal is not told",
+        "        if refusals:\n            self.source.failed(refusals[0])\n",
+        "",
+    ),
+    _fetcher(
+        "worker/leader_channel.py",
+        "what is fetched is dropped where the wait was refused",
+        "        if answer not in refusals:\n",
+        "        if not refusals:\n",
+    ),
+    _fetcher(
+        "worker/leader_channel.py",
+        "a channel that closes is polled on",
+        "            stop_polling(self, self._hub)\n",
+        "            pass\n",
+    ),
+    _fetcher(
+        "compat/kombu.py",
+        "what is fetched takes no credit",
+        "credit_left(channel, held()) != 0\n",
+        "credit_left(channel, 0) != 0\n",
+    ),
+    _fetcher(
+        "worker/giving_back.py",
+        "what cannot be given back is given up",
+        "        state.consumer.timer.call_after(_PAUSE, partial(_give_back_again, state, election))\n",
+        "",
+    ),
+    Mutant(
+        "a pool of an old Celery forgets what runs",
+        "compat/celery_worker.py",
+        "            self._jobs.setdefault(number, job)",
+        "            pass",
+        ("tests/package/test_compat.py",),
     ),
     # -- dispatch ---------------------------------------------------------------------------
     _dispatch(

@@ -336,3 +336,17 @@ def _defined(tree: ast.Module) -> set[str]:
             case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name, ctx=ast.Store()):
                 names.add(name)
     return names
+
+
+def test_a_pool_that_connects_again_forgets_what_has_not_begun_and_that_only() -> None:
+    """As the pool of forked processes of Celery 5.5 does, which forgets everything."""
+    jobs = {1: SimpleNamespace(accepted=lambda: True), 2: SimpleNamespace(accepted=lambda: False)}
+    pool = SimpleNamespace(_pool=SimpleNamespace(_cache=jobs), flush=jobs.clear)
+    for _ in range(2):
+        celery_worker.keep_running_jobs(pool)
+    pool.flush()
+    assert jobs.keys() == {1}
+    with pytest.raises(LeaderError, match="bodies that run in the pool"):
+        celery_worker.keep_running_jobs(SimpleNamespace(_pool=object(), flush=jobs.clear))
+    celery_worker.keep_running_jobs(other := object.__new__(celery_worker.SoloPool))
+    assert "flush" not in vars(other)

@@ -19,6 +19,7 @@ from kombu import Connection, Consumer, Queue
 from kombu.transport.virtual import Message
 
 from celery_leader import install
+from celery_leader.compat.celery_worker import SoloPool
 from celery_leader.compat.kombu import credit_left, leave_out, share_credit
 from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.store.in_flight import FETCH, InFlight
@@ -271,6 +272,18 @@ def test_an_acknowledgement_that_an_outage_swallows_is_told_at_the_next_connecti
     assert begun.waiting == []
 
 
+def test_an_acknowledgement_that_two_outages_swallow_is_told_when_the_time_has_come(
+    begun: Bench, outage: Outage
+) -> None:
+    (first,) = begun.fetch("1")
+    with outage:
+        first.ack()
+        begun.connect()
+    begun.fetcher.begin()
+    begun.timer.turn()
+    assert begun.in_flight == set()
+
+
 def test_what_is_owed_is_not_given_back_though_it_cannot_be_told(
     begun: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +359,15 @@ def test_what_cannot_be_given_back_is_once_redis_answers_again(
     begun.timer.turn()
     assert begun.waiting == ["1", "2"]
     assert begun.timer.waiting == []
+
+
+def test_what_could_not_be_given_back_is_given_back_later(begun: Bench, outage: Outage) -> None:
+    begun.fetch("1", "2")
+    begun.fetcher.end()
+    with outage:
+        give_back_fetched(begun.state, "worker")
+    begun.timer.turn()
+    assert begun.waiting == ["1", "2"]
 
 
 def test_who_fetches_again_first_gives_back_what_it_could_not(begun: Bench, outage: Outage) -> None:
@@ -481,6 +503,8 @@ def test_nothing_is_fetched_before_it_begins_nor_after_its_end(bench: Bench) -> 
 
 
 def test_who_does_not_lead_does_not_ask(begun: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun.fetcher._refused_term = 1
+    assert begun.channel.active_queues == [QUEUE]
     monkeypatch.setattr(type(begun.candidate), "term", lambda self: None)
     assert begun.channel.active_queues == []
 
@@ -535,6 +559,13 @@ def test_as_much_is_fetched_as_there_is_room(begun: Bench, room: int | None, cam
 def test_one_is_fetched_where_nothing_may_be_fetched_ahead(begun: Bench) -> None:
     begun.send("1", "2")
     begun.runtime.app.conf.worker_disable_prefetch = True
+    begun.ask()
+    assert begun.answered() == ["1"]
+
+
+def test_a_worker_without_a_pool_fetches_one_at_a_time(begun: Bench) -> None:
+    begun.send("1", "2")
+    begun.state.consumer.pool = SoloPool()
     begun.ask()
     assert begun.answered() == ["1"]
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import redis
-from celery import VERSION
 
 from celery_leader import LeaderElection
 from tests.support.counting_proxy import Command, CountingProxy, Cut
@@ -201,7 +200,6 @@ def test_whatever_is_cut_of_fetching_and_settling_the_task_runs_and_nothing_is_l
     assert worker.alive
 
 
-@pytest.mark.skipif(VERSION < (5, 7), reason="Celery forgets what runs when it connects again")
 def test_an_acknowledgement_that_an_outage_swallowed_is_made_good(
     new_fleet: NewFleet, redis_server: RedisServer, redis_url: str
 ) -> None:
@@ -222,6 +220,28 @@ def test_an_acknowledgement_that_an_outage_swallowed_is_made_good(
         wait_until(lambda: in_flight(fleet) == 0, what="the acknowledgement")
         assert fleet.app.tasks["fleet.lead"].delay("next").get(timeout=30)["node"] == worker.node
         assert len(fleet.records("started", "body")) == 1
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_leader_that_has_connected_again_steps_down_when_its_bodies_have_ended(
+    new_fleet: NewFleet, redis_server: RedisServer, redis_url: str, pool: str
+) -> None:
+    with Proxy(redis_server.port) as proxy:
+        fleet = new_fleet(conf=LASTING)
+        over = {"broker": proxy.url, "backend": redis_url, "record": redis_url}
+        worker = fleet.worker("w1", "-P", pool, **over).says(" ready.")
+        assert fleet.leader() is worker
+        worker.says("consuming from celery.leader")
+        fleet.app.tasks["fleet.hold"].delay("body")
+        fleet.saw("started", "body")
+        proxy.reset()
+        wait_until(lambda: worker.log.count("worker: consuming") == 2, what="a new connection")
+        fleet.open("body")
+        fleet.saw("finished", "body")
+        with LeaderElection(fleet.app, "worker", node="other@here") as election:
+            fleet.run("leader", "transfer", "other@here", "--election", "worker")
+            assert election.wait_until_leader(timeout=10)
+        wait_until(lambda: in_flight(fleet) == 0, what="everything to be settled")
 
 
 # -- what a leader queue may hold, and what Redis may refuse --------------------------------
