@@ -720,8 +720,8 @@ MUTANTS = (
     _fetcher(
         "worker/fetching.py",
         "what could not be given back is this worker's still",
-        "            self._held = {tag: came for tag, came in self._held.items() if tag in running}\n            self._astray = True\n",
-        "            self._astray = True\n",
+        "                del self._held[tag]\n                self.slots.gone(tag)\n            self._astray = True",
+        "                self.slots.gone(tag)\n            self._astray = True",
     ),
     _fetcher(
         "worker/fetching.py",
@@ -762,8 +762,8 @@ MUTANTS = (
     _fetcher(
         "worker/fetching.py",
         "nothing that runs is kept",
-        "            running = self._running()\n            self._held",
-        "            running: Collection[str] = ()\n            self._held",
+        "for tag in self._held.keys() - running:",
+        "for tag in list(self._held):",
     ),
     _fetcher(
         "worker/fetching.py",
