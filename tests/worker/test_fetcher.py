@@ -211,6 +211,7 @@ def test_what_was_fetched_is_in_flight_until_it_is_acknowledged(begun: Bench) ->
     first, second = begun.fetch("1", "2")
     assert begun.in_flight == tags("1", "2")
     assert begun.fetcher.held == 2
+    assert not begun.channel.awaits_answer
     first.ack()
     assert begun.in_flight == tags("2")
     second.reject()
@@ -270,6 +271,15 @@ def test_an_acknowledgement_that_an_outage_swallows_is_told_at_the_next_connecti
     begun.connect()
     assert begun.in_flight == set()
     assert begun.waiting == []
+
+
+def test_what_comes_again_after_its_acknowledgement_is_not_taken_for_done(begun: Bench) -> None:
+    """A sender may publish one message twice; both have one tag."""
+    (first,) = begun.fetch("1")
+    first.ack()
+    begun.fetch("1")
+    begun.connect()
+    assert begun.waiting == ["1"]
 
 
 def test_an_acknowledgement_that_two_outages_swallow_is_told_when_the_time_has_come(
@@ -624,3 +634,14 @@ def test_it_waits_for_the_list_that_the_last_message_came_from(begun: Bench) -> 
     assert begun.answered() == ["low"]
     assert begun.channel._waits
     assert begun.fetcher.lists[begun.channel._wait_for].endswith("6")
+
+
+def test_it_does_not_wait_while_there_may_be_more(begun: Bench) -> None:
+    begun.room = 1
+    begun.send("1", "2")
+    waits = []
+    for name in ("1", "2"):
+        begun.ask()
+        assert begun.answered() == [name]
+        waits.append(begun.channel._waits)
+    assert waits == [False, False]
