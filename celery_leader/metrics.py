@@ -102,7 +102,8 @@ class LeaderMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The state of each candidate of this process; no I/O."""
-        leading, term, renewal, contact, leaderless, waiting, in_flight = _families()
+        every = _families()
+        leading, term, renewal, contact, leaderless, stepping_down, waiting, in_flight = every
         for standing in self._runtime.participation.standings():
             labels = (standing.election, standing.node)
             leading.add_metric(labels, float(standing.leading))
@@ -113,12 +114,14 @@ class LeaderMetrics(Collector):
             if standing.last_contact is not None:
                 contact.add_metric(labels, standing.last_contact)
             leaderless.add_metric(labels, self._grown(standing))
+            if standing.giving_way_for is not None:
+                stepping_down.add_metric(labels, standing.giving_way_for)
         for election, backlog in list(self._runtime.backlogs.items()):
             in_flight.add_metric((election, backlog.node), backlog.in_flight())
             count = backlog.waiting()
             if count is not None:
                 waiting.add_metric((election, backlog.node), count)
-        yield from (leading, term, renewal, contact, leaderless, waiting, in_flight)
+        yield from every
 
     def _grown(self, standing: Standing) -> float:
         """The most leaderless seconds so far.
@@ -183,6 +186,11 @@ def _families() -> tuple[_Family, ...]:
             CounterMetricFamily,
             "leaderless_seconds",
             "For how long, as far as this node knows, nobody led.",
+        ),
+        family(
+            GaugeMetricFamily,
+            "seconds_stepping_down",
+            "Since this leader was asked to step down; absent if it was not.",
         ),
         family(
             GaugeMetricFamily,

@@ -16,6 +16,8 @@ from typing import Any
 #: Bytes; a longer text of one candidate is not kept.
 MOST_BYTES = 2048
 
+_FAR = 1e11  # seconds since 1970; some three thousand years
+
 Setting = str | int | float | bool
 
 
@@ -33,6 +35,9 @@ class CandidateInfo:
         versions: of ``celery_leader``, ``celery``, ``redis`` and ``python``.
         settings: the ``leader_*`` settings that matter to other candidates, by name.
         unfit: why it does not campaign at present, in words; empty if it does.
+        steps_down_since: since when it is about to give its lease up, in seconds since 1970 by its
+            own clock; 0 if it is not.
+        waits_for: the id of a task whose body it waits for before it does.
     """
 
     host: str = ""
@@ -44,6 +49,8 @@ class CandidateInfo:
     scheduler: str = ""
     fenced: bool = True
     unfit: str = ""
+    steps_down_since: float = 0.0
+    waits_for: str = ""
 
     @property
     def place(self) -> str:
@@ -74,6 +81,8 @@ def read_candidate_info(text: str) -> CandidateInfo | None:
         scheduler=_string(said.get("scheduler")),
         fenced=said.get("fenced") is not False,
         unfit=_string(said.get("unfit")),
+        steps_down_since=_moment(said.get("steps_down_since")),
+        waits_for=_string(said.get("waits_for")),
     )
 
 
@@ -87,6 +96,11 @@ def _string(value: Any) -> str:
 
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _moment(value: Any) -> float:
+    sound = isinstance(value, float) and isfinite(value) and 0 < value < _FAR
+    return value if sound else 0.0
 
 
 def _is_setting(value: Any) -> bool:

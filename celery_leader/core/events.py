@@ -15,6 +15,9 @@ from dataclasses import dataclass
 
 from .watchdog import UNFIT
 
+#: Ends the reason of an order that does not wait for bodies which can be aborted.
+AT_ONCE = " at once"
+
 #: Reasons that end a leadership without preparation: its work may still run.
 _SUDDEN = ("expired", "lost contact", "lost", *UNFIT)
 
@@ -67,7 +70,7 @@ class StepDownRequested:
 
     Made once for each such order. ``reason`` is ``resigned`` or ``transferred`` (somebody asked
     for it), ``held`` (its node is kept out of the race) or ``outranked`` (``successor`` has a
-    higher priority, and pre-emption is wanted).
+    higher priority, and pre-emption is wanted). ``AT_ONCE`` may end the first three.
     """
 
     election: str
@@ -75,6 +78,11 @@ class StepDownRequested:
     term: int
     reason: str
     successor: str | None
+
+    @property
+    def at_once(self) -> bool:
+        """Whether it is not to wait for bodies that can be aborted."""
+        return self.reason.endswith(AT_ONCE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,9 @@ from typing import Protocol
 #: The reasons for which a leader gives its lease up when it does not meet a requirement.
 UNFIT = ("stalled", "broker lost", "clock")
 
+#: What a candidate says of itself whose process ends, and whose bodies still run.
+SHUTS_DOWN = "its process ends, and leader-only bodies still run there"
+
 _NEVER = float("inf")
 
 
@@ -51,6 +54,34 @@ class Requirement(Protocol):
 
     def look_again_at(self, now: float) -> float:
         """When the answer of ``fails`` can be another."""
+
+
+class Shutdown:
+    """A process that ends stays in contact while bodies run whose successors must know of them."""
+
+    reason = "resigned"
+    cure = "it is started again"
+    relief = "it goes on"
+    level = logging.INFO
+    keeps_place = True
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def heard(self, server_time: float, sent_at: float, now: float) -> None:
+        """Nothing to do: an answer of Redis changes nothing about it."""
+
+    def trouble(self, now: float) -> str:
+        """What is going on, for people."""
+        return SHUTS_DOWN
+
+    def fails(self, now: float) -> bool:
+        """Whether it has begun."""
+        return self.begun
+
+    def look_again_at(self, now: float) -> float:
+        """Never by itself."""
+        return _NEVER
 
 
 class Heartbeat:

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 from celery_leader.core.candidate_info import CandidateInfo
 from celery_leader.core.kinship import Kin, called, kinship
-from celery_leader.core.watchdog import BrokerHeartbeat
+from celery_leader.core.watchdog import SHUTS_DOWN, BrokerHeartbeat
+from celery_leader.runtime.clock import wall_clock
 from celery_leader.store.register import Candidate
 
 from .overview import Overview, mixed_settings
-from .words import nodes_by_value, some
+from .words import nodes_by_value, some, span
+
+_LONG_STEP_DOWN = 60.0  # seconds
 
 #: Nobody can lead, or a promise does not hold.
 CRITICAL = "critical"
@@ -55,6 +58,7 @@ def about_candidates(overviews: Sequence[Overview]) -> Iterator[Finding]:
         yield from _unfit(overview)
     yield from _namesakes(overviews)
     yield from _abstaining(overviews)
+    yield from _stepping_down(overviews)
     yield from _mixed_settings(overviews)
     for overview in overviews:
         yield from _other_projects(overview)
@@ -105,13 +109,35 @@ def _abstaining(overviews: Sequence[Overview]) -> Iterator[Finding]:
     for overview in overviews:
         for each in overview.candidates:
             if each.info and each.info.unfit:
+                ends = each.info.unfit == SHUTS_DOWN
                 yield Finding(
-                    WARNING,
+                    NOTE if ends else WARNING,
                     overview.election,
                     f"{each.node} does not campaign: {each.info.unfit}",
-                    "set the wrong clock right and keep it so (NTP): then it campaigns again by"
-                    " itself",
+                    "nothing: it goes when they have ended"
+                    if ends
+                    else "set the wrong clock right and keep it so (NTP): then it campaigns again"
+                    " by itself",
                 )
+
+
+def _stepping_down(overviews: Sequence[Overview]) -> Iterator[Finding]:
+    for overview in overviews:
+        for each in overview.candidates:
+            info = each.info
+            if info is None or not info.steps_down_since:
+                continue
+            # By this machine's clock, which may differ from the node's own.
+            since = max(0.0, wall_clock() - info.steps_down_since)
+            waits = f", and waits for task {info.waits_for}" if info.waits_for else ""
+            yield Finding(
+                WARNING if since > _LONG_STEP_DOWN else NOTE,
+                overview.election,
+                f"{each.node} has been stepping down for {span(since)}{waits}",
+                "its other leader-only tasks go on; wait, or give the order again with --now, which"
+                ' aborts bodies with on_deposed="abort"; a task that runs for so long needs an'
+                " election= of its own",
+            )
 
 
 def _mixed_settings(overviews: Sequence[Overview]) -> Iterator[Finding]:

@@ -117,6 +117,10 @@ class Overview:
             "seconds_since_seen": round(candidate.seen_ago, 3),
             "priority": candidate.priority,
             "unfit": info.unfit or None if info else None,
+            "steps_down_since": iso(info.steps_down_since)
+            if info and info.steps_down_since
+            else None,
+            "waits_for": info.waits_for or None if info else None,
             "role": info.role if info else None,
             "host": info.host if info else None,
             "pid": info.pid if info else None,

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from celery_leader.core.election import Election
-from celery_leader.core.events import Change, Copied, Deposed, Elected, Followed, StepDownRequested
+from celery_leader.core.events import (
+    AT_ONCE,
+    Change,
+    Copied,
+    Deposed,
+    Elected,
+    Followed,
+    StepDownRequested,
+)
 
 from .log import get_logger
 
@@ -53,6 +61,8 @@ def log_change(change: Change) -> None:
 
 def _why(reason: str, successor: str | None) -> str:
     """Why a leader is to step down, for people."""
+    if reason.endswith(AT_ONCE):
+        return _why(reason.removesuffix(AT_ONCE), successor) + AT_ONCE
     match reason:
         case "outranked":
             return f"{successor} has a higher priority"

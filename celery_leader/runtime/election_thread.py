@@ -18,6 +18,7 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from celery_leader.core.election import Wait
 from celery_leader.core.events import Observer, Renewed, Unanswered
@@ -129,6 +130,10 @@ class ElectionThread:
         if not gone and candidate.view.term() == term:
             candidate.view.withdraw()
         self._call(lambda: candidate.election.lease_rejected(term, now(), gone=gone))
+
+    def introduce(self, candidate: LocalCandidate, **changes: Any) -> None:
+        """Have the register say something else of ``candidate``: fields of its info."""
+        self._call(functools.partial(candidate.introduce, **changes))
 
     def wake(self) -> None:
         """Have the thread look around now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from celery_leader.core.candidate_info import CandidateInfo
 from celery_leader.core.election import Election
@@ -198,7 +199,7 @@ class LocalCandidate:
         )
         if requirement.keeps_place:
             self.election.abstain(moment, requirement.reason)
-            self._register_trouble(trouble)
+            self.introduce(unfit=trouble)
         elif self.election.campaigning:
             self.election.resign(moment, reason=requirement.reason)
 
@@ -212,11 +213,12 @@ class LocalCandidate:
             extra=log_fields(self.election),
         )
         if requirement.keeps_place:
-            self._register_trouble("")
+            self.introduce(unfit="")
         if self.wanted and not self.unmet:
             self.election.campaign(moment)
 
-    def _register_trouble(self, trouble: str) -> None:
-        """Have the register say why this candidate does not campaign; empty: it does."""
+    def introduce(self, **changes: Any) -> None:
+        """Have the register say something else of this candidate: fields of its info."""
         if self._info is not None:
-            self.election.requester.introduce(replace(self._info, unfit=trouble).text())
+            self._info = replace(self._info, **changes)
+            self.election.requester.introduce(self._info.text())

@@ -48,11 +48,19 @@ class Orders:
         self._context = context
         self._redis = redis
 
-    def hand_over(self, election: str, successor: str | None = None, *, timeout: float) -> Handover:
+    def hand_over(
+        self,
+        election: str,
+        successor: str | None = None,
+        *,
+        timeout: float,
+        at_once: bool = False,
+    ) -> Handover:
         """Have the leader give its lease up, and wait for the next leader.
 
         The lease goes to ``successor`` if one is named. If not, the other candidates come
-        first; where there is none, the same node leads again.
+        first; where there is none, the same node leads again. ``at_once``: bodies that can be
+        aborted (``on_deposed="abort"``) are, and are not waited for.
 
         Raises:
             LeaderError: nobody leads, or the lease cannot go to ``successor``.
@@ -62,7 +70,7 @@ class Orders:
         patience = self._context.settings.timing.operation_timeout
         with self._redis.session() as session:
             store = session.store
-            asked = store.register.ask(election, successor)
+            asked = store.register.ask(election, successor, at_once=at_once)
             cursor, record = asked.cursor, store.read(election)
             while not _led_anew(record, asked.term) and (left := deadline - now()) > 0:
                 try:
@@ -82,12 +90,17 @@ class Orders:
         )
 
     def hold(
-        self, node: str, elections: Iterable[str], duration: float | None = None
+        self,
+        node: str,
+        elections: Iterable[str],
+        duration: float | None = None,
+        *,
+        at_once: bool = False,
     ) -> dict[str, bool]:
         """Keep ``node`` out of ``elections``, for ``duration`` seconds if given.
 
         Returns for each of them whether ``node`` is a candidate there. Where ``node`` leads, it
-        gives its lease up.
+        gives its lease up; ``at_once`` as with ``hand_over``.
 
         Raises:
             LeaderError: the name or the duration cannot be used.
@@ -100,7 +113,8 @@ class Orders:
                 f" {_LONGEST_HOLD:,} s at most"
             )
         with self._redis.session() as session:
-            return {name: session.store.register.hold(name, node, duration) for name in elections}
+            hold = session.store.register.hold
+            return {name: hold(name, node, duration, at_once=at_once) for name in elections}
 
     def free(self, node: str, elections: Iterable[str]) -> dict[str, bool]:
         """Let ``node`` into ``elections`` again; returns for each whether it was held.

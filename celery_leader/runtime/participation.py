@@ -162,6 +162,11 @@ class Participation:
         if self._election_thread is not None:
             self._election_thread.lease_rejected(candidate, term, gone=gone)
 
+    def introduce(self, candidate: LocalCandidate, **changes: Any) -> None:
+        """Have the register say something else of ``candidate``: fields of its info."""
+        if self._election_thread is not None and self.runs(candidate):
+            self._election_thread.introduce(candidate, **changes)
+
     def follow(self, live: Any) -> None:
         """The worker's consumer is connected with ``live``: keep the leases there too."""
         if self._redis.follow(live) and self._election_thread is not None:

@@ -91,6 +91,7 @@ class Settings:
     beat_clock_tolerance: float
     schedule_retention: float
     unknown_task_timeout: float
+    abort_grace: float | None
     beat_node: str | None
     metrics_port: int | None
     metrics_address: str
@@ -118,6 +119,7 @@ class Settings:
             elections=None if elections is None else check_elections(elections, "leader_elections"),
             priority=check_priority(_given(app, "leader_priority", 0), "leader_priority"),
             preempt=_truth(app, "leader_preempt", False),
+            abort_grace=_abort_grace(app),
             history_size=_count(app, "leader_history_size", 256),
             watchdog=_seconds_or_off(
                 app, "leader_watchdog", DEFAULT_WATCHDOG, least=_LEAST_WATCHDOG
@@ -252,6 +254,17 @@ def _retention(app: Celery) -> float:
             f"leader_schedule_retention is {shown(retention)}: it must be above 0, in seconds"
         )
     return retention
+
+
+def _abort_grace(app: Celery) -> float | None:
+    if _given(app, "leader_abort_grace", None) is None:
+        return None
+    grace = _number(app, "leader_abort_grace", 0.0)
+    if grace < 0:
+        raise LeaderError(
+            f"leader_abort_grace is {shown(grace)}: it must be 0 or more, in seconds, or None"
+        )
+    return grace
 
 
 def _count(app: Celery, setting: str, default: int, *, least: int = 1) -> int:

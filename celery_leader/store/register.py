@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery_leader.core.candidate_info import CandidateInfo
+from celery_leader.core.events import AT_ONCE
 from celery_leader.core.lease import Record
 from celery_leader.errors import LeaderError
 
@@ -71,15 +72,17 @@ class Register:
         """The candidates that asked for the lease or renewed it lately, the latest first."""
         return read_candidates(self._run(CANDIDATES, election))
 
-    def ask(self, election: str, successor: str | None) -> Record:
+    def ask(self, election: str, successor: str | None, *, at_once: bool = False) -> Record:
         """Ask the leader to step down, in favour of ``successor`` if one is named.
+
+        ``at_once``: it is not to wait for bodies that can be aborted.
 
         Returns the record as it is then.
 
         Raises:
             LeaderError: nobody leads, or the lease cannot go to ``successor``.
         """
-        reason = "transferred" if successor else "resigned"
+        reason = ("transferred" if successor else "resigned") + (AT_ONCE if at_once else "")
         what, server_us, fields = self._run(
             ASK, election, [reason, successor or "", self._history_size]
         )
@@ -88,14 +91,17 @@ class Register:
             raise LeaderError(f"{election}: {why}")
         return read_record(fields, int(server_us) / 1e6)
 
-    def hold(self, election: str, node: str, duration: float | None) -> bool:
+    def hold(
+        self, election: str, node: str, duration: float | None, *, at_once: bool = False
+    ) -> bool:
         """Keep ``node`` out of the race, for ``duration`` seconds if given.
 
-        If ``node`` leads, it steps down as soon as its running work has ended. Returns whether
-        ``node`` is a candidate.
+        If ``node`` leads, it steps down as soon as its running work has ended; ``at_once``: without
+        waiting for bodies that can be aborted. Returns whether ``node`` is a candidate.
         """
         ms = 0 if duration is None else max(1, millis(duration))
-        what, *_ = self._run(HOLD, election, [node, ms, self._history_size])
+        reason = f"held{AT_ONCE}" if at_once else ""
+        what, *_ = self._run(HOLD, election, [node, ms, self._history_size, reason])
         return bool(what == b"candidate")
 
     def free(self, election: str, node: str) -> bool:

@@ -86,7 +86,9 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._events = WorkerEvents()
         candidates: dict[str, LocalCandidate] = {}
         self._queues = LeaderQueues(runtime, self._eligible, state, candidates)
-        self._resigning = Resigning(runtime, state, candidates, self._queues.consumes, self._wake)
+        self._resigning = Resigning(
+            runtime, state, candidates, self._eligible, self._queues.consumes, self._wake
+        )
         self._unknown = UnknownTasks(runtime, state)
         self._takes_part = False
         if self._eligible and getattr(c.pool, "is_green", False):
@@ -127,7 +129,12 @@ class LeaderStep(bootsteps.StartStopStep):  # type: ignore[misc]
         for election in self._eligible:
             listener = functools.partial(self._on_change, election)
             candidate = self._runtime.participation.enter(
-                election, c.hostname, listener, self._priority, requirements, role="worker"
+                election,
+                c.hostname,
+                listener,
+                self._priority,
+                [*requirements, self._resigning.shutdowns[election]],
+                role="worker",
             )
             if candidate is not None:
                 self._resigning.candidates[election] = candidate

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from celery_leader.compat.celery_worker import active_requests, is_in_pool
 from celery_leader.runtime.app_runtime import runtime_of
 from celery_leader.runtime.log import get_logger
-from celery_leader.tasks.marks import options_for
+from celery_leader.tasks.marks import LeaderOnly, options_for
 from celery_leader.tasks.routing import leader_queue
 
 from .front_of_queue import STEP, put_in_front
@@ -38,10 +38,10 @@ def running_requests(state: WorkerState) -> list[Any]:
     return [*pooled, *_active_requests()]
 
 
-def active_requests_of(election: str) -> list[Any]:
-    """The requests of ``election`` whose bodies run here."""
+def active_requests_of(election: str) -> list[tuple[Any, LeaderOnly]]:
+    """The requests of ``election`` whose bodies run here, with their options."""
     bound = [(each, options_for(each.task, each.args, each.kwargs)) for each in _active_requests()]
-    return [each for each, options in bound if options and options.election == election]
+    return [(each, options) for each, options in bound if options and options.election == election]
 
 
 def _active_requests() -> list[Any]:
@@ -49,13 +49,14 @@ def _active_requests() -> list[Any]:
     return [request for request in found if request is not None]
 
 
-def running_elections(state: WorkerState) -> set[str]:
-    """The elections whose leader-only bodies run here, or may begin to."""
-    bound = [
-        options_for(request.task, request.args, request.kwargs)
-        for request in running_requests(state)
-    ]
-    return {options.election for options in bound if options is not None}
+def running_bodies(state: WorkerState) -> dict[str, list[LeaderOnly]]:
+    """The options of the leader-only bodies that run here or may begin to, by election."""
+    bodies: dict[str, list[LeaderOnly]] = {}
+    for request in running_requests(state):
+        options = options_for(request.task, request.args, request.kwargs)
+        if options is not None:
+            bodies.setdefault(options.election, []).append(options)
+    return bodies
 
 
 def running_tags(state: WorkerState) -> set[str]:

@@ -871,7 +871,8 @@ def _random_order(
         except LeaderError as exc:
             return type(exc)
     if kind < 0.2:
-        return store.register.hold(election, node, chance.choice([None, LONG])) or not ranked
+        duration, at_once = chance.choice([None, LONG]), chance.random() < 0.3
+        return store.register.hold(election, node, duration, at_once=at_once) or not ranked
     if kind < 0.4:
         return store.register.free(election, node)
     return held(store, election).keys()

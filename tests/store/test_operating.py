@@ -90,6 +90,27 @@ def test_an_order_is_told_with_the_next_renewal_and_is_for_that_term_only(
     assert told.step_down is None
 
 
+def test_an_order_to_go_at_once_says_so_and_so_does_a_hold(
+    store: RedisLeaseStore | FakeStore,
+) -> None:
+    term = lead(store).term
+    store.register.ask(NAME, None, at_once=True)
+    (told,) = store.perform([renew("a", 2, term)])
+    assert isinstance(told, Granted)
+    assert told.step_down == StepDown("resigned at once", None)
+    store.perform([release("a", 3)])
+    term = lead(store, attempt=4).term
+    # For the node that is held, and for no other.
+    store.register.hold(NAME, "b", None, at_once=True)
+    (told,) = store.perform([renew("a", 5, term)])
+    assert isinstance(told, Granted)
+    assert told.step_down is None
+    store.register.hold(NAME, "a", None, at_once=True)
+    (told,) = store.perform([renew("a", 6, term)])
+    assert isinstance(told, Granted)
+    assert told.step_down == StepDown("held at once", None)
+
+
 def test_a_lease_is_not_transferred_to_who_cannot_have_it(
     store: RedisLeaseStore | FakeStore,
 ) -> None:

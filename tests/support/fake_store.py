@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from celery_leader.core.candidate_info import read_candidate_info
+from celery_leader.core.events import AT_ONCE
 from celery_leader.core.lease import (
     Acquire,
     Announcement,
@@ -196,7 +197,7 @@ class FakeStore:
         lines = self.history.get(election, [])
         return past_leaderships(lines, self.read(election), self._now())[:count]
 
-    def ask(self, election: str, successor: str | None) -> Record:
+    def ask(self, election: str, successor: str | None, *, at_once: bool = False) -> Record:
         """Have the leader step down, to ``successor`` if one is named."""
         row = self._shown(election)
         if row is None or row.state != "held" or row.expires_at <= self._now_ms():
@@ -209,6 +210,7 @@ class FakeStore:
             if self._held_for(election, successor) is not None:
                 raise LeaderError("is held")
         row.asked, row.asked_for = "transferred" if successor else "resigned", successor or ""
+        row.asked += AT_ONCE if at_once else ""
         row.event = self._announce(
             election,
             "asked",
@@ -220,10 +222,16 @@ class FakeStore:
         )
         return self._record(election, row)
 
-    def hold(self, election: str, node: str, duration: float | None) -> bool:
+    def hold(
+        self, election: str, node: str, duration: float | None, *, at_once: bool = False
+    ) -> bool:
         """Keep ``node`` out of the race, for ``duration`` seconds if given; whether it is known."""
         till = 0 if duration is None else self._now_ms() + max(1, _ms(duration))
         self._held.setdefault(election, {})[node] = till
+        row = None if self._is_damaged(election) else self.rows.get(election)
+        leads = row and row.holder == node and row.state == "held"
+        if at_once and row and leads and row.expires_at > self._now_ms():
+            row.asked, row.asked_for = f"held{AT_ONCE}", ""
         self._announce(election, "held", node, self._term(election))
         return node in self._seen.get(election, {})
 

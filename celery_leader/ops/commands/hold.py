@@ -12,7 +12,7 @@ from celery_leader.runtime.app_runtime import AppRuntime
 from celery_leader.runtime.clock import now
 
 from .base import Call, command, overviews_of
-from .moving_leaders import full_name, look_at, no_candidate, timeout_option
+from .moving_leaders import full_name, look_at, no_candidate, now_option, timeout_option
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _PAUSE = 0.1  # seconds between two looks
@@ -29,8 +29,16 @@ _PAUSE = 0.1  # seconds between two looks
     metavar="TIME",
     help="Release NODE after that time: 90, 90s, 10m, 2h, 1d.  [default: never]",
 )
+@now_option
 @timeout_option
-def hold(call: Call, node: str, election: str | None, duration: str | None, timeout: float) -> bool:
+def hold(
+    call: Call,
+    node: str,
+    election: str | None,
+    duration: str | None,
+    at_once: bool,
+    timeout: float,
+) -> bool:
     """Keep NODE from being elected, as for a deployment, until it is released.
 
     If NODE leads, it steps down, and this command waits for that. The exit code is 1 if NODE
@@ -46,7 +54,7 @@ def hold(call: Call, node: str, election: str | None, duration: str | None, time
             f"{no_candidate(node, overviews)}. To hold one that is not there yet, name an"
             " --election"
         )
-    runtime.orders.hold(held, names, seconds)
+    runtime.orders.hold(held, names, seconds, at_once=at_once)
     leading = _wait_until_not_leading(runtime, held, names, timeout)
     until = f"for {seconds:g} s" if seconds else f"until `celery leader release {held}`"
     call.answer(

@@ -37,6 +37,14 @@ timeout_option = click.option(
 )
 
 
+now_option = click.option(
+    "--now",
+    "at_once",
+    is_flag=True,
+    help='Abort the bodies of tasks with on_deposed="abort", and do not wait for them.',
+)
+
+
 def look_at(runtime: AppRuntime, election: str | None) -> list[Overview]:
     """The overview of this election, or of all of them."""
     with runtime.redis.session() as session:
@@ -63,11 +71,16 @@ def no_candidate(node: str, overviews: Sequence[Overview]) -> str:
 
 
 def hand_over(
-    call: Call, runtime: AppRuntime, election: str, successor: str | None, timeout: float
+    call: Call,
+    runtime: AppRuntime,
+    election: str,
+    successor: str | None,
+    timeout: float,
+    at_once: bool,
 ) -> bool:
     """Give the order, wait, and print the outcome; whether it was done."""
     began = now()
-    done = runtime.orders.hand_over(election, successor, timeout=timeout)
+    done = runtime.orders.hand_over(election, successor, timeout=timeout, at_once=at_once)
     return tell(call, done, successor, now() - began)
 
 

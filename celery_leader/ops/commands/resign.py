@@ -8,13 +8,14 @@ from celery_leader.errors import LeaderError
 from celery_leader.runtime.app_runtime import AppRuntime
 
 from .base import Call, command, elections_named
-from .moving_leaders import hand_over, look_at, timeout_option
+from .moving_leaders import hand_over, look_at, now_option, timeout_option
 
 
 @command
 @click.option("--election", metavar="NAME", help="Which one.  [default: the one that is led]")
+@now_option
 @timeout_option
-def resign(call: Call, election: str | None, timeout: float) -> bool:
+def resign(call: Call, election: str | None, at_once: bool, timeout: float) -> bool:
     """Have the leader give up its lease, so that another candidate leads.
 
     The leader first ends what it is doing: a worker its leader-only tasks, a beat its
@@ -23,7 +24,7 @@ def resign(call: Call, election: str | None, timeout: float) -> bool:
     """
     runtime = call.runtime()
     name = _only_led(runtime) if election is None else elections_named(runtime, election)[0]
-    return hand_over(call, runtime, name, None, timeout)
+    return hand_over(call, runtime, name, None, timeout, at_once)
 
 
 def _only_led(runtime: AppRuntime) -> str:

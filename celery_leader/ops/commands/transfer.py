@@ -8,7 +8,15 @@ from celery_leader.errors import LeaderError
 from celery_leader.runtime.orders import Handover
 
 from .base import Call, command
-from .moving_leaders import full_name, hand_over, look_at, no_candidate, tell, timeout_option
+from .moving_leaders import (
+    full_name,
+    hand_over,
+    look_at,
+    no_candidate,
+    now_option,
+    tell,
+    timeout_option,
+)
 
 
 @command
@@ -16,8 +24,9 @@ from .moving_leaders import full_name, hand_over, look_at, no_candidate, tell, t
 @click.option(
     "--election", metavar="NAME", help="Which one.  [default: the one that NODE takes part in]"
 )
+@now_option
 @timeout_option
-def transfer(call: Call, node: str, election: str | None, timeout: float) -> bool:
+def transfer(call: Call, node: str, election: str | None, at_once: bool, timeout: float) -> bool:
     """Have the leader give its lease to NODE.
 
     The leader first ends what it is doing: a worker its leader-only tasks, a beat its
@@ -37,4 +46,4 @@ def transfer(call: Call, node: str, election: str | None, timeout: float) -> boo
         # A script may say it twice.
         already = Handover(name, successor, led.term, successor, led.term)
         return tell(call, already, successor, 0.0)
-    return hand_over(call, runtime, name, successor, timeout)
+    return hand_over(call, runtime, name, successor, timeout, at_once)
