@@ -1187,9 +1187,30 @@ MUTANTS = (
     Mutant(
         "resigned before the pool has drained",
         "worker/resigning.py",
-        "needed = {name for name in running if",
-        "needed = {name for name in set() if",
-        (_HANDOVER + "a_warm_shutdown_keeps_the_lease_until_the_running_task_is_done",),
+        "                if not bodies:",
+        "                if True:",
+        ("tests/worker/test_handover.py",),
+    ),
+    Mutant(
+        "a shutdown aborts what has no grace",
+        "worker/resigning.py",
+        "return settings.abort_grace is not None and waited",
+        "return settings.abort_grace is None or waited",
+        ("tests/worker/test_giving_the_lease_up.py",),
+    ),
+    Mutant(
+        "who passes the lease on in a shutdown is heard of no more",
+        "worker/resigning.py",
+        "                    self._pass_on(name)",
+        "                    self._runtime.participation.resign(kept.pop(name))",
+        ("tests/worker/test_giving_the_lease_up.py",),
+    ),
+    Mutant(
+        "an order to go now waits",
+        "core/events.py",
+        "return self.reason.endswith(AT_ONCE)",
+        "return False",
+        ("tests/worker/test_giving_the_lease_up.py",),
     ),
     Mutant(
         "a lost connection resigns",
