@@ -20,7 +20,6 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from celery_leader.compat.celery_worker import SoloPool
 from celery_leader.compat.kombu import queue_lists, receive, run_command, unacked_keys
 from celery_leader.runtime.app_runtime import AppRuntime
-from celery_leader.runtime.clock import now
 from celery_leader.runtime.local_candidate import LocalCandidate
 from celery_leader.runtime.log import get_logger
 from celery_leader.store.client import Script
@@ -36,6 +35,7 @@ from celery_leader.store.slots import Answer, Limit, end_slot, take_slot
 
 from .leader_channel import LeaderChannel, leader_channel
 from .message_check import check_message
+from .pausing import Pause
 from .settling import Settling
 from .slots import Slots
 from .state import WorkerState
@@ -43,8 +43,7 @@ from .state import WorkerState
 logger = get_logger(__name__)
 
 _MOST = 10  # messages in one fetch
-_PAUSE = 1.0  # seconds after a refusal that has to do with Redis or with the queue
-_SILENCE = 60.0  # seconds between two log lines about one trouble
+_GLANCE = 1.0  # seconds between looks at messages of earlier connections
 _MISSING_PAUSE = 0.2  # seconds; a leader writes a record that is missing anew at once
 
 
@@ -91,9 +90,7 @@ class Fetcher:
         self._term: int | None = None
         self._refused_term: int | None = None
         self._cleared_term: int | None = None
-        self._paused = False
-        self._trouble = ""
-        self._told_at = 0.0
+        self._pause = Pause(self.queue, self._call_after, lambda: state.wake())
 
     @property
     def fetches(self) -> bool:
@@ -111,7 +108,7 @@ class Fetcher:
         """The worker has a new connection. What it does not run is to be given back now."""
         channel = task_consumer.channel
         self._task_consumer, self._channel = task_consumer, None
-        self._paused = False  # Celery has dropped the timers
+        self._pause.connected()
         self._settling.connected()
         self.lists = queue_lists(channel, self.queue)
         self._unacked = unacked_keys(channel)
@@ -185,7 +182,7 @@ class Fetcher:
             with contextlib.suppress(RedisError, OSError):  # at the next look, then
                 self.reject(self._held[tag], tag, requeue=True, behind=False)
         if kept:
-            self._call_after(_PAUSE, partial(self._watch_kept, ended_now))
+            self._call_after(_GLANCE, partial(self._watch_kept, ended_now))
 
     def count_waiting(self) -> int:
         """How many messages wait in the queue."""
@@ -195,7 +192,7 @@ class Fetcher:
 
     def may_fetch(self) -> bool:
         """Whether messages may be fetched at this moment; no I/O."""
-        if self._paused or self._channel is None:
+        if self._pause.lasts or self._channel is None:
             return False
         term = self._candidate.term()
         return term is not None and term != self._refused_term
@@ -230,12 +227,7 @@ class Fetcher:
 
     def failed(self, exc: ResponseError) -> None:
         """Redis refused a fetch, or the queue: say so, and try on in a moment."""
-        self._pause(_PAUSE)
-        text = str(exc)
-        if text == self._trouble and now() < self._told_at + _SILENCE:
-            return
-        self._trouble, self._told_at = text, now()
-        logger.error("%s cannot be fetched from: %s; %s", self.queue, text, _advice(text))
+        self._pause.because_of(exc)
 
     def answer_lost(self) -> None:
         """What the last fetch has brought will never be read."""
@@ -283,11 +275,7 @@ class Fetcher:
         return InFlight(self._keys, requester.nonce, self._candidate.election.holder)
 
     def _run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        channel = self._task_consumer.channel
-        try:
-            return run_command(channel, script.by_sha(keys, args))
-        except NoScriptError:
-            return run_command(channel, script.by_text(keys, args))
+        return _run(self._task_consumer.channel, script, keys, args)
 
     def _call_after(self, seconds: float, act: Callable[[], None]) -> None:
         self._state.consumer.timer.call_after(seconds, act)
@@ -351,20 +339,19 @@ class Fetcher:
         if why == "refused":
             self._refused_term = self._term
         elif why == "missing":
-            self._pause(_MISSING_PAUSE)
+            self._pause.begin(_MISSING_PAUSE)
         # A wait may have begun with an earlier term, whose end this worker knows.
         if why != "replaced" and self._term == self._candidate.term():
             self._runtime.participation.lease_rejected(
                 self._candidate, self._term, gone=why == "missing"
             )
 
-    def _pause(self, seconds: float) -> None:
-        self._paused = True
-        self._call_after(seconds, self._go_on)
 
-    def _go_on(self) -> None:
-        self._paused = False
-        self._state.wake()
+def _run(channel: Any, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    try:
+        return run_command(channel, script.by_sha(keys, args))
+    except NoScriptError:
+        return run_command(channel, script.by_text(keys, args))
 
 
 def _report(queue: str, keys: QueueKeys, fetched: Fetched) -> None:
@@ -388,12 +375,3 @@ def _report(queue: str, keys: QueueKeys, fetched: Fetched) -> None:
             fetched.unreadable,
             keys.unreadable,
         )
-
-
-def _advice(refusal: str) -> str:
-    """What helps against a refusal of Redis."""
-    if "unknown command" in refusal.lower():
-        return "this server is older than Redis 6.2, which leader-only tasks need"
-    if "WRONGTYPE" in refusal:
-        return "the queue, or a key of its election, is of another type; delete that key"
-    return "leader-only tasks wait until that is mended"
