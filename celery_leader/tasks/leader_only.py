@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from celery import Celery, Task, signals
@@ -88,24 +89,7 @@ def leader_only(
     """
     options = LeaderOnly(election, send_from, on_follower, on_deposed, max_running, on_busy)
 
-    def decorate(target: Any) -> Any:
-        _watch_apps()
-        kind = type(target)  # a proxy lies about its __class__, and asking finalizes the app
-        if kind is PromiseProxy:
-            target.__then__(_mark_task, target, options)
-        elif kind is Proxy:
-            _shared.append((target, options))
-        elif isinstance(target, Task):
-            _mark_task(target, options)
-        elif callable(target) and not isinstance(target, type):
-            mark(target, options)
-        else:
-            raise LeaderError(
-                f"leader_only cannot mark {target!r}: give it a task or its function, or derive"
-                " the class from LeaderTask"
-            )
-        return target
-
+    decorate = partial(_decorate, options)
     return decorate if target is None else decorate(target)
 
 
@@ -161,6 +145,25 @@ class LeaderTask(Task):  # type: ignore[misc]
 #: stands for the task of the current app.
 _shared: list[tuple[Any, LeaderOnly]] = []
 _watching = False
+
+
+def _decorate(options: LeaderOnly, target: Any) -> Any:
+    _watch_apps()
+    kind = type(target)  # a proxy lies about its __class__, and asking finalizes the app
+    if kind is PromiseProxy:
+        target.__then__(_mark_task, target, options)
+    elif kind is Proxy:
+        _shared.append((target, options))
+    elif isinstance(target, Task):
+        _mark_task(target, options)
+    elif callable(target) and not isinstance(target, type):
+        mark(target, options)
+    else:
+        raise LeaderError(
+            f"leader_only cannot mark {target!r}: give it a task or its function, or derive"
+            " the class from LeaderTask"
+        )
+    return target
 
 
 def _mark_task(task: Any, options: LeaderOnly) -> None:
