@@ -963,11 +963,15 @@ MUTANTS = (
         "        if refusals:\n            self.source.failed(refusals[0])\n",
         "",
     ),
-    _fetcher(
-        "worker/leader_channel.py",
+    Mutant(
         "what is fetched is dropped where the wait was refused",
+        "worker/leader_channel.py",
         "        if answer not in refusals:\n",
         "        if not refusals:\n",
+        (
+            "tests/worker/test_fetching.py"
+            "::test_what_is_fetched_is_received_though_the_wait_for_it_is_refused",
+        ),
     ),
     _fetcher(
         "worker/leader_channel.py",

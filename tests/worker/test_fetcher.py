@@ -645,3 +645,15 @@ def test_it_does_not_wait_while_there_may_be_more(begun: Bench) -> None:
         assert begun.answered() == [name]
         waits.append(begun.channel._waits)
     assert waits == [False, False]
+
+
+def test_a_channel_that_closes_is_polled_no_more(begun: Bench) -> None:
+    """Another channel may be given its file descriptor in the next moment."""
+    begun.ask()
+    cycle = begun.connection.transport.cycle
+    channel, sock = begun.channel, begun.channel.client.connection._sock
+    fileno = sock.fileno()
+    assert fileno in cycle._fd_to_chan
+    begun.fetcher.end()
+    assert fileno not in cycle._fd_to_chan
+    assert channel not in [key[0] for key in cycle._chan_to_sock]
