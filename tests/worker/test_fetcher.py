@@ -528,6 +528,21 @@ def test_a_refused_term_is_not_asked_with_again(begun: Bench) -> None:
     wait_until(lambda: begun.candidate.term() != term, what="the deposition")
 
 
+def test_a_missing_record_is_waited_for(begun: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader writes it anew at once, with a higher term."""
+    told = []
+    monkeypatch.setattr(
+        begun.runtime.participation, "lease_rejected", lambda *_, gone: told.append(gone)
+    )
+    begun.redis.delete(begun.fetcher._keys.all[0])
+    begun.ask()
+    assert begun.answered() == []
+    assert told == [True]
+    assert not begun.fetcher.may_fetch()
+    begun.timer.turn()
+    assert begun.fetcher.may_fetch()
+
+
 def test_after_a_refusal_of_redis_it_waits_for_a_moment(
     begun: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
