@@ -58,11 +58,6 @@ class Admission:
         return self.leads and not self.shuts_down
 
     @property
-    def consumes(self) -> bool:
-        """Whether this worker may consume the leader queue."""
-        return self.takes and self.starts
-
-    @property
     def skips(self) -> bool:
         """Whether a refused message may be skipped, if its task asks for that.
 

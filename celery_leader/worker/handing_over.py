@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from kombu import Producer, Queue
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError
 
 from celery_leader.compat.kombu import MAX_NUMBER_OF_BITS_TO_USE
 from celery_leader.core.events import Forwarded
@@ -104,7 +104,7 @@ def hand_over(stray: Stray) -> None:
     Raises:
         Exception: the connection to the broker is lost; Celery makes a new one.
     """
-    if is_fetched(stray.message) and _give_back(stray):
+    if is_fetched(stray.message) and _came_from_there(stray) and _give_back(stray):
         return
     try:
         _pass_on(stray)
@@ -123,12 +123,21 @@ def hand_over(stray: Stray) -> None:
     stray.acknowledge()
 
 
+def _came_from_there(stray: Stray) -> bool:
+    """Whether a fetched message came from the queue that it is to go to.
+
+    If not, its task was of another election when it was sent.
+    """
+    to = stray.back_to.name if stray.back_to else runtime_of(stray.app).queue(stray.election)
+    return bool(stray.message.channel.source.queue == to)
+
+
 def _give_back(stray: Stray) -> bool:
     """Put a fetched message back into its queue, in one step; whether that is settled now."""
     try:
         # A leader that does not know the task tries the other messages first.
         given = stray.message.channel.source.give_back(stray.message, header=_first_seen(stray))
-    except ResponseError as exc:
+    except (RedisError, OSError) as exc:  # in a pool's thread, where no worker connects again
         logger.warning("%s: %s cannot be given back yet: %s", stray.election, stray.task, exc)
         hand_over_later(stray)
         return True

@@ -81,9 +81,14 @@ def leader_strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
 
 
 def _may_wait_here(app: Any, options: LeaderOnly, message: Any) -> bool:
-    """Whether a leader may keep ``message``: only what was fetched can have a slot."""
-    needs_slot = options.max_running is not None and options.election in worker_state(app).fetchers
-    return is_fetched(message) or not needs_slot
+    """Whether a leader may keep ``message``.
+
+    Only what was fetched can have a slot. What was fetched from the queue of another election
+    would be that one's: its task was marked otherwise when it was sent.
+    """
+    if is_fetched(message):
+        return bool(message.channel.source.queue == runtime_of(app).queue(options.election))
+    return options.max_running is None or options.election not in worker_state(app).fetchers
 
 
 def _leave_queue_to_leader(consumer: Any, queue: str) -> None:
@@ -226,7 +231,7 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
             return True
         fetcher = self.message.channel.source
         try:
-            answer = fetcher.slots.take(self.message.delivery_tag, limit)
+            answer = fetcher.slots.take(self.message.delivery_tag, limit, self)
         except (RedisError, OSError) as exc:
             logger.warning("%s[%s] cannot begin yet: %s", self.name, self.id, exc)
             task_ready(self)
@@ -235,7 +240,8 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
             return False
         match answer:
             case Answer.TAKEN:
-                return True
+                # In a pool of greenlets another one may have given it back meanwhile.
+                return not self.given_back
             case Answer.BUSY:
                 task_ready(self)
                 self._waits_no_more()
@@ -250,10 +256,12 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
     def _is_settled(self) -> None:
         self._waits_no_more()
         limit = self._limit
-        if (
-            limit and not self._has_slot and not self.given_back
-        ):  # it expired, say, before its turn came
-            self.message.channel.source.slots.end(self.message.delivery_tag, limit)
+        if limit is None or self.given_back:
+            return
+        # Without a slot it expired, say, before its turn came: the next one may go on.
+        slots, tag = self.message.channel.source.slots, self.message.delivery_tag
+        if tag not in slots:
+            slots.end(tag, limit)
 
     def end_slot(self) -> None:
         """The body has ended, or will not begin."""
@@ -263,7 +271,7 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
 
     @property
     def _has_slot(self) -> bool:
-        return self.message.delivery_tag in self.message.channel.source.slots
+        return bool(self.message.channel.source.slots.holds(self.message.delivery_tag, self))
 
     @property
     def _limit(self) -> Limit | None:

@@ -46,8 +46,9 @@ class Slots:
         self._ask = take
         self._tell = end
         self._running = running
-        #: The messages that have a slot, by tag.
-        self._taken: dict[str, Limit] = {}
+        #: The messages that have a slot, by tag, each with its request: a message that comes again
+        #: has the same tag.
+        self._taken: dict[str, tuple[Limit, object]] = {}
         #: Those that need none any more, of which Redis does not know yet.
         self._ended: dict[str, Limit] = {}
         self._watches = False
@@ -55,11 +56,16 @@ class Slots:
     def __contains__(self, tag: str) -> bool:
         return tag in self._taken
 
-    def take(self, tag: str, limit: Limit) -> Answer:
-        """Take a slot for a message, or have it set aside."""
+    def holds(self, tag: str, request: object) -> bool:
+        """Whether the message has a slot, which was taken for this request."""
+        return self._taken.get(tag, (None, None))[1] is request
+
+    def take(self, tag: str, limit: Limit, request: object) -> Answer:
+        """Take a slot for the message of a request, or have it set aside."""
         answer = self._ask(tag, limit)
         if answer is Answer.TAKEN:
-            self._taken[tag] = limit
+            self._ended.pop(tag, None)  # of the same message, when it was here before
+            self._taken[tag] = limit, request
             self._watch_soon()
         return answer
 
@@ -72,6 +78,7 @@ class Slots:
     def gone(self, tag: str) -> None:
         """A message went back to its queue; Redis has freed its slot."""
         self._taken.pop(tag, None)
+        self._ended.pop(tag, None)
 
     def connected(self) -> None:
         """The worker has a new connection, and Celery has dropped the timers."""
@@ -81,7 +88,7 @@ class Slots:
 
     def finish(self) -> None:
         """The worker ends, and no body runs here any more."""
-        self._ended.update(self._taken)
+        self._ended.update({tag: limit for tag, (limit, _) in self._taken.items()})
         self._taken.clear()
         self._tell_ended()
 
@@ -106,9 +113,11 @@ class Slots:
         ``ended``: those that did not run at the last look; the word may be under way.
         """
         self._watches = False
-        ended_now = frozenset(self._taken.keys() - self._running())
+        ended_now = frozenset(set(self._taken) - self._running())
         for tag in ended_now & ended:
-            self._ended[tag] = self._taken.pop(tag)
+            taken = self._taken.pop(tag, None)  # a thread of the pool may have been here
+            if taken is not None:
+                self._ended[tag] = taken[0]
         self._tell_ended()
         if self._taken or self._ended:
             self._watch_soon(ended_now - ended)

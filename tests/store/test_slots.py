@@ -218,6 +218,21 @@ def test_the_order_within_a_task_is_by_priority_first(queue: LeaderQueue) -> Non
         assert take(a, rest) is Answer.TAKEN
 
 
+def test_places_are_counted_on_while_something_is_parked(queue: LeaderQueue) -> None:
+    """A worker ends that holds nothing, and nothing is in flight."""
+    queue.send("1", "2")
+    a, b = Life(queue, "a").lead(), Life(queue, "b")
+    a.fetch()
+    for name in "12":
+        take(a, name)
+    a.settle("1")
+    b.give_back_but(for_good=True)
+    queue.send("3")
+    a.fetch()
+    take(a, "3")
+    assert parked(queue) == ["2", "3"]
+
+
 def test_a_parked_message_that_nobody_lets_go_on_is_found(queue: LeaderQueue) -> None:
     """Its forerunner was taken out of the queue, say, and can never end."""
     queue.send("1", "2")

@@ -94,7 +94,8 @@ class Process:
 
     def wait(self) -> int:
         """Its exit code, when it has ended."""
-        wait_until(lambda: not self.alive, what=f"{self.name} to end")
+        # A pool process waits up to 30 s for its last result to be read, in vain now and then.
+        wait_until(lambda: not self.alive, what=f"{self.name} to end", timeout=60)
         status = self._running.exit_status()
         assert status is not None
         return status

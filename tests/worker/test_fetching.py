@@ -406,3 +406,21 @@ def test_the_keys_in_redis_say_who_has_which_message(new_fleet: NewFleet) -> Non
     assert (exchange, key) == ("", "celery.leader")
     assert fleet.redis.zcard("unacked_index") == 0
     fleet.open("gate")
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["leads both", "leads one"])
+def test_a_message_of_another_election_goes_to_its_own_queue(
+    new_fleet: NewFleet, both: bool
+) -> None:
+    """Its task named another election when it was sent, or the sender named the queue."""
+    fleet = new_fleet(conf=LASTING)
+    leader = leading_worker(fleet, "--elections", "worker,reports" if both else "worker")
+    if not both:
+        fleet.worker("w2", "--elections", "reports").says("consuming from celery.leader.reports")
+    sent = fleet.app.tasks["fleet.report"].apply_async(("a",), queue="celery.leader")
+    seen = sent.get(timeout=30)
+    assert seen["delivery"]["routing_key"] == "celery.leader.reports"
+    assert seen["hops"] == 1
+    assert (seen["node"] == leader.node) is both
+    wait_until(lambda: in_flight(fleet) == 0, what="acknowledgements")
+    assert fleet.redis.hlen("unacked") == 0

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import group
 from celery.exceptions import TimeLimitExceeded
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from celery_leader import LeaderElection, LeaderError, leader_only
+from celery_leader.store.slots import Answer, Limit
 from celery_leader.tasks.skipped import TaskSkipped
+from celery_leader.worker.slots import Slots
+from celery_leader.worker.state import WorkerState
 from tests.support.fixtures import NewFleet
 from tests.support.fleet import LASTING, Fleet
 from tests.support.redis_server import RedisServer
@@ -264,3 +270,81 @@ def test_a_worker_that_cannot_keep_a_limit_says_so_and_does_not_start(
     assert worker.wait() == 1
     worker.says("leader_only(max_running=...) of fleet.one, fleet.one_late, fleet.one_or_none")
     assert "Traceback" not in worker.log
+
+
+class Bookkeeping:
+    """``Slots`` of a worker whose Redis, timer and pool are this test."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.running: set[str] = set()
+        self.answers = True
+        self.later: list[Callable[[], None]] = []
+        state: Any = WorkerState()
+        timer = SimpleNamespace(call_after=lambda _, act: self.later.append(act))
+        state.consumer = SimpleNamespace(hub=None, timer=timer)
+        self.slots = Slots(state, lambda *_: Answer.TAKEN, self._end, lambda: self.running)
+
+    def _end(self, tag: str, limit: Limit) -> None:
+        if not self.answers:
+            raise RedisConnectionError("away")
+        self.told.append(tag)
+
+    def look(self) -> None:
+        """Let a second pass."""
+        due, self.later = self.later, []
+        for act in due:
+            act()
+
+
+LIMIT = Limit("proj.one", 1, parks=True)
+
+
+def test_a_body_that_ends_without_a_word_frees_its_slot_at_the_second_look() -> None:
+    kept = Bookkeeping()
+    kept.running = {"1"}
+    kept.slots.take("1", LIMIT, "request")
+    kept.look()
+    kept.running = set()
+    kept.look()
+    assert kept.told == []
+    kept.look()
+    assert kept.told == ["1"]
+    assert kept.later == [], "nothing is left to watch"
+
+
+def test_an_end_that_an_outage_swallows_is_told_again() -> None:
+    kept = Bookkeeping()
+    kept.answers = False
+    kept.slots.take("1", LIMIT, "request")
+    kept.slots.end("1", LIMIT)
+    assert kept.told == []
+    kept.answers = True
+    kept.look()
+    assert kept.told == ["1"]
+
+
+@pytest.mark.parametrize("goes_back", [True, False])
+def test_the_end_of_an_earlier_body_does_not_free_the_slot_of_the_same_message(
+    goes_back: bool,
+) -> None:
+    kept = Bookkeeping()
+    kept.running, kept.answers = {"1"}, False
+    kept.slots.take("1", LIMIT, "earlier")
+    kept.slots.end("1", LIMIT)
+    if goes_back:
+        kept.slots.gone("1")
+    kept.slots.take("1", LIMIT, "later")
+    kept.answers = True
+    for _ in range(3):
+        kept.look()
+    assert kept.told == []
+    assert not kept.slots.holds("1", "earlier")
+    assert kept.slots.holds("1", "later")
+
+
+def test_at_its_end_a_worker_frees_all_that_it_has() -> None:
+    kept = Bookkeeping()
+    kept.slots.take("1", LIMIT, "request")
+    kept.slots.finish()
+    assert kept.told == ["1"]

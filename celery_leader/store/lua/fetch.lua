@@ -45,7 +45,7 @@ local reply = {'fetched', given, left, damaged, 0, 0}
 if left > 0 then return reply end
 
 local parked = redis.call('ZCARD', KEYS[8])
-if parked > 0 and waiting() == parked then unpark_forgotten(TASKS) end
+if parked > 0 and (all_lives or waiting() == parked) then unpark_forgotten(TASKS) end
 
 local function tag_of(text)
   local sound, message = pcall(cjson.decode, text)

@@ -29,6 +29,9 @@ redis.call('HSET', KEYS[2], nonce, till .. ' ' .. connection)
 local given, left, damaged = give_back_all(redis.call('HKEYS', KEYS[3]), is_another, suffix, push)
 if connection == LAST and left == 0 and #tags == 0 then
   redis.call('HDEL', KEYS[2], nonce)
-  if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('HDEL', KEYS[2], 'fetched') end
+  -- The numbers begin anew only where nothing has a place that was counted with them.
+  if redis.call('EXISTS', KEYS[3], KEYS[7], KEYS[8]) == 0 then
+    redis.call('HDEL', KEYS[2], 'fetched')
+  end
 end
 return {given, left, damaged}

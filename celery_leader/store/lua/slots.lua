@@ -2,8 +2,8 @@
 --
 -- `slots`: delivery tag to "nonce ms task": which body has one of the slots of its task, and since
 -- when. A task with `max_running` has so many. `parked`: the messages that wait for a slot, as
--- "task list place text" in the order of these bytes; each score is 0. A message that comes out of it
--- keeps its place in `slots` until it has a slot.
+-- "task list place text" in the order of these bytes; each score is 0. A message that is put back
+-- into its list has its place in the field 'place of <tag>' of `slots`, until it gets a slot.
 
 local SEPARATOR = '\31'
 local PLACE = 'place of '
@@ -57,8 +57,8 @@ local function leave_slot(tag, next)
   end
 end
 
--- Free the slots of lives that nobody keeps anything for. A message that was given back left its own
--- before; where one is left, its message was acknowledged early, and the next may go on.
+-- Free the slots of lives that nobody keeps anything for, after what they held was given back, which
+-- frees slots, too. So one that is still here is of a message that was acknowledged early.
 local function leave_dead_slots(nonce)
   for _, slot in ipairs(taken_slots()) do
     if slot.nonce ~= nonce and not is_kept(slot.nonce) then leave_slot(slot.tag, true) end
