@@ -169,6 +169,7 @@ class CountingProxy(Proxy):
         except OSError:
             data = b""
         if not data:
+            self.cuts += line.cut is not None  # one side has hung up before it was time
             self._drop(line.client, line.upstream)
 
     def _ask(self, line: _Line, data: bytes) -> None:
