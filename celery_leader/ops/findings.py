@@ -125,7 +125,7 @@ def _stepping_down(overviews: Sequence[Overview]) -> Iterator[Finding]:
     for overview in overviews:
         for each in overview.candidates:
             info = each.info
-            if info is None or not info.steps_down_since:
+            if info is None or not info.steps_down_since or overview.state(each) != "leader":
                 continue
             # By this machine's clock, which may differ from the node's own.
             since = max(0.0, wall_clock() - info.steps_down_since)

@@ -120,9 +120,14 @@ class Resigning:
                     step.closing = True
                     self._wake()
             elif not self._consumes(election) and not self._has_to_wait(election, at_once):
+                self._say_no_more(candidate)
                 participation.step_down(candidate, step.request.successor, step.request.reason)
-                break
-        participation.introduce(candidate, steps_down_since=0.0, waits_for="")
+                return
+        self._say_no_more(candidate)
+
+    def _say_no_more(self, candidate: LocalCandidate) -> None:
+        # Before the lease is given up: a follower is in contact once a lease only.
+        self._runtime.participation.introduce(candidate, steps_down_since=0.0, waits_for="")
 
     def _has_to_wait(self, election: str, at_once: bool) -> bool:
         bodies = running_bodies(self._state).get(election, [])
