@@ -163,9 +163,7 @@ class Fetcher:
         tag: str = message.delivery_tag
         if self._held.get(tag) is message.channel:
             self._settling.owed.discard(tag)
-            self._in_flight.give_back(self._run, [tag], behind=bool(header), header=header)
-            del self._held[tag]
-            self.slots.gone(tag)
+            self._put_back(tag, behind=bool(header), header=header)
             return True
         return self._settling.was_lost(tag)
 
@@ -252,9 +250,7 @@ class Fetcher:
         if self._held.get(tag) is not channel:
             return
         if requeue:
-            self._in_flight.give_back(self._run, [tag], behind=behind)
-            del self._held[tag]
-            self.slots.gone(tag)
+            self._put_back(tag, behind=behind)
         else:
             self.acknowledge(channel, tag)
 
@@ -325,6 +321,11 @@ class Fetcher:
 
     def _settle(self, tags: Collection[str]) -> set[str]:
         return self._in_flight.settle(self._run, tags)
+
+    def _put_back(self, tag: str, *, behind: bool, header: str = "") -> None:
+        self._in_flight.give_back(self._run, [tag], behind=behind, header=header)
+        del self._held[tag]
+        self.slots.gone(tag)
 
     def _give_back_but_held(self, connection: int) -> None:
         self._connection = connection

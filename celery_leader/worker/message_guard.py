@@ -37,6 +37,7 @@ from celery_leader.tasks.routing import LEADER_ONLY, installed
 from .handing_over import UNKNOWN_SINCE, Stray, hand_over, hand_over_later
 from .leader_channel import is_fetched
 from .skipping import skip
+from .slots import Slots
 from .state import worker_state
 
 logger = get_logger(__name__)
@@ -212,7 +213,7 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
         """Hand the message over, or skip it; its body has not begun."""
         task_ready(self)
         self._waits_no_more()
-        options = options_for(self.task, self.args, self.kwargs)
+        options = self.options
         assert options is not None
         election = options.election
         skips = options.on_follower == "skip" and not is_fetched(self.message)
@@ -229,9 +230,8 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
         limit = self._limit
         if limit is None:
             return True
-        fetcher = self.message.channel.source
         try:
-            answer = fetcher.slots.take(self.message.delivery_tag, limit, self)
+            answer = self._slots.take(self.message.delivery_tag, limit, self)
         except (RedisError, OSError) as exc:
             logger.warning("%s[%s] cannot begin yet: %s", self.name, self.id, exc)
             task_ready(self)
@@ -259,19 +259,21 @@ class LeaderOnlyRequest(Request):  # type: ignore[misc]
         if limit is None or self.given_back:
             return
         # Without a slot it expired, say, before its turn came: the next one may go on.
-        slots, tag = self.message.channel.source.slots, self.message.delivery_tag
-        if tag not in slots:
-            slots.end(tag, limit)
+        tag = self.message.delivery_tag
+        if tag not in self._slots:
+            self._slots.end(tag, limit)
 
     def end_slot(self) -> None:
         """The body has ended, or will not begin."""
-        limit = self._limit
-        if limit is not None and self._has_slot:
-            self.message.channel.source.slots.end(self.message.delivery_tag, limit)
+        limit, tag = self._limit, self.message.delivery_tag
+        if limit is not None and self._slots.holds(tag, self):
+            self._slots.end(tag, limit)
 
     @property
-    def _has_slot(self) -> bool:
-        return bool(self.message.channel.source.slots.holds(self.message.delivery_tag, self))
+    def _slots(self) -> Slots:
+        """Those of the queue that the message was fetched from."""
+        slots: Slots = self.message.channel.source.slots
+        return slots
 
     @property
     def _limit(self) -> Limit | None:
